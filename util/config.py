@@ -1,0 +1,344 @@
+"""One YAML file = one experiment: read it, apply `KEY VALUE` overrides, check everything, freeze it.
+
+The sections of the file are the classes below; their fields are the keys, with type, default and meaning. `Config` is all of
+them in one flat namespace, as the original scripts use it: `cfg.base_lr`, not `cfg.TRAIN.base_lr`.
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Floats = tuple[float, ...]
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    data_root: str  # the folder that the lists' paths are relative to
+    train_list: str | None = None  # text file, `image label` a line
+    val_list: str | None = None
+    classes: int  # label ids are 0..classes-1 and ignore_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    # network
+    arch: Literal["psp", "psa"] = "psp"
+    layers: Literal[18, 34, 50, 101, 152] = 50  # depth of the ResNet
+    stem: Literal["deep", "deep32", "plain"] = "deep"  # 64/64/128 channels, 32/32/64 (MMSegmentation), one 7x7 (torchvision)
+    contract_dilation: bool = False  # True: first block of a dilated stage keeps the previous dilation (MMSegmentation, torchvision)
+    align_corners: bool = True  # of every bilinear resize in the network
+    size_rule: Literal["grid", "input"] = "grid"  # grid: inputs are 8n+1, logits (H-1)/8*zoom+1; input: any size, logits as large
+    zoom_factor: Literal[1, 2, 4, 8] = 8  # logits are this many times finer than the features
+    dropout: float = 0.1  # share of channels dropped before the classifiers
+    sync_bn: bool = True  # BatchNorm statistics over all processes
+    initmodel: str | None = "initmodel/resnet{layers}_v2.pth"  # backbone weights; empty = random
+    psa_type: Literal[0, 1, 2] = 2  # collect, distribute, both
+    compact: bool = False
+    shrink_factor: int = 2
+    mask_h: int | None = None  # attention mask, odd; empty = 2 * feature size - 1
+    mask_w: int | None = None
+    normalization_factor: float | None = 1.0  # empty = mask_h * mask_w
+    psa_softmax: bool = True
+    # augmentation
+    train_h: int = 473  # crop
+    train_w: int = 473
+    scale_min: float = 0.5
+    scale_max: float = 2.0
+    rotate_min: float = -10  # degrees
+    rotate_max: float = 10
+    # loss
+    ignore_label: int = 255
+    aux_weight: float = 0.4  # total = main + aux_weight * aux
+    loss_mean: Literal["valid", "all"] = "valid"  # divide by the pixels that are not ignored, or by all (MMSegmentation)
+    # optimizer
+    batch_size: int = 16  # images in one update, over all processes
+    base_lr: float = 0.01  # of the backbone; heads learn 10 times as fast
+    head_lr_factor: float = 10.0
+    power: float = 0.9  # lr = base_lr * (1 - iteration / iterations) ** power
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    epochs: int = 50
+    start_epoch: int = 0  # set by `resume`; a value of your own starts the schedule there
+    # run
+    train_gpu: Ints | None = None  # empty = CPU
+    workers: int = 16  # loader processes, over all training processes
+    manual_seed: int | None = None  # empty = a new one each run, written to the log
+    print_freq: int = 10  # iterations
+    save_freq: int = 1  # epochs
+    keep_checkpoints: int = 2  # newest train_epoch_N.pth files that stay; model_best.pth always does
+    save_path: str  # where checkpoints and logs go
+    weight: str | None = None  # a whole network to start from
+    resume: str | None = None  # the full state of a run to go on with
+    # validation while training
+    evaluate: bool = False
+    eval_freq: int = 1  # epochs
+    batch_size_val: int = 8  # windows that go through the network at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distributed:
+    dist_url: str = "tcp://127.0.0.1:6789"
+    dist_backend: Literal["nccl", "gloo"] = "nccl"  # on CPUs always gloo
+    multiprocessing_distributed: bool = True
+    world_size: int = 1
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    test_list: str | None = None
+    split: Literal["train", "val", "test"] = "val"  # test: images without labels
+    base_size: int | None = None  # long side of the image at scale 1; empty = as it is
+    test_h: int | None = None  # window; empty = train_h, train_w
+    test_w: int | None = None
+    scales: Floats = (1.0,)
+    flip: bool = True  # average with the mirror image
+    test_batch: int = 2  # windows that go through the network at once
+    has_prediction: bool = False  # score the PNGs that are in save_folder already
+    index_start: int = 0  # first image of the list
+    index_step: int = 0  # how many; 0 = to the end
+    test_gpu: Ints | None = None  # empty = CPU
+    model_path: str | None = None
+    save_folder: str | None = None
+    colors_path: str | None = None
+    names_path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Test, Distributed, Train, Data):
+    """Every key of every section as an attribute; paths are absolute; `notes` says what was assumed while reading."""
+
+    path: str  # the YAML file
+    notes: tuple[str, ...] = ()
+
+
+SECTIONS = {"DATA": Data, "TRAIN": Train, "Distributed": Distributed, "TEST": Test}
+SECTION_OF = {f.name: name for name, section in SECTIONS.items() for f in dataclasses.fields(section)}
+PATHS = ("data_root", "train_list", "val_list", "initmodel", "save_path", "weight", "resume", "test_list", "model_path",
+         "save_folder", "colors_path", "names_path")  # fmt: skip
+
+
+def load_config(path, overrides=(), must_exist=()) -> Config:
+    """Read, override, check and freeze.
+
+    path: a YAML file. overrides: `[KEY, VALUE, KEY, VALUE, ...]`, KEY with or without its section (`TRAIN.base_lr`), VALUE
+    in YAML (`null`, `[0, 1]`, `1e-2`). must_exist: keys whose files the program is about to need. Relative paths in the file
+    and in overrides start at the project's root, so programs can be started from anywhere.
+
+    Raises ValueError with one line for every mistake, `file: SECTION.key: what is wrong (what to do)`.
+    """
+    errors = []
+
+    def error(key, message):
+        where = f"{SECTION_OF[key]}.{key}" if key in SECTION_OF else key
+        errors.append(f"{path}: {where}: {message}")
+
+    values = _flatten(_read_yaml(path), error)
+    values |= _parse_overrides(overrides, error)
+    checked = {}
+    for field in dataclasses.fields(Config):
+        if field.name in values:
+            try:
+                checked[field.name] = convert(values[field.name], field.type)
+            except ValueError as mistake:
+                error(field.name, mistake)
+        elif field.name in SECTION_OF and field.default is dataclasses.MISSING:
+            error(field.name, "this key must be set")
+    if not errors:
+        notes = _resolve_paths(checked)
+        cfg = Config(**checked, path=str(path), notes=tuple(notes))
+        for key, message in _mistakes(cfg):
+            error(key, message)
+        for key in must_exist:
+            if getattr(cfg, key) is None:
+                error(key, "this key must be set for what you are about to do")
+            elif not Path(getattr(cfg, key)).exists():
+                error(key, f"{getattr(cfg, key)} does not exist{_remedy(cfg, key)}")
+    if errors:
+        raise ValueError("\n".join(errors))
+    return cfg
+
+
+def dump_config(cfg: Config) -> str:
+    """The resolved config as YAML, by section; paths inside the project are written relative to its root."""
+    sections = {}
+    for key, section in SECTION_OF.items():
+        value = getattr(cfg, key)
+        if key in PATHS and value and Path(value).is_relative_to(ROOT):
+            value = str(Path(value).relative_to(ROOT))
+        sections.setdefault(section, {})[key] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(sections, sort_keys=False)
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """`value` as the annotated type `kind`, or ValueError that says what was expected.
+
+    YAML 1.1 reads `1e-2` as a string and command lines carry nothing but strings, so numbers in strings are accepted.
+    """
+    if isinstance(kind, UnionType):  # X | None
+        if value is None or value in ("", "None"):
+            return None
+        return convert(value, next(k for k in get_args(kind) if k is not NoneType))
+    if get_origin(kind) is Literal:
+        for choice in get_args(kind):
+            if value == choice and not isinstance(value, bool):
+                return choice
+        raise ValueError(f"{value!r} is not one of {', '.join(map(str, get_args(kind)))}")
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(convert(item, get_args(kind)[0]) for item in items)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+        if number is not None and kind is float:
+            return number
+        if number is not None and number.is_integer():
+            return int(number)
+    expected = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}[kind]
+    raise ValueError(f"expected {expected}, not {value!r}" + (" (this key cannot be empty)" if value is None else ""))
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ValueError(f"line {key_node.start_mark.line + 1}: {key}: this key stands twice; remove one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path) -> dict:
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(Path(path).name, [p.name for p in ROOT.glob("config/*/*.yaml")], n=3, cutoff=0.5)
+        raise ValueError(f"{path}: no such config file" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader: runs no code
+    except (yaml.YAMLError, ValueError) as mistake:
+        raise ValueError(f"{path}: {mistake}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected sections {', '.join(SECTIONS)} with keys, found {type(content).__name__}")
+    return content
+
+
+def _flatten(content, error) -> dict:
+    values = {}
+    for section, keys in content.items():
+        if section not in SECTIONS:
+            error(section, f"unknown section{_suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}")
+            continue
+        if not isinstance(keys or {}, dict):
+            error(section, f"expected `key: value` lines, found {keys!r}")
+            continue
+        for key, value in (keys or {}).items():
+            if key not in SECTION_OF:
+                error(f"{section}.{key}", f"unknown key{_suggest(key, SECTION_OF)}")
+            elif key in values:
+                error(f"{section}.{key}", "this key stands in two sections; remove one")
+            else:
+                values[key] = value
+    return values
+
+
+def _parse_overrides(overrides, error) -> dict:
+    values = {}
+    if len(overrides) % 2:
+        error("command line", f"overrides are KEY VALUE pairs, and {overrides[-1]!r} has no partner")
+    for name, text in zip(overrides[::2], overrides[1::2]):
+        section, _, key = name.rpartition(".")
+        if key not in SECTION_OF or section not in ("", SECTION_OF[key]):
+            known = [*SECTION_OF, *(f"{s}.{k}" for k, s in SECTION_OF.items())]
+            error(f"command line: {name}", f"unknown key{_suggest(name, known)}")
+            continue
+        try:
+            values[key] = yaml.safe_load(text) if isinstance(text, str) else text
+        except yaml.YAMLError:
+            values[key] = text  # a path such as `a: b` that is no YAML value
+    return values
+
+
+def _resolve_paths(values) -> list[str]:
+    """Make paths absolute in place; returns notes on files that were found elsewhere."""
+    notes = []
+    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    for key in PATHS:
+        value = values.get(key, defaults[key])
+        if value is None:
+            continue
+        if key == "initmodel":
+            value = value.replace("{layers}", str(values.get("layers", defaults["layers"])))
+        values[key] = str(ROOT / Path(value).expanduser())
+        if key in ("colors_path", "names_path") and not Path(values[key]).exists():
+            shipped = list(ROOT.glob(f"dataset/*/{Path(value).name}"))
+            if shipped:
+                values[key] = str(shipped[0])
+                notes.append(f"{key}: {value} does not exist, using {shipped[0].relative_to(ROOT)}")
+    return notes
+
+
+def _mistakes(cfg: Config):
+    """Yield (key, message) for every value, or pair of values, that cannot work."""
+    positive = ("classes train_h train_w test_h test_w batch_size batch_size_val test_batch epochs print_freq save_freq eval_freq "
+                "keep_checkpoints base_size shrink_factor mask_h mask_w world_size scale_min").split()  # fmt: skip
+    for key in positive:
+        if getattr(cfg, key) is not None and not getattr(cfg, key) > 0:
+            yield key, f"{getattr(cfg, key)} must be greater than 0"
+    not_negative = ("workers aux_weight base_lr head_lr_factor power momentum weight_decay start_epoch index_start index_step rank "
+                    "ignore_label").split()  # fmt: skip
+    for key in not_negative:
+        if not getattr(cfg, key) >= 0:
+            yield key, f"{getattr(cfg, key)} must not be negative"
+    if cfg.ignore_label < cfg.classes:
+        yield "ignore_label", (f"{cfg.ignore_label} is the id of a class, since classes is {cfg.classes}; "
+                               "take 255, or 65535 with 16-bit labels")  # fmt: skip
+    if cfg.classes > 65535:
+        yield "classes", f"{cfg.classes} do not fit into 16-bit labels"
+    if not 0 <= cfg.dropout < 1:
+        yield "dropout", f"{cfg.dropout} must be in [0, 1)"
+    for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
+        if getattr(cfg, low) > getattr(cfg, high):
+            yield low, f"{getattr(cfg, low)} is greater than {high}, {getattr(cfg, high)}"
+    if not cfg.scales or min(cfg.scales) <= 0:
+        yield "scales", f"{list(cfg.scales)} must be a list of numbers greater than 0"
+    for key in ("train_h", "train_w"):
+        size = getattr(cfg, key)
+        if cfg.size_rule == "grid" and (size - 1) % 8:
+            low = (size - 1) // 8 * 8 + 1
+            yield key, f"{size} is not of the form 8n+1 that size_rule: grid needs; the nearest are {low} and {low + 8}"
+    for key in ("mask_h", "mask_w"):
+        if getattr(cfg, key) is not None and getattr(cfg, key) % 2 == 0:
+            yield key, f"{getattr(cfg, key)} must be odd, so that the mask has a centre"
+    if cfg.start_epoch >= cfg.epochs:
+        yield "start_epoch", f"{cfg.start_epoch} leaves nothing to do, since epochs is {cfg.epochs}"
+
+
+def _suggest(name, known) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _remedy(cfg, key) -> str:
+    if key == "initmodel":
+        return "; initmodel/README.md says where it comes from, and an empty `initmodel:` starts from random weights"
+    if key in ("data_root", "train_list", "val_list", "test_list"):
+        return f"; prepare the data (python tool/prepare.py --help) or correct {cfg.path}"
+    if key == "model_path":
+        return "; train first, or name the checkpoint"
+    return ""
