@@ -1,0 +1,141 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_rules import generator, golden_label
+
+from util.metric import AverageMeter, confusion_matrix, intersectionAndUnion, intersectionAndUnionGPU, scores, table
+
+GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
+
+
+def pair(K, shape=(3, 40, 50)):
+    pred = torch.randint(0, K, shape, generator=generator(f"pred{K}"))
+    return pred, golden_label(f"metric{K}", *shape, K)
+
+
+def by_definition(pred, label, K, ignore):
+    valid = label != ignore
+    inter = [int(((pred == k) & (label == k) & valid).sum()) for k in range(K)]
+    union = [int((((pred == k) | (label == k)) & valid).sum()) for k in range(K)]
+    return inter, union, [int(((label == k) & valid).sum()) for k in range(K)]
+
+
+@pytest.mark.parametrize("K", [5, 150])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_counts_equal_the_golden_numbers(K, dtype):
+    pred, label = (x.to(dtype) for x in pair(K))
+    expected = [GOLDEN[f"metric/{K}/{name}"].tolist() for name in ("intersection", "union", "target")]
+    host, device = intersectionAndUnion(pred.numpy(), label.numpy(), K), intersectionAndUnionGPU(pred, label, K)
+    assert [c.tolist() for c in host] == expected and {c.dtype for c in host} == {np.dtype(np.int64)}
+    assert [c.tolist() for c in device] == expected and {c.dtype for c in device} == {torch.int64}
+
+
+@pytest.mark.parametrize("K, ignore, dtype", [(3, 255, np.uint8), (256, 65535, np.uint16), (300, 255, np.uint16),
+                                              (300, 65535, np.uint16), (4, -1, np.int64), (3, 1, np.uint8)])
+def test_counts_equal_their_definition_for_any_classes_and_ignored_id(K, ignore, dtype):
+    rng = np.random.default_rng(K)
+    label = rng.integers(0, K, (2, 60, 70)).astype(dtype)
+    pred = np.where(rng.random(label.shape) < 0.5, label, rng.integers(0, K, label.shape)).astype(dtype)
+    label[rng.random(label.shape) < 0.2] = ignore
+    counts = intersectionAndUnion(pred, label, K, ignore)
+    assert [c.tolist() for c in counts] == list(by_definition(pred, label, K, ignore))
+    matrix = confusion_matrix(pred, label, K, ignore)
+    assert matrix.shape == (K, K) and matrix.dtype == torch.int64
+    assert matrix[2, 1] == ((label == 2) & (pred == 1) & (label != ignore)).sum()
+    assert np.array_equal(matrix.diagonal(), counts[0]) and np.array_equal(matrix.sum(1), counts[2])
+
+
+def test_inputs_are_never_modified():
+    pred, label = pair(5)
+    before = pred.clone(), label.clone()
+    for p, t in ((pred, label), (pred.byte(), label.byte())):
+        intersectionAndUnionGPU(p, t, 5)
+        intersectionAndUnion(p.numpy(), t.numpy(), 5)
+        confusion_matrix(p, t, 5)
+        assert torch.equal(p, before[0].to(p.dtype)) and torch.equal(t, before[1].to(t.dtype))
+
+
+def test_counts_are_exact_beyond_two_to_the_24():
+    label = np.zeros((4100, 4100), np.uint8)
+    inter, union, target = intersectionAndUnion(label, label, 2)
+    assert inter.tolist() == union.tolist() == target.tolist() == [4100 * 4100, 0]
+
+
+def test_noncontiguous_and_readonly_arrays_are_counted():
+    pred, label = (x.byte().numpy() for x in pair(5))
+    pred, label = np.ascontiguousarray(pred)[:, ::2, ::-1], label[:, ::2, ::-1]
+    label.flags.writeable = False
+    assert [c.tolist() for c in intersectionAndUnion(pred, label, 5)] == list(by_definition(pred, label, 5, 255))
+
+
+def test_a_prediction_of_no_class_is_a_miss():
+    label, pred = np.uint8([[0, 0, 1, 255]]), np.uint8([[0, 255, 7, 7]])
+    assert [c.tolist() for c in intersectionAndUnion(pred, label, 2)] == [[1, 0], [2, 1], [2, 1]]
+    with pytest.raises(ValueError, match=r"prediction 7 \(1 pixels\), 255 \(1 pixels\) outside 0..1"):
+        confusion_matrix(pred, label, 2)
+
+
+def test_a_wrong_label_is_named_with_its_count():
+    label = np.full((4, 4), 9, np.uint8)
+    for function in (intersectionAndUnion, confusion_matrix):
+        with pytest.raises(ValueError, match=r"label 9 \(16 pixels\) outside 0..4 and not the ignored 255"):
+            function(label, label, 5)
+    assert [c.tolist() for c in intersectionAndUnionGPU(torch.tensor([1, 0]), torch.tensor([9, 0]), 2)] == [
+        [1, 0], [1, 1], [1, 0]]
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(ValueError, match="differ"):
+        intersectionAndUnion(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 2)
+
+
+def test_scores_leave_absent_classes_out_of_the_means():
+    # class 0: seen; class 1: predicted only; class 2: in no label and no prediction; class 3: never found
+    result = scores(np.array([6, 0, 0, 0]), np.array([10, 2, 0, 2]), np.array([8, 0, 0, 2]))
+    assert np.array_equal(result.iou, [0.6, 0, np.nan, 0], equal_nan=True)
+    assert np.array_equal(result.accuracy, [0.75, np.nan, np.nan, 0], equal_nan=True)
+    assert np.array_equal(result.precision, [0.75, 0, np.nan, np.nan], equal_nan=True)
+    assert np.array_equal(result.dice, [0.75, 0, np.nan, 0], equal_nan=True)
+    assert (result.mIoU, result.mAcc, result.allAcc) == (0.6 / 3, 0.375, 0.6)
+
+
+def test_scores_of_a_confusion_matrix_and_of_counts_are_the_same():
+    pred, label = pair(5)
+    a, b = scores(confusion_matrix(pred, label, 5)), scores(*intersectionAndUnionGPU(pred, label, 5))
+    assert a.mIoU == b.mIoU and a.allAcc == b.allAcc
+    for name in ("iou", "accuracy", "dice", "precision"):
+        assert np.array_equal(getattr(a, name), getattr(b, name))
+    assert np.allclose(a.dice, 2 * a.iou / (1 + a.iou))
+
+
+def test_scores_of_nothing_are_nan():
+    result = scores(np.zeros((3, 3), np.int64))
+    assert math.isnan(result.mIoU) and math.isnan(result.mAcc) and math.isnan(result.allAcc)
+
+
+def test_table_shows_absent_classes_as_a_dash():
+    result = scores(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    names = "road", "a|b", "sky"
+    text, markdown = table(result, names).splitlines(), table(result, names, markdown=True).splitlines()
+    assert text[1].split() == ["0", "road", "0.7500", "0.7500", "1.0000", "0.8571"]
+    assert text[3].split() == ["2", "sky", "-", "-", "-", "-"] and text[4].split()[:2] == ["mean", "0.7750"]
+    assert len({len(line) for line in text}) == 1
+    assert markdown[1].count("---") == 6 and markdown[3].startswith("| 1 | a\\|b | 0.8000 |") and len(markdown) == 6
+
+
+def test_meter_weighs_by_n_and_knows_that_nothing_has_no_mean():
+    meter = AverageMeter()
+    assert math.isnan(meter.avg) and meter.count == 0
+    meter.update(1.0, 3)
+    meter.update(5.0)
+    assert (meter.val, meter.avg, meter.sum, meter.count) == (5.0, 2.0, 8.0, 4)
+
+
+def test_meter_keeps_its_hands_off_the_arrays_it_is_given():
+    meter, counts = AverageMeter(), np.array([1, 2])
+    meter.update(counts)
+    meter.update(counts)
+    assert counts.tolist() == [1, 2] and meter.sum.tolist() == [2, 4]

@@ -1,0 +1,201 @@
+"""Scores of a segmentation: exact integer counts, and mIoU, mAcc and allAcc from them.
+
+All counts come from one histogram of (label, prediction) pairs in int64, so they are exact for any number of pixels and
+add up over images and processes. What counts how:
+
+- pixels labelled `ignore_index` count nowhere;
+- a prediction outside [0, K) belongs to no class: a miss for the labelled class, a false positive of none;
+- a label outside [0, K) that is not `ignore_index` is a mistake of the data: the functions that work on the host raise,
+  `intersectionAndUnionGPU` counts the pixel as a false positive of the predicted class.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+class AverageMeter:
+    """Last value and running mean of a number or an array. The mean of nothing is nan; a nan that comes in stays in."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.val, self.sum, self.count, self.avg = 0, 0, 0, float("nan")
+
+    def update(self, val, n=1):
+        """Add `val`, the mean of `n` samples."""
+        self.val = val
+        self.sum = self.sum + val * n  # not +=, which would write into the caller's array
+        self.count += n
+        self.avg = self.sum / self.count if self.count else float("nan")
+
+
+def intersectionAndUnion(output, target, K, ignore_index=255):
+    """Counts of one or many images on the host.
+
+    output, target: integer arrays of one shape, predictions and labels; neither is modified.
+    Returns area_intersection, area_union, area_target: (K,) int64 arrays of pixels. Raises ValueError for a label
+    outside [0, K) that is not ignore_index.
+    """
+    output, target = _host(output), _host(target)
+    pairs = _pairs(output, target, K, ignore_index)
+    _check_labels(pairs, target, K, ignore_index)
+    return tuple(count.numpy() for count in _areas(pairs, K))
+
+
+def intersectionAndUnionGPU(output, target, K, ignore_index=255):
+    """The same for tensors, (K,) int64 on their device. Never stops the host for the device, so it checks no values."""
+    return _areas(_pairs(output, target, K, ignore_index), K)
+
+
+def confusion_matrix(pred, label, K, ignore_label=255):
+    """(K, K) int64 tensor, rows = label, columns = prediction, from integer arrays or tensors of one shape.
+
+    Raises ValueError for a label, or a prediction on a labelled pixel, outside [0, K), except for tensors on an
+    accelerator, where looking would stop the host: such pixels are then left out.
+    """
+    pred, label = _host(pred), _host(label)
+    pairs = _pairs(pred, label, K, ignore_label)
+    if pairs.device.type == "cpu":
+        _check_labels(pairs, label, K, ignore_label)
+        if pairs[:K, K].any():
+            outside = pred[((pred < 0) | (pred >= K)) & (label != ignore_label)]
+            raise ValueError(f"prediction {_tally(outside)} outside 0..{K - 1}: scored with the right classes?")
+    return pairs[:K, :K].contiguous()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per class (K,) float64 arrays, nan where the denominator is 0; the means run over the other classes, nan if none.
+
+    A class is absent from iou and dice when nothing is labelled or predicted as it (union 0), from accuracy when
+    nothing is labelled as it (target 0), from precision when nothing is predicted as it.
+    """
+
+    iou: np.ndarray        # intersection / union
+    accuracy: np.ndarray   # intersection / labelled pixels: the recall of the class
+    dice: np.ndarray       # 2 intersection / (labelled + predicted pixels)
+    precision: np.ndarray  # intersection / predicted pixels
+    mIoU: float
+    mAcc: float            # mean of accuracy
+    allAcc: float          # correct pixels / labelled pixels
+
+
+def scores(*counts):
+    """Scores from a (K, K) confusion matrix, or three (K,) counts intersection, union, target; arrays or tensors."""
+    counts = [np.asarray(c.cpu() if torch.is_tensor(c) else c, np.float64) for c in counts]
+    if len(counts) == 1:
+        confusion = counts[0]
+        intersection, target = np.diagonal(confusion), confusion.sum(1)
+        union = target + confusion.sum(0) - intersection
+    else:
+        intersection, union, target = counts
+    iou, accuracy = _ratio(intersection, union), _ratio(intersection, target)
+    return Scores(
+        iou=iou,
+        accuracy=accuracy,
+        dice=_ratio(2 * intersection, union + intersection),
+        precision=_ratio(intersection, union - target + intersection),
+        mIoU=_mean(iou),
+        mAcc=_mean(accuracy),
+        allAcc=float(_ratio(intersection.sum(), target.sum())),
+    )
+
+
+def number(value, digits=4):
+    """`0.1234`, or `-` for the nan of an absent class."""
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def table(result, names=None, markdown=False):
+    """The per-class table of a `Scores` as text or Markdown; its last line holds the means over the classes present."""
+    columns = result.iou, result.accuracy, result.precision, result.dice
+    names = names or [""] * len(result.iou)
+    rows = [["class", "name", "IoU", "accuracy", "precision", "dice"]]
+    rows += [[str(i), name, *(number(c[i]) for c in columns)] for i, name in enumerate(names)]
+    rows += [["mean", "", *(number(_mean(c)) for c in columns)]]
+    if markdown:
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        cells.insert(1, ["---", ":---", *["---:"] * 4])
+        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    width = [max(len(row[i]) for row in rows) for i in range(6)]
+    lines = ([row[0].rjust(width[0]), row[1].ljust(width[1]), *(c.rjust(w) for c, w in zip(row[2:], width[2:]))]
+             for row in rows)
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def _host(x):
+    """Arrays as tensors: a view if torch can have one, else a copy (uint16 it hardly knows, backward and read-only not)."""
+    if torch.is_tensor(x):
+        return x
+    x = np.asarray(x)
+    return torch.from_numpy(np.require(x, np.uint8 if x.dtype == np.uint8 else np.int64, ["C", "W"]))
+
+
+def _pairs(pred, label, K, ignore):
+    """(K+2, K+1) int64 histogram; row K: labels outside [0, K), row K+1: ignored, column K: predictions outside."""
+    if pred.shape != label.shape:
+        raise ValueError(f"prediction of shape {tuple(pred.shape)} and label of shape {tuple(label.shape)} differ")
+    size = (K + 2) * (K + 1)
+    if pred.device.type == "cpu":
+        pred, label = _bytes(pred), _bytes(label)
+    if pred.dtype == label.dtype == torch.uint8 and pred.device.type == "cpu":
+        # Counts all 65536 pairs of bytes, then sorts the counts into classes: no pass over the pixels to mask them.
+        byte = torch.arange(256)
+        cell = _row(byte, K, ignore)[:, None] * (K + 1) + _column(byte, K)
+        pair = label.reshape(-1).to(torch.int32).mul_(256).add_(pred.reshape(-1))
+        count = torch.bincount(pair, minlength=65536)
+        pairs = count.new_zeros(size).index_add_(0, cell.reshape(-1), count)
+    else:
+        cell = (_row(label.long(), K, ignore) * (K + 1) + _column(pred.long(), K)).reshape(-1)
+        if cell.device.type == "cpu":
+            pairs = torch.bincount(cell, minlength=size)
+        else:  # bincount looks at the largest value first and so stops the host
+            pairs = cell.new_zeros(size).scatter_add_(0, cell, torch.ones_like(cell))
+    return pairs.view(K + 2, K + 1)
+
+
+def _bytes(x):
+    """x as uint8 if all its values are, as in nearly every label and prediction."""
+    if x.dtype == torch.uint8 or not x.numel():
+        return x
+    low, high = x.aminmax()
+    return x.to(torch.uint8) if low >= 0 and high <= 255 else x
+
+
+def _row(label, K, ignore):
+    outside = (label < 0) | (label >= K)
+    return label.masked_fill(outside, K).masked_fill_(label == ignore, K + 1)
+
+
+def _column(pred, K):
+    return pred.masked_fill((pred < 0) | (pred >= K), K)
+
+
+def _areas(pairs, K):
+    intersection, target = pairs.diagonal()[:K].clone(), pairs[:K].sum(1)
+    return intersection, target + pairs[:K + 1, :K].sum(0) - intersection, target
+
+
+def _check_labels(pairs, label, K, ignore):
+    if pairs[K].any():
+        outside = label[((label < 0) | (label >= K)) & (label != ignore)]
+        raise ValueError(f"label {_tally(outside)} outside 0..{K - 1} and not the ignored {ignore}: "
+                         "correct the label image, or `classes` and `ignore_label`")
+
+
+def _tally(values):
+    values, count = values.unique(return_counts=True)
+    shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values.tolist(), count.tolist()))[:5])
+    return shown + (", ..." if len(values) > 5 else "")
+
+
+def _ratio(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.divide(a, b, out=np.full(b.shape, np.nan), where=b > 0)
+
+
+def _mean(values):
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
