@@ -126,7 +126,7 @@ def table(result, names=None, markdown=False):
 
 
 def _host(x):
-    """Arrays as tensors: a view if torch can have one, else a copy (uint16 it hardly knows, backward and read-only not)."""
+    """Arrays as tensors, without a copy where torch allows it: not of uint16, nor backwards, nor read-only."""
     if torch.is_tensor(x):
         return x
     x = np.asarray(x)
