@@ -1,0 +1,471 @@
+"""Joint transforms of an image and its label map, and the lazy `Compose` that computes only what the crop keeps.
+
+Every transform is called as `t(image, label, rng=random)` with
+  image  (H, W, 3) float32, 0..255, RGB (uint8 is converted),
+  label  (H, W) integer ids; 8-bit, 16-bit and int32 maps keep their dtype, others become int32,
+  rng    anything with `random()` and `randint(a, b)`, b included, as Python's `random` has them,
+and works in two steps: `draw(rng, h, w)` takes the random numbers, `apply(image, label, params)` computes. Inputs are
+never modified. Wrong constructor arguments raise ValueError with the argument and its value.
+
+The transforms that may stand before a crop also have a lazy form. A window is (y0, y1, x0, x1), the stops excluded:
+  size(h, w, params)            -> (h, w) of the result for an input of h x w
+  source(window, h, w, params)  -> the window of the input that a window of the result depends on, inside the image
+  apply_window(image, label, params, h, w, source, window) -> the window of the result, from the source window's pixels
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from numbers import Real
+
+import cv2
+import numpy as np
+import torch
+
+
+class Transform:
+    """A transform of (image, label); nothing random unless it overrides `draw`."""
+
+    def draw(self, rng, h, w):
+        """The random numbers for an image of h x w, as `apply` wants them."""
+
+    def apply(self, image, label, params):
+        raise NotImplementedError
+
+    def __call__(self, image, label, rng=random):
+        image, label = _check_arrays(image, label)
+        return self.apply(image.astype(np.float32, copy=False), label, self.draw(rng, *label.shape))
+
+
+class RandScale(Transform):
+    """Scale by a factor from `scale` = (low, high); `aspect_ratio` = (low, high) also stretches x against y."""
+
+    def __init__(self, scale, aspect_ratio=None):
+        expected = "two numbers 0 < low <= high"
+        _require(_is_numbers(scale, 2) and 0 < scale[0] <= scale[1], "RandScale: scale", scale, expected)
+        _require(
+            aspect_ratio is None or _is_numbers(aspect_ratio, 2) and 0 < aspect_ratio[0] <= aspect_ratio[1],
+            "RandScale: aspect_ratio",
+            aspect_ratio,
+            f"None or {expected}",
+        )
+        self.scale, self.aspect_ratio = scale, aspect_ratio
+
+    def draw(self, rng, h, w):
+        scale = _between(self.scale, rng)
+        stretch = math.sqrt(_between(self.aspect_ratio, rng)) if self.aspect_ratio else 1.0
+        return scale / stretch, scale * stretch
+
+    def apply(self, image, label, params):
+        fy, fx = params
+        image = cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
+        label = cv2.resize(label, None, fx=fx, fy=fy, interpolation=cv2.INTER_NEAREST)
+        return image, label
+
+    # The lazy form. cv2.resize with factors samples scaled pixel x at (x + 0.5) / fx - 0.5 (image, linear) and at
+    # floor(x / fx) (label), both clamped to the image: the exact factor counts, not the ratio of the rounded sizes.
+
+    def size(self, h, w, params):
+        return round(h * params[0]), round(w * params[1])
+
+    def source(self, window, h, w, params):
+        y0, y1, x0, x1 = window
+        spans = []
+        for start, stop, factor in ((y0, y1, params[0]), (x0, x1, params[1])):
+            spans.append(min(math.floor((start + 0.5) / factor - 0.5), math.floor(start * (1 / factor))))
+            spans.append(math.floor((stop - 0.5) / factor - 0.5) + 2)
+        return _inside(spans, h, w)
+
+    def apply_window(self, image, label, params, h, w, source, window):
+        (fy, fx), (top, _, left, _), (y0, y1, x0, x1) = params, source, window
+        matrix = np.array([[1 / fx, 0, (x0 + 0.5) / fx - 0.5 - left], [0, 1 / fy, (y0 + 0.5) / fy - 0.5 - top]])
+        image = cv2.warpAffine(
+            image,
+            matrix,
+            (x1 - x0, y1 - y0),
+            borderMode=cv2.BORDER_REPLICATE,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )
+        rows = np.minimum((np.arange(y0, y1) * (1 / fy)).astype(np.intp), h - 1) - top
+        cols = np.minimum((np.arange(x0, x1) * (1 / fx)).astype(np.intp), w - 1) - left
+        return image, label.take(rows, axis=0).take(cols, axis=1)
+
+
+class RandRotate(Transform):
+    """Rotate about the centre, with probability p, by degrees from `rotate` = (low, high); corners get `padding`."""
+
+    def __init__(self, rotate, padding, ignore_label=255, p=0.5):
+        _require(
+            _is_numbers(rotate, 2) and rotate[0] <= rotate[1], "RandRotate: rotate", rotate, "two numbers low <= high"
+        )
+        _require(_is_numbers(padding, 3), "RandRotate: padding", padding, "three numbers, the colour of the corners")
+        _require(_is_id(ignore_label), "RandRotate: ignore_label", ignore_label, "an integer")
+        _require(_is_probability(p), "RandRotate: p", p, "a probability 0..1")
+        self.rotate, self.padding, self.ignore_label, self.p = rotate, padding, ignore_label, p
+
+    def draw(self, rng, h, w):
+        if rng.random() < self.p:
+            return cv2.getRotationMatrix2D((w / 2, h / 2), _between(self.rotate, rng), 1)
+        return None
+
+    def apply(self, image, label, params):
+        if params is None:
+            return image, label
+        h, w = label.shape
+        image = cv2.warpAffine(
+            image, params, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=self.padding
+        )
+        label = cv2.warpAffine(
+            _wide_enough(label, self.ignore_label),
+            params,
+            (w, h),
+            flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=self.ignore_label,
+        )
+        return image, label
+
+    # The lazy form: the same inverse map, moved to the window's and the source's corners.
+
+    def size(self, h, w, params):
+        return h, w
+
+    def source(self, window, h, w, params):
+        if params is None:
+            return window
+        y0, y1, x0, x1 = window
+        corners = np.array([[x, y, 1] for x in (x0, x1 - 1) for y in (y0, y1 - 1)])
+        xy = cv2.invertAffineTransform(params) @ corners.T
+        (left, top), (right, bottom) = np.floor(xy.min(1)).astype(int) - 1, np.floor(xy.max(1)).astype(int) + 3
+        return _inside((top, bottom, left, right), h, w)
+
+    def apply_window(self, image, label, params, h, w, source, window):
+        if params is None:
+            return image, label
+        (top, _, left, _), (y0, y1, x0, x1) = source, window
+        inverse = cv2.invertAffineTransform(params)
+        matrix = inverse.copy()
+        matrix[:, 2] += inverse[:, :2] @ (x0, y0) - (left, top)
+        image = cv2.warpAffine(
+            image,
+            matrix,
+            (x1 - x0, y1 - y0),
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=self.padding,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )
+        # Nearest labels must not move by a rounding, so this repeats the arithmetic of cv2.warpAffine, which rounds the
+        # terms of the inverse map to 1/1024 pixel: ((by + c) * 1024 rounded + 512 + (ax * 1024 rounded)) >> 10.
+        index = np.empty((y1 - y0, x1 - x0, 2), np.int16)
+        for i, (a, b, c) in enumerate(inverse):
+            along_y = np.rint((b * np.arange(y0, y1) + c) * 1024).astype(np.int32) + 512
+            along_x = np.rint(a * np.arange(x0, x1) * 1024).astype(np.int32)
+            index[..., i] = (along_y[:, None] + along_x >> 10) - (left, top)[i]
+        label = cv2.remap(
+            _wide_enough(label, self.ignore_label),
+            index,
+            None,
+            cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=self.ignore_label,
+        )
+        return image, label
+
+
+class RandomGaussianBlur(Transform):
+    """Blur the image, with probability 0.5, by a radius x radius Gaussian (sigma follows from the kernel's size)."""
+
+    def __init__(self, radius=5):
+        _require(
+            _is_id(radius) and radius > 0 and radius % 2 == 1,
+            "RandomGaussianBlur: radius",
+            radius,
+            "a positive odd integer",
+        )
+        self.radius = radius
+
+    def draw(self, rng, h, w):
+        return rng.random() < 0.5
+
+    def apply(self, image, label, params):
+        return (cv2.GaussianBlur(image, (self.radius, self.radius), 0) if params else image), label
+
+    def size(self, h, w, params):
+        return h, w
+
+    def source(self, window, h, w, params):
+        halo = self.radius // 2 if params else 0
+        y0, y1, x0, x1 = window
+        return _inside((y0 - halo, y1 + halo, x0 - halo, x1 + halo), h, w)
+
+    def apply_window(self, image, label, params, h, w, source, window):
+        image, label = self.apply(image, label, params)
+        inner = _moved(window, -source[0], -source[2])
+        return _cut(image, inner), _cut(label, inner)
+
+
+class _RandomFlip(Transform):
+    axis = None
+
+    def __init__(self, p=0.5):
+        _require(_is_probability(p), f"{type(self).__name__}: p", p, "a probability 0..1")
+        self.p = p
+
+    def draw(self, rng, h, w):
+        return rng.random() < self.p
+
+    def apply(self, image, label, params):
+        return (cv2.flip(image, self.axis), cv2.flip(label, self.axis)) if params else (image, label)
+
+    def size(self, h, w, params):
+        return h, w
+
+    def source(self, window, h, w, params):
+        y0, y1, x0, x1 = window
+        if not params:
+            return window
+        return (y0, y1, w - x1, w - x0) if self.axis else (h - y1, h - y0, x0, x1)
+
+    def apply_window(self, image, label, params, h, w, source, window):
+        return self.apply(image, label, params)
+
+
+class RandomHorizontalFlip(_RandomFlip):
+    """Mirror left and right with probability p."""
+
+    axis = 1
+
+
+class RandomVerticalFlip(_RandomFlip):
+    """Mirror top and bottom with probability p."""
+
+    axis = 0
+
+
+class Crop(Transform):
+    """Cut out `size` (h, w), at random or in the centre; a smaller image is first padded on all sides.
+
+    `padding` is the padding's colour (None: a smaller image is an error) and `ignore_label` its label; an odd pixel of
+    padding goes to the bottom and right.
+    """
+
+    def __init__(self, size, crop_type="center", padding=None, ignore_label=255):
+        size = (size, size) if _is_id(size) else size
+        _require(
+            _is_numbers(size, 2) and all(_is_id(n) and n > 0 for n in size),
+            "Crop: size",
+            size,
+            "a positive integer or two (h, w)",
+        )
+        _require(crop_type in ("center", "rand"), "Crop: crop_type", crop_type, "'center' or 'rand'")
+        _require(padding is None or _is_numbers(padding, 3), "Crop: padding", padding, "None or three numbers")
+        _require(_is_id(ignore_label), "Crop: ignore_label", ignore_label, "an integer")
+        self.crop_h, self.crop_w = size
+        self.crop_type, self.padding, self.ignore_label = crop_type, padding, ignore_label
+
+    def draw(self, rng, h, w):
+        """Where the crop begins, (y, x), in the image's own pixels: negative where padding comes first."""
+        room_h, room_w = max(h - self.crop_h, 0), max(w - self.crop_w, 0)
+        if self.crop_type == "rand":
+            y, x = rng.randint(0, room_h), rng.randint(0, room_w)
+        else:
+            y, x = room_h // 2, room_w // 2
+        return y - max(self.crop_h - h, 0) // 2, x - max(self.crop_w - w, 0) // 2
+
+    def apply(self, image, label, params):
+        h, w = label.shape
+        return self.apply_window(image, label, params, h, w, (0, h, 0, w), (0, self.crop_h, 0, self.crop_w))
+
+    def size(self, h, w, params):
+        return self.crop_h, self.crop_w
+
+    def source(self, window, h, w, params):
+        return _inside(_moved(window, *params), h, w)
+
+    def apply_window(self, image, label, params, h, w, source, window):
+        if self.padding is None and (h < self.crop_h or w < self.crop_w):
+            raise ValueError(
+                f"Crop: the image is {h} x {w}, smaller than the crop {self.crop_h} x {self.crop_w}: "
+                f"give Crop a padding colour or a smaller size"
+            )
+        inner = _moved(window, params[0] - source[0], params[1] - source[2])
+        return _cut(image, inner, self.padding), _cut(label, inner, self.ignore_label)
+
+
+class Resize(Transform):
+    """Resize to `size` (h, w), whatever the shape was."""
+
+    def __init__(self, size):
+        _require(
+            _is_numbers(size, 2) and all(_is_id(n) and n > 0 for n in size),
+            "Resize: size",
+            size,
+            "two positive integers (h, w)",
+        )
+        self.h, self.w = size
+
+    def apply(self, image, label, params):
+        image = cv2.resize(image, (self.w, self.h), interpolation=cv2.INTER_LINEAR)
+        label = cv2.resize(label, (self.w, self.h), interpolation=cv2.INTER_NEAREST)
+        return image, label
+
+
+class RGB2BGR(Transform):
+    """Reverse the order of the channels."""
+
+    def apply(self, image, label, params):
+        return cv2.cvtColor(image, cv2.COLOR_RGB2BGR), label
+
+
+class BGR2RGB(RGB2BGR):
+    """Reverse the order of the channels."""
+
+
+class ToTensor(Transform):
+    """Image to a (3, H, W) float32 tensor, still 0..255; label to an (H, W) int64 tensor."""
+
+    def apply(self, image, label, params):
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return image.clone(memory_format=torch.contiguous_format), torch.from_numpy(label.astype(np.int64))
+
+
+class Normalize:
+    """(image - mean) / std for each channel of a (3, H, W) tensor, in units of 0..255; without std no division."""
+
+    def __init__(self, mean, std=None):
+        _require(_is_numbers(mean, 3), "Normalize: mean", mean, "three numbers")
+        _require(
+            std is None or _is_numbers(std, 3) and min(std) > 0, "Normalize: std", std, "None or three positive numbers"
+        )
+        self.mean, self.std = mean, std
+
+    def __call__(self, image, label, rng=random):
+        image = image - torch.tensor(self.mean).view(3, 1, 1)
+        if self.std is not None:
+            image /= torch.tensor(self.std).view(3, 1, 1)
+        return image, label
+
+
+class Compose:
+    """Run `ops` one after the other. `lazy=True` gives the same result from a fraction of the pixels.
+
+    Lazy: the transforms that lead up to the last Crop draw their random numbers first, in the same order. The crop's
+    window is then followed back through them to the source pixels it depends on, and each computes its window only.
+    Labels are equal to those of the plain order, the image is within 0.05 grey levels of it. The image may then be a
+    uint8 memory map: only the source window is read and converted. Transforms without a lazy form, and all of them
+    where OpenCV's warp is too coarse (see `warp_is_exact`), run one by one.
+    """
+
+    def __init__(self, ops, lazy=False):
+        self.ops, self.lazy = list(ops), lazy
+        stop = max((i + 1 for i, op in enumerate(self.ops) if isinstance(op, Crop)), default=0)
+        start = stop
+        while start and hasattr(self.ops[start - 1], "apply_window"):
+            start -= 1
+        self._fused = slice(start, stop)
+
+    def __call__(self, image, label, rng=random):
+        if not (self.lazy and warp_is_exact()):
+            return self._run(self.ops, image, label, rng)
+        image, label = self._run(self.ops[: self._fused.start], image, label, rng)
+        image, label = apply_lazily(self.ops[self._fused], image, label, rng)
+        return self._run(self.ops[self._fused.stop :], image, label, rng)
+
+    @staticmethod
+    def _run(ops, image, label, rng):
+        if ops and isinstance(image, np.ndarray):
+            image = image.astype(np.float32, copy=False)
+        for op in ops:
+            image, label = op(image, label, rng)
+        return image, label
+
+
+def apply_lazily(ops, image, label, rng=random):
+    """What `Compose(ops)` returns, for transforms that have a lazy form, without the work on pixels that it drops."""
+    image, label = _check_arrays(image, label)
+    h, w = label.shape
+    steps = []
+    for op in ops:
+        params = op.draw(rng, h, w)
+        steps.append((op, params, h, w))
+        h, w = op.size(h, w, params)
+    windows = [(0, h, 0, w)]
+    for op, params, h, w in reversed(steps):
+        windows.append(op.source(windows[-1], h, w, params))
+    source = windows.pop()
+    image, label = np.asarray(_cut(image, source), np.float32), np.asarray(_cut(label, source))
+    for op, params, h, w in steps:
+        window = windows.pop()
+        image, label = op.apply_window(image, label, params, h, w, source, window)
+        source = window
+    return image, label
+
+
+@lru_cache(maxsize=1)
+def warp_is_exact():
+    """Whether this OpenCV warps as exactly as it resizes (5 does, 4 rounds to 1/32 pixel), tried out once."""
+    ops = [RandScale([1.37, 1.37]), RandRotate([8, 8], [1, 2, 3], p=1), Crop([61, 67], "rand")]
+    noise = np.random.default_rng(0)
+    image, label = noise.integers(0, 256, (90, 110, 3), np.uint8), noise.integers(0, 256, (90, 110), np.uint8)
+    lazy, plain = (run(ops, image, label, random.Random(0)) for run in (apply_lazily, Compose._run))
+    return bool(np.abs(lazy[0] - plain[0]).max() < 0.01 and (lazy[1] == plain[1]).all())
+
+
+def _cut(array, window, fill=0):
+    """Rows y0..y1 and columns x0..x1 of an array, `fill` where they lie outside it; a view where nothing does."""
+    y0, y1, x0, x1 = window
+    h, w = array.shape[:2]
+    top, bottom, left, right = max(-y0, 0), max(y1 - h, 0), max(-x0, 0), max(x1 - w, 0)
+    part = array[max(y0, 0) : min(y1, h), max(x0, 0) : min(x1, w)]
+    if not (top or bottom or left or right):
+        return part
+    if array.ndim == 2:
+        part = _wide_enough(part, fill)
+    return cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)
+
+
+def _inside(window, h, w):
+    """The window's part inside an h x w image: at least one pixel, if only the nearest."""
+    y0, y1, x0, x1 = window
+    y0, x0 = min(max(y0, 0), h - 1), min(max(x0, 0), w - 1)
+    return y0, max(min(y1, h), y0 + 1), x0, max(min(x1, w), x0 + 1)
+
+
+def _moved(window, y, x):
+    return window[0] + y, window[1] + y, window[2] + x, window[3] + x
+
+
+def _check_arrays(image, label):
+    if image.ndim != 3 or image.shape[2] != 3 or label.shape != image.shape[:2]:
+        raise ValueError(f"image {image.shape} and label {label.shape}: expected (H, W, 3) and (H, W) of one size")
+    if label.dtype not in (np.uint8, np.int8, np.uint16, np.int16, np.int32):  # what OpenCV 4 and 5 can warp
+        label = label.astype(np.uint8 if label.dtype == bool else np.int32)
+    return image, label
+
+
+def _wide_enough(label, value):
+    """The label in a dtype that can hold `value`: OpenCV would clip -1 to class 0 in an 8-bit map."""
+    limits = np.iinfo(label.dtype)
+    return label if limits.min <= value <= limits.max else label.astype(np.int32)
+
+
+def _between(bounds, rng):
+    return bounds[0] + (bounds[1] - bounds[0]) * rng.random()
+
+
+def _require(ok, name, value, expected):
+    if not ok:
+        raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+def _is_numbers(value, length):
+    return isinstance(value, Sequence) and len(value) == length and all(isinstance(v, Real) for v in value)
+
+
+def _is_id(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_probability(value):
+    return isinstance(value, Real) and 0 <= value <= 1
