@@ -1,0 +1,154 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_rules import draw, golden_image
+
+from util.inference import predict, predict_probability, scaled_size, window_starts
+
+GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def convolution(x, classes=5, moving=False):
+    """The golden numbers' network; `moving` adds a pattern that depends on the position inside the window."""
+    weight, bias = draw("fake.weight", (classes, 3, 3, 3)), draw("fake.bias", (classes,))
+    logits = F.conv2d(x, weight, bias, padding=1)
+    if moving:
+        k = torch.arange(1.0, classes + 1).view(classes, 1, 1)
+        y, x = torch.arange(logits.shape[2]).view(-1, 1), torch.arange(logits.shape[3])
+        logits = logits + torch.sin(0.13 * k * y) + torch.cos(0.07 * k * x)
+    return logits
+
+
+def run(model, image, function=predict_probability, **changes):
+    settings = {"classes": 5, "base_size": None, "crop_h": 33, "crop_w": 41, "scales": (1.0,), "mean": MEAN, "std": STD}
+    return function(model, image, **(settings | changes))
+
+
+@pytest.mark.parametrize("test_batch", [1, 4])
+@pytest.mark.parametrize("name", ["ss", "ms", "tall_pad", "pos_ms", "pos_pad"])
+def test_sliding_windows_give_the_golden_numbers(name, test_batch):
+    h, w, base_size, crop_h, crop_w = GOLDEN[f"slide/{name}/spec"].tolist()
+    image, _ = golden_image(f"slide_{name}", h, w, 5)
+    prob = run(lambda x: convolution(x, moving=name.startswith("pos")), image, base_size=base_size, crop_h=crop_h,
+               crop_w=crop_w, scales=GOLDEN[f"slide/{name}/scales"].tolist(), test_batch=test_batch)
+    assert prob.shape == (5, h, w) and prob.dtype == torch.float32
+    assert np.abs(prob.permute(1, 2, 0)[::3, ::3].numpy() - GOLDEN[f"slide/{name}/prob_s3"]).max() < 1e-5
+    assert np.array_equal(prob.argmax(0).numpy(), GOLDEN[f"slide/{name}/pred"])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (7, 5), (33, 41), (34, 120), (100, 42)])
+def test_every_shape_of_image_works_and_probabilities_sum_to_one(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    prob = run(convolution, image, scales=(0.25, 1.0, 1.3), test_batch=3)
+    assert prob.shape == (5, *shape) and torch.allclose(prob.sum(0), torch.ones(shape), atol=1e-5)
+
+
+def test_batches_of_windows_give_what_single_windows_give():
+    image, _ = golden_image("batch", 95, 130, 5)
+    one, many = (run(convolution, image, test_batch=n, scales=(0.8, 1.0)) for n in (1, 100))
+    assert torch.allclose(one, many, atol=1e-6)
+
+
+def test_images_of_bytes_and_floats_are_the_same_and_stay_as_they_are():
+    image, _ = golden_image("bytes", 40, 50, 5)
+    before = image.copy()
+    floats = image.astype(np.float32)
+    frozen = image[:, ::-1][:, ::-1]
+    frozen.flags.writeable = False
+    assert torch.equal(run(convolution, image), run(convolution, floats))
+    assert torch.equal(run(convolution, image), run(convolution, frozen))
+    assert np.array_equal(image, before) and np.array_equal(floats, before)
+
+
+def test_padding_is_the_mean_and_centred_with_the_odd_pixel_after():
+    seen = []
+
+    def model(x):
+        seen.append(x.clone())
+        return x.new_zeros(len(x), 5, *x.shape[2:])
+
+    run(model, np.full((30, 40, 3), 255, np.uint8), flip=False)
+    inside = (seen[0][0] != 0).all(0)
+    assert len(seen) == 1 and seen[0].shape == (1, 3, 33, 41)
+    assert inside[1:31, :40].all() and inside.sum() == 30 * 40  # 3 rows: 1 above, 2 below; 1 column: to the right
+    assert torch.allclose(seen[0][0, :, 5, 5], (255 - torch.tensor(MEAN)) / torch.tensor(STD))
+
+
+def test_mirroring_averages_the_image_and_its_mirror():
+    image, _ = golden_image("mirror", 33, 41, 5)
+    moving = lambda x: convolution(x, moving=True)
+    plain, mirrored = run(moving, image, flip=False), run(moving, image[:, ::-1], flip=False).flip(2)
+    assert torch.allclose(run(moving, image), (plain + mirrored) / 2, atol=1e-6)
+    assert not torch.allclose(plain, mirrored, atol=1e-2)
+
+
+def test_windows_cover_the_side_and_the_last_ends_at_the_border():
+    assert window_starts(33, 33, 2 / 3) == [0]
+    assert window_starts(34, 33, 2 / 3) == [0, 1]
+    assert window_starts(2048, 713, 2 / 3) == [0, 476, 952, 1335]
+    for side in range(33, 200):
+        starts = window_starts(side, 33, 2 / 3)
+        assert starts[-1] + 33 == side and all(0 < b - a <= 22 for a, b in zip(starts, starts[1:]))
+
+
+def test_scaled_sizes_round_half_to_even_and_never_vanish():
+    assert scaled_size(100, 140, 0.75, 150) == (80, 112)  # 112.5 -> 112
+    assert scaled_size(140, 100, 0.75, 150) == (112, 80)
+    assert scaled_size(1, 1000, 0.25, 1000) == (1, 250)
+
+
+def test_resizing_equals_opencv():
+    image, _ = golden_image("resize", 61, 87, 5)
+    for scale in (0.37, 1.9):
+        seen = []
+        run(lambda x, seen=seen: seen.append(x.clone()) or x, image, classes=3, flip=False, scales=(scale,),
+            crop_h=200, crop_w=200)
+        h, w = scaled_size(61, 87, scale, 87)
+        top, left = (200 - h) // 2, (200 - w) // 2
+        expected = (cv2.resize(image.astype(np.float32), (w, h)) - np.float32(MEAN)) / np.float32(STD)
+        ours = seen[0][0, :, top:top + h, left:left + w].permute(1, 2, 0).numpy()
+        assert np.abs(ours - expected).max() < 1e-5
+
+
+def test_small_logits_are_brought_to_the_window():
+    image, _ = golden_image("small", 33, 41, 5)
+    small = lambda x: convolution(x)[:, :, ::8, ::8]
+    normal = torch.from_numpy((image - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)[None]
+    expected = F.interpolate(small(normal), (33, 41), mode="bilinear", align_corners=True).softmax(1)[0]
+    assert torch.allclose(run(small, image, flip=False), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes, dtype", [(2, np.uint8), (256, np.uint8), (257, np.uint16), (300, np.uint16)])
+def test_any_number_of_classes_is_predicted(classes, dtype):
+    image, _ = golden_image("many", 20, 24, 5)
+
+    def last(x):  # the last class always wins
+        logits = x.new_zeros(len(x), classes, *x.shape[2:])
+        logits[:, -1] = 1
+        return logits
+
+    pred = run(last, image, predict, classes=classes, scales=(0.5, 1.0))
+    assert pred.dtype == dtype and pred.shape == (20, 24) and (pred == classes - 1).all()
+
+
+def test_mistakes_are_refused_with_a_reason():
+    image = np.zeros((20, 20, 3), np.uint8)
+    with pytest.raises(ValueError, match="call model.eval"):
+        run(torch.nn.Conv2d(3, 5, 1), image)
+    with pytest.raises(ValueError, match="model speaks of 5 classes, but `classes` is 19"):
+        run(convolution, image, classes=19)
+    with pytest.raises(ValueError, match=r"shape \(H, W, 3\), not \(20, 20\)"):
+        run(convolution, image[..., 0])
+    with pytest.raises(ValueError, match="scales"):
+        run(convolution, image, scales=())
+
+
+def test_prediction_needs_no_gradients_and_leaves_the_mode_alone():
+    model = torch.nn.Conv2d(3, 5, 1).eval()
+    assert not run(model, np.zeros((20, 20, 3), np.uint8)).requires_grad
+    assert not model.training
