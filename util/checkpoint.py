@@ -14,7 +14,7 @@ import torch
 
 
 def save_checkpoint(state: dict, path) -> None:
-    """Write `state` so that `path` always is either the old file or the whole new one, also when power or disk space goes."""
+    """Write `state` so that `path` is always the old file or the whole new one, also when the power or the disk goes."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -22,7 +22,7 @@ def save_checkpoint(state: dict, path) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path}: could not be written ({error}); earlier checkpoints are untouched") from error
@@ -48,7 +48,9 @@ def load_checkpoint(path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, since it holds more than tensors and plain values and could run code ({_first_line(error)})") from None
+        raise ValueError(
+            f"{path}: refused, since it holds more than tensors and plain values and could run code ({_first_line(error)})"
+        ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
     if not isinstance(content, dict):
@@ -68,28 +70,40 @@ def load_weights(model: torch.nn.Module, path) -> dict:
     own = model.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in own]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and getattr(state[key], "shape", None) != own[key].shape and hasattr(state[key], "shape")
-    ]
+    for key in own.keys() & state.keys():
+        found, expected = tuple(getattr(state[key], "shape", ())), tuple(own[key].shape)
+        if found != expected:
+            problems.append(f"{key} has shape {found}, expected {expected}")
     if problems:
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        listing = "\n  ".join(problems[:20])
-        raise ValueError(f"{path}: these weights are of another network (check arch, layers, classes):\n  {listing}{more}")
+        listing = "\n  ".join(sorted(problems)[:20]) + (f"\n  ... {len(problems)} in all" if len(problems) > 20 else "")
+        raise ValueError(f"{path}: weights of another network (check arch, layers and classes):\n  {listing}")
     model.load_state_dict(state)
     return content
 
 
+def newest_checkpoint(folder, warn):
+    """The newest sound checkpoint of a run, or None if there is none; `warn(message)` hears of each damaged one."""
+    for path in sorted(Path(folder).glob("train_epoch_*.pth"), key=position_of, reverse=True):
+        try:
+            return load_checkpoint(path)
+        except ValueError as error:
+            warn(f"{error}; trying the one before")
+    return None
+
+
 def prune_checkpoints(folder, keep: int) -> None:
-    """Remove all but the `keep` newest `train_epoch_N.pth`."""
-    for path in sorted(Path(folder).glob("train_epoch_*.pth"), key=epoch_of)[:-keep]:
-        path.unlink()
+    """Keep the `keep` newest train_epoch_N.pth; those inside an epoch go once a newer file stands."""
+    paths = sorted(Path(folder).glob("train_epoch_*.pth"), key=position_of)
+    whole = [path for path in paths if position_of(path)[1] == 0]
+    for path in paths[:-1]:
+        if path not in whole[-keep:]:
+            path.unlink()
 
 
-def epoch_of(path) -> int:
-    """The N of `train_epoch_N.pth`."""
-    return int(re.fullmatch(r"train_epoch_(\d+)", Path(path).stem).group(1))
+def position_of(path) -> tuple[int, int]:
+    """(finished epochs, finished iterations of the next) that the name of a checkpoint states."""
+    epoch, iteration = re.fullmatch(r"train_epoch_(\d+)(?:_iter_(\d+))?", Path(path).stem).groups()
+    return int(epoch), int(iteration or 0)
 
 
 def _sync_folder(folder) -> None:

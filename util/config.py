@@ -1,11 +1,13 @@
 """One YAML file = one experiment: read it, apply `KEY VALUE` overrides, check everything, freeze it.
 
-The sections of the file are the classes below; their fields are the keys, with type, default and meaning. `Config` is all of
-them in one flat namespace, as the original scripts use it: `cfg.base_lr`, not `cfg.TRAIN.base_lr`.
+The sections of the file are the classes below; their fields are the keys, with type, default and meaning. `Config` is all
+of them in one flat namespace, as the original scripts use it: `cfg.base_lr`, not `cfg.TRAIN.base_lr`. A path may name other
+keys in braces: `model_path: '{save_path}/train_epoch_{epochs}.pth'`.
 """
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -32,10 +34,10 @@ class Train:
     # network
     arch: Literal["psp", "psa"] = "psp"
     layers: Literal[18, 34, 50, 101, 152] = 50  # depth of the ResNet
-    stem: Literal["deep", "deep32", "plain"] = "deep"  # 64/64/128 channels, 32/32/64 (MMSegmentation), one 7x7 (torchvision)
-    contract_dilation: bool = False  # True: first block of a dilated stage keeps the previous dilation (MMSegmentation, torchvision)
+    stem: Literal["deep", "deep32", "plain"] = "deep"  # 3x3 convs of 64, 64, 128 or (MMSegmentation) 32, 32, 64; one 7x7
+    contract_dilation: bool = False  # first block of a dilated stage as in MMSegmentation and torchvision
     align_corners: bool = True  # of every bilinear resize in the network
-    size_rule: Literal["grid", "input"] = "grid"  # grid: inputs are 8n+1, logits (H-1)/8*zoom+1; input: any size, logits as large
+    size_rule: Literal["grid", "input"] = "grid"  # grid: 8n+1 to (H-1)/8*zoom+1; input: any size, logits as large
     zoom_factor: Literal[1, 2, 4, 8] = 8  # logits are this many times finer than the features
     dropout: float = 0.1  # share of channels dropped before the classifiers
     sync_bn: bool = True  # BatchNorm statistics over all processes
@@ -57,9 +59,10 @@ class Train:
     # loss
     ignore_label: int = 255
     aux_weight: float = 0.4  # total = main + aux_weight * aux
-    loss_mean: Literal["valid", "all"] = "valid"  # divide by the pixels that are not ignored, or by all (MMSegmentation)
+    loss_mean: Literal["valid", "all"] = "valid"  # over the pixels that are not ignored; over all in MMSegmentation
     # optimizer
     batch_size: int = 16  # images in one update, over all processes
+    accumulate_steps: int = 1  # go through the batch in this many parts, to fit a small GPU
     base_lr: float = 0.01  # of the backbone; heads learn 10 times as fast
     head_lr_factor: float = 10.0
     power: float = 0.9  # lr = base_lr * (1 - iteration / iterations) ** power
@@ -73,10 +76,11 @@ class Train:
     manual_seed: int | None = None  # empty = a new one each run, written to the log
     print_freq: int = 10  # iterations
     save_freq: int = 1  # epochs
+    save_iters: int = 0  # iterations between checkpoints inside an epoch; 0 = none
     keep_checkpoints: int = 2  # newest train_epoch_N.pth files that stay; model_best.pth always does
     save_path: str  # where checkpoints and logs go
     weight: str | None = None  # a whole network to start from
-    resume: str | None = None  # the full state of a run to go on with
+    resume: str | None = None  # the full state of a run to go on with, or `auto`: the newest in save_path, if any
     # validation while training
     evaluate: bool = False
     eval_freq: int = 1  # epochs
@@ -122,16 +126,27 @@ class Config(Test, Distributed, Train, Data):
 
 SECTIONS = {"DATA": Data, "TRAIN": Train, "Distributed": Distributed, "TEST": Test}
 SECTION_OF = {f.name: name for name, section in SECTIONS.items() for f in dataclasses.fields(section)}
-PATHS = ("data_root", "train_list", "val_list", "initmodel", "save_path", "weight", "resume", "test_list", "model_path",
-         "save_folder", "colors_path", "names_path")  # fmt: skip
+PATHS = (
+    *("data_root", "train_list", "val_list", "test_list", "colors_path", "names_path"),
+    *("save_path", "initmodel", "weight", "resume", "model_path", "save_folder"),  # may start with {save_path}
+)
+POSITIVE = (
+    *("classes", "train_h", "train_w", "test_h", "test_w", "base_size", "scale_min", "epochs", "world_size"),
+    *("batch_size", "batch_size_val", "test_batch", "accumulate_steps", "mask_h", "mask_w", "shrink_factor"),
+    *("print_freq", "save_freq", "eval_freq", "keep_checkpoints"),
+)
+NOT_NEGATIVE = (
+    *("workers", "aux_weight", "base_lr", "head_lr_factor", "power", "momentum", "weight_decay", "ignore_label"),
+    *("start_epoch", "save_iters", "index_start", "index_step", "rank"),
+)
 
 
 def load_config(path, overrides=(), must_exist=()) -> Config:
     """Read, override, check and freeze.
 
     path: a YAML file. overrides: `[KEY, VALUE, KEY, VALUE, ...]`, KEY with or without its section (`TRAIN.base_lr`), VALUE
-    in YAML (`null`, `[0, 1]`, `1e-2`). must_exist: keys whose files the program is about to need. Relative paths in the file
-    and in overrides start at the project's root, so programs can be started from anywhere.
+    in YAML (`null`, `[0, 1]`, `1e-2`). must_exist: keys whose files the program is about to need. Relative paths in file and
+    overrides start at the project's root, so that programs can be started from anywhere.
 
     Raises ValueError with one line for every mistake, `file: SECTION.key: what is wrong (what to do)`.
     """
@@ -153,7 +168,7 @@ def load_config(path, overrides=(), must_exist=()) -> Config:
         elif field.name in SECTION_OF and field.default is dataclasses.MISSING:
             error(field.name, "this key must be set")
     if not errors:
-        notes = _resolve_paths(checked)
+        notes = _resolve_paths(checked, error)
         cfg = Config(**checked, path=str(path), notes=tuple(notes))
         for key, message in _mistakes(cfg):
             error(key, message)
@@ -176,6 +191,15 @@ def dump_config(cfg: Config) -> str:
             value = str(Path(value).relative_to(ROOT))
         sections.setdefault(section, {})[key] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(sections, sort_keys=False)
+
+
+def changed_keys(old: str, cfg: Config) -> dict:
+    """{key: (old value, new value)} of what differs between a dumped config and this one."""
+    before, after = (
+        {key: value for keys in yaml.safe_load(text).values() for key, value in keys.items()}
+        for text in (old, dump_config(cfg))
+    )
+    return {key: (before.get(key), value) for key, value in after.items() if before.get(key) != value}
 
 
 def convert(value: Any, kind: Any) -> Any:
@@ -227,10 +251,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _read_yaml(path) -> dict:
     if not Path(path).is_file():
-        near = difflib.get_close_matches(Path(path).name, [p.name for p in ROOT.glob("config/*/*.yaml")], n=3, cutoff=0.5)
+        shipped = [p.name for p in ROOT.glob("config/*/*.yaml")]
+        near = difflib.get_close_matches(Path(path).name, shipped, cutoff=0.5)
         raise ValueError(f"{path}: no such config file" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader: runs no code
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader: runs no code
     except (yaml.YAMLError, ValueError) as mistake:
         raise ValueError(f"{path}: {mistake}") from None
     if not isinstance(content, dict):
@@ -274,17 +299,21 @@ def _parse_overrides(overrides, error) -> dict:
     return values
 
 
-def _resolve_paths(values) -> list[str]:
-    """Make paths absolute in place; returns notes on files that were found elsewhere."""
+def _resolve_paths(values, error) -> list[str]:
+    """Fill in `{key}`, make paths absolute in place; returns notes on files that were found elsewhere."""
     notes = []
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    known = {**defaults, **values}
     for key in PATHS:
-        value = values.get(key, defaults[key])
-        if value is None:
+        value = known[key]
+        if value is None or (key, value) == ("resume", "auto"):
             continue
-        if key == "initmodel":
-            value = value.replace("{layers}", str(values.get("layers", defaults["layers"])))
-        values[key] = str(ROOT / Path(value).expanduser())
+        try:
+            value = value.format(**known)
+        except (KeyError, IndexError, ValueError):
+            error(key, f"{value}: only the name of another key may stand in braces")
+            continue
+        known[key] = values[key] = os.path.normpath(ROOT / Path(value).expanduser())
         if key in ("colors_path", "names_path") and not Path(values[key]).exists():
             shipped = list(ROOT.glob(f"dataset/*/{Path(value).name}"))
             if shipped:
@@ -295,14 +324,10 @@ def _resolve_paths(values) -> list[str]:
 
 def _mistakes(cfg: Config):
     """Yield (key, message) for every value, or pair of values, that cannot work."""
-    positive = ("classes train_h train_w test_h test_w batch_size batch_size_val test_batch epochs print_freq save_freq eval_freq "
-                "keep_checkpoints base_size shrink_factor mask_h mask_w world_size scale_min").split()  # fmt: skip
-    for key in positive:
+    for key in POSITIVE:
         if getattr(cfg, key) is not None and not getattr(cfg, key) > 0:
             yield key, f"{getattr(cfg, key)} must be greater than 0"
-    not_negative = ("workers aux_weight base_lr head_lr_factor power momentum weight_decay start_epoch index_start index_step rank "
-                    "ignore_label").split()  # fmt: skip
-    for key in not_negative:
+    for key in NOT_NEGATIVE:
         if not getattr(cfg, key) >= 0:
             yield key, f"{getattr(cfg, key)} must not be negative"
     if cfg.ignore_label < cfg.classes:

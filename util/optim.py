@@ -17,7 +17,8 @@ def build_optimizer(backbone, heads, *, base_lr, head_lr_factor=10.0, momentum=0
     backbone, heads: lists of modules. Each group carries `lr_factor`, which `set_learning_rate` multiplies with.
     """
     groups = [{"params": list(m.parameters()), "lr": base_lr, "lr_factor": 1.0} for m in backbone]
-    groups += [{"params": list(m.parameters()), "lr": base_lr * head_lr_factor, "lr_factor": head_lr_factor} for m in heads]
+    head_lr = base_lr * head_lr_factor
+    groups += [{"params": list(m.parameters()), "lr": head_lr, "lr_factor": head_lr_factor} for m in heads]
     return torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay)
 
 

@@ -1,0 +1,9 @@
+#!/bin/sh
+# All checks: lint and the whole test suite. Installs what it needs into .venv if the active Python lacks it.
+#   sh tool/check.sh [pytest arguments]
+set -eu
+cd "$(dirname "$0")/.."
+. tool/environment.sh
+make_python requirements-dev.txt
+"$PYTHON" -m ruff check .
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,45 @@
+# Read by the other scripts, in the project's root: finds, or makes, a Python that has what the project needs, and leaves
+# its name in $PYTHON. An active environment that satisfies the requirements comes before .venv.
+
+find_python() { # REQUIREMENTS
+    for PYTHON in python python3 .venv/bin/python; do
+        if command -v "$PYTHON" > /dev/null && "$PYTHON" tool/requirements.py "$1" 2> /dev/null; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+need_python() { # REQUIREMENTS: find one, or say what to do
+    find_python "$1" && return 0
+    echo "error: no Python with the packages of $1; run 'sh tool/quickstart.sh' once, or 'pip install -r $1'" >&2
+    return 1
+}
+
+make_python() { # REQUIREMENTS: find one, or install into .venv
+    find_python "$1" && return 0
+    for base in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if command -v "$base" > /dev/null && "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+            break
+        fi
+        base=
+    done
+    if [ -z "$base" ]; then
+        echo "error: Python 3.10 or newer is needed and was not found" >&2
+        return 1
+    fi
+    echo "Installing $1 into .venv (torch is large; this takes a while once)"
+    if ! "$base" -m venv .venv; then
+        echo "error: 'python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
+        return 1
+    fi
+    PYTHON=.venv/bin/python
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$1" || return 1
+    if ! "$PYTHON" -c 'import cv2' 2> /dev/null; then
+        # The usual reason is a machine without a screen, which has no libGL; the headless build does not ask for it.
+        version=$("$PYTHON" -m pip show opencv-python | sed -n 's/^Version: //p')
+        "$PYTHON" -m pip uninstall --quiet --yes opencv-python || return 1
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check "opencv-python-headless==$version" || return 1
+    fi
+    "$PYTHON" tool/requirements.py "$1"
+}

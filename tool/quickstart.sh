@@ -1,0 +1,19 @@
+#!/bin/sh
+# From nothing to a trained and tested network: installs what is needed, renders the toy dataset, trains PSPNet18 on the CPU,
+# tests it, and says where everything is.
+#   sh tool/quickstart.sh [KEY VALUE ...]
+set -eu
+cd "$(dirname "$0")/.."
+. tool/environment.sh
+make_python requirements.txt
+start=$(date +%s)
+"$PYTHON" tool/prepare.py toy
+"$PYTHON" tool/train.py --config config/toy/toy_pspnet18.yaml "$@"
+"$PYTHON" tool/test.py --config config/toy/toy_pspnet18.yaml "$@"
+cat << END
+
+Rendered, trained and tested in $(($(date +%s) - start)) seconds.
+  colour predictions  exp/toy/pspnet18/result
+  checkpoint          exp/toy/pspnet18/model
+  TensorBoard         tensorboard --logdir exp
+END
