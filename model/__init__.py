@@ -3,7 +3,7 @@
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 
-# A key of the config is a keyword argument of the same name.
+# A key of the config is the keyword argument of the same name.
 FRAME_KEYS = ("layers", "classes", "zoom_factor", "ignore_label", "dropout", "stem", "contract_dilation",
               "align_corners", "size_rule", "loss_mean")
 PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
@@ -11,8 +11,14 @@ PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normali
 
 def build_model(cfg, pretrained=None):
     """cfg.arch "psp" or "psa" -> the network; pretrained is the path of the backbone's ImageNet weights."""
-    networks = {"psp": (PSPNet, ()), "psa": (PSANet, PSA_KEYS)}
-    if cfg.arch not in networks:
-        raise ValueError(f"arch: {cfg.arch!r} is unknown; choose one of {', '.join(networks)}")
-    network, keys = networks[cfg.arch]
-    return network(**{key: getattr(cfg, key) for key in FRAME_KEYS + keys}, pretrained=pretrained)
+    frame = {key: getattr(cfg, key) for key in FRAME_KEYS}
+    if cfg.arch == "psp":
+        return PSPNet(**frame, pretrained=pretrained)
+    if cfg.arch == "psa":
+        attention = {key: getattr(cfg, key) for key in PSA_KEYS}
+        for key, pixels in (("mask_h", cfg.train_h), ("mask_w", cfg.train_w)):
+            if attention[key] is None:  # then it covers everything in a training image
+                side = (pixels - 1) // 8 // cfg.shrink_factor + 1
+                attention[key] = side if cfg.compact else 2 * side - 1
+        return PSANet(**frame, **attention, pretrained=pretrained)
+    raise ValueError(f"arch: {cfg.arch!r} is unknown; choose psp or psa")

@@ -12,21 +12,23 @@ from model.resnet import feature_channels
 COLLECT, DISTRIBUTE, BOTH = 0, 1, 2
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # an index built while testing must also serve training
 def _mask_index(psa_type, h, w, mask_h, mask_w, channels_last, device):
     """Where in one image's flat map each element of the (h*w, h, w) result lies, and which elements lie nowhere."""
     i = torch.arange(h).view(h, 1, 1, 1)
     j = torch.arange(w).view(1, w, 1, 1)
     p, q = i.view(1, 1, h, 1), j.view(1, 1, 1, w)
     a, b = p - i + (mask_h - 1) // 2, q - j + (mask_w - 1) // 2
-    outside = (a < 0) | (a >= mask_h) | (b < 0) | (b >= mask_w)
     cell, place = a.clamp(0, mask_h - 1) * mask_w + b.clamp(0, mask_w - 1), i * w + j
     index = place * mask_h * mask_w + cell if channels_last else cell * h * w + place
+    outside = (a < 0) | (a >= mask_h) | (b < 0) | (b >= mask_w)
     if psa_type == COLLECT:  # (i, j, p, q) -> (p, q, i, j)
         index, outside = index.permute(2, 3, 0, 1), outside.permute(2, 3, 0, 1)
-    outside = outside.reshape(h * w, h, w).to(device) if outside.any() else None
-    return index.flatten().to(device), outside
+    covers_all = mask_h >= 2 * h - 1 and mask_w >= 2 * w - 1
+    return index.flatten().to(device), None if covers_all else outside.reshape(h * w, h, w).to(device)
+
+
+# An index built under inference_mode could not serve training afterwards.
+_cached_mask_index = lru_cache(maxsize=16)(torch.inference_mode(False)(_mask_index))
 
 
 def psa_mask(x, psa_type, mask_h=None, mask_w=None):
@@ -45,8 +47,8 @@ def psa_mask(x, psa_type, mask_h=None, mask_w=None):
     _check_mask(mask_h, mask_w)
     if channels != mask_h * mask_w:
         raise ValueError(f"mask_h x mask_w = {mask_h} x {mask_w}: needs {mask_h * mask_w} channels, not {channels}")
-    # A cache must not see the fake tensors of torch.compile and torch.export.
-    build = _mask_index.__wrapped__ if torch.compiler.is_compiling() else _mask_index
+    # The cache must not see the fake tensors of torch.compile and torch.export.
+    build = _mask_index if torch.compiler.is_compiling() else _cached_mask_index
     # Indexing memory as it lies saves a copy of x, which is up to four times as large as the result.
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     index, outside = build(psa_type, h, w, mask_h, mask_w, channels_last, x.device)
@@ -57,12 +59,12 @@ def psa_mask(x, psa_type, mask_h=None, mask_w=None):
 
 def _check_mask(mask_h, mask_w):
     for name, side in (("mask_h", mask_h), ("mask_w", mask_w)):
-        if side < 1 or side % 2 == 0:
+        if side is None or side < 1 or side % 2 == 0:
             raise ValueError(f"{name}: {side} must be odd and positive")
 
 
 class PSA(nn.Module):
-    """Point-wise spatial attention (section 3), (N, C, h, w) -> (N, 2C, h, w): the features and what attention brings."""
+    """Point-wise spatial attention (section 3): (N, C, h, w) -> (N, 2C, h, w), features and what others tell them."""
 
     def __init__(self, inplanes, planes, psa_type=BOTH, compact=False, shrink_factor=2, mask_h=59, mask_w=59,
                  normalization_factor=1.0, psa_softmax=True, align_corners=True):

@@ -18,7 +18,7 @@ class PooledBatchNorm(nn.BatchNorm2d):
 
 
 class PPM(nn.Module):
-    """Pyramid pooling (section 3.2), (N, C, h, w) -> (N, C', h, w): the features and their averages over bin x bin areas."""
+    """Pyramid pooling (section 3.2): (N, C, h, w) -> (N, C + planes * len(bins), h, w), features and their averages."""
 
     stride = 1
 

@@ -122,7 +122,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        """image (N, 3, H, W) -> features of layer3 (for the auxiliary head) and layer4, (N, C, ceil(H/8), ceil(W/8))."""
+        """(N, 3, H, W) -> features of layer3 (for the auxiliary head) and layer4: (N, C, ceil(H/8), ceil(W/8))."""
         third = self.layer3(self.layer2(self.layer1(self.layer0(x))))
         return third, self.layer4(third)
 
@@ -133,7 +133,7 @@ def load_backbone(backbone, path):
     Raises FileNotFoundError, or one ValueError that lists every missing, unexpected and wrong-shaped key.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file of ImageNet weights (initmodel/README.md tells where to get them)")
+        raise FileNotFoundError(f"{path}: no such file; initmodel/README.md says where ImageNet weights come from")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
