@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util.visual import colorize, default_palette, load_colors, load_names, overlay, paint, panel, save_png
+from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, paint, panel, save_png
 
 PALETTE = np.uint8([[128, 64, 128], [244, 35, 232], [70, 70, 70]])
 
@@ -88,3 +88,12 @@ def test_wrong_lists_are_named_with_what_was_expected(tmp_path):
         load_colors(tmp_path / "list.txt", 2)
     with pytest.raises(FileNotFoundError, match="none.txt: no such file"):
         load_names(tmp_path / "none.txt", 3)
+
+
+def test_results_are_named_apart_however_the_images_are():
+    assert output_names(["a/x.jpg", "b/y.png"]) == ["x", "y"]
+    assert output_names(["d/a/x.jpg", "d/b/x.jpg", "d/b/y.jpg"]) == ["a/x", "b/x", "b/y"]
+    assert output_names(["d/x.jpg", "d/x.png"]) == ["x.jpg", "x.png"]
+    assert output_names(["d/x.v1.jpg"]) == ["x.v1"]
+    with pytest.raises(ValueError, match="d/x.jpg: this image stands in the list twice"):
+        output_names(["d/x.jpg", "./d/x.jpg"])

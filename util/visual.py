@@ -2,6 +2,7 @@
 import colorsys
 import io
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,21 @@ def panel(image, label, pred, palette, ignore_label=255):
     for column in columns[1:]:
         column[ignored] = 0
     return np.hstack(columns)
+
+
+def output_names(paths):
+    """A name without suffix for each image's results: its file name if that tells all of them apart, else its path below
+    their common folder, else that with the suffix. ValueError if an image stands twice in the list."""
+    paths = [Path(p).absolute() for p in paths]
+    if len(set(paths)) < len(paths):
+        twice = next(p for p, n in Counter(paths).items() if n > 1)
+        raise ValueError(f"{twice}: this image stands in the list twice; remove one")
+    names = [p.stem for p in paths]
+    if len(set(names)) < len(names):
+        below = os.path.commonpath([p.parent for p in paths])
+        paths = [p.relative_to(below) for p in paths]
+        names = [p.with_suffix("").as_posix() for p in paths]
+    return names if len(set(names)) == len(names) else [p.as_posix() for p in paths]
 
 
 def save_png(path, image):
