@@ -355,8 +355,9 @@ def _mistakes(cfg: Config):
 
 
 def _suggest(name, known) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1)
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
 
 
 def _remedy(cfg, key) -> str:

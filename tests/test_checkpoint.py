@@ -1,0 +1,122 @@
+import os
+import pickle
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+from util.checkpoint import load_checkpoint, load_weights, newest_checkpoint, position_of, prune_checkpoints, save_checkpoint
+
+
+def a_state(value=1.0):
+    return {"epoch": 3, "state_dict": {"weight": torch.full((50, 20), value), "bias": torch.zeros(50)}, "state": {"step": 2}}
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    save_checkpoint(a_state(), tmp_path / "a.pth")
+    back = load_checkpoint(tmp_path / "a.pth")
+    assert back["epoch"] == 3 and back["state"] == {"step": 2}
+    assert torch.equal(back["state_dict"]["weight"], a_state()["state_dict"]["weight"])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_module_prefix_is_removed_when_read(tmp_path):
+    torch.save({"epoch": 1, "state_dict": {"module.weight": torch.ones(2)}}, tmp_path / "a.pth")
+    assert list(load_checkpoint(tmp_path / "a.pth")["state_dict"]) == ["weight"]
+
+
+def test_every_flipped_bit_in_the_tensors_is_noticed(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(a_state(), path)
+    sound = path.read_bytes()
+    tensor = sound.index(torch.full((50, 20), 1.0).numpy().tobytes())
+    for position in range(tensor, tensor + 4000, 499):
+        damaged = bytearray(sound)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged file"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
+def test_truncated_file_is_refused(tmp_path, share):
+    path = tmp_path / "a.pth"
+    save_checkpoint(a_state(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match=r"a\.pth: "):
+        load_checkpoint(path)
+
+
+def test_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"state_dict": Attack()}, tmp_path / "zip.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Attack()))
+    for name in ("zip.pth", "plain.pth"):
+        with pytest.raises(ValueError, match="refused.*could run code"):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_file_and_wrong_content_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.pth: no such checkpoint"):
+        load_checkpoint(tmp_path / "gone.pth")
+    torch.save(torch.ones(3), tmp_path / "t.pth")
+    with pytest.raises(ValueError, match="expected a dict"):
+        load_checkpoint(tmp_path / "t.pth")
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(a_state(1.0), path)
+    import signal
+
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.pth: could not be written.*earlier checkpoints are untouched"):
+            save_checkpoint(a_state(2.0), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert load_checkpoint(path)["state_dict"]["weight"][0, 0] == 1.0
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_weights_of_another_network_are_listed(tmp_path):
+    torch.save({"state_dict": {"weight": torch.ones(3, 5), "extra": torch.ones(1)}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError) as caught:
+        load_weights(nn.Linear(5, 2), tmp_path / "a.pth")
+    message = str(caught.value)
+    assert "missing bias" in message and "unexpected extra" in message
+    assert "weight has shape (3, 5), expected (2, 5)" in message
+
+
+def test_newest_checkpoint_passes_over_damaged_files(tmp_path):
+    for name, value in (("train_epoch_2", 2.0), ("train_epoch_10", 10.0), ("train_epoch_10_iter_5", 10.5)):
+        save_checkpoint(a_state(value), tmp_path / f"{name}.pth")
+    warnings = []
+    assert newest_checkpoint(tmp_path, warnings.append)["state_dict"]["weight"][0, 0] == 10.5
+    (tmp_path / "train_epoch_10_iter_5.pth").write_bytes(b"PK")
+    assert newest_checkpoint(tmp_path, warnings.append)["state_dict"]["weight"][0, 0] == 10.0
+    assert len(warnings) == 1 and "train_epoch_10_iter_5.pth" in warnings[0]
+    assert newest_checkpoint(tmp_path / "empty", warnings.append) is None
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for n in (1, 2, 9, 10, 11):
+        (tmp_path / f"train_epoch_{n}.pth").touch()
+    for name in ("train_epoch_10_iter_3.pth", "train_epoch_11_iter_7.pth", "model_best.pth"):
+        (tmp_path / name).touch()
+    prune_checkpoints(tmp_path, keep=2)
+    left = {"train_epoch_10.pth", "train_epoch_11.pth", "train_epoch_11_iter_7.pth", "model_best.pth"}
+    assert {p.name for p in tmp_path.iterdir()} == left
+
+
+def test_position_is_read_from_the_name():
+    assert position_of("a/train_epoch_7.pth") == (7, 0)
+    assert position_of("train_epoch_7_iter_120.pth") == (7, 120)
