@@ -80,13 +80,8 @@ class RandScale(Transform):
     def apply_window(self, image, label, params, h, w, source, window):
         (fy, fx), (top, _, left, _), (y0, y1, x0, x1) = params, source, window
         matrix = np.array([[1 / fx, 0, (x0 + 0.5) / fx - 0.5 - left], [0, 1 / fy, (y0 + 0.5) / fy - 0.5 - top]])
-        image = cv2.warpAffine(
-            image,
-            matrix,
-            (x1 - x0, y1 - y0),
-            borderMode=cv2.BORDER_REPLICATE,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        image = cv2.warpAffine(image, matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
         rows = np.minimum((np.arange(y0, y1) * (1 / fy)).astype(np.intp), h - 1) - top
         cols = np.minimum((np.arange(x0, x1) * (1 / fx)).astype(np.intp), w - 1) - left
         return image, label.take(rows, axis=0).take(cols, axis=1)
@@ -96,9 +91,7 @@ class RandRotate(Transform):
     """Rotate about the centre, with probability p, by degrees from `rotate` = (low, high); corners get `padding`."""
 
     def __init__(self, rotate, padding, ignore_label=255, p=0.5):
-        _require(
-            _is_numbers(rotate, 2) and rotate[0] <= rotate[1], "RandRotate: rotate", rotate, "two numbers low <= high"
-        )
+        _require(_is_numbers(rotate, 2) and rotate[0] <= rotate[1], "RandRotate: rotate", rotate, "two numbers low <= high")
         _require(_is_numbers(padding, 3), "RandRotate: padding", padding, "three numbers, the colour of the corners")
         _require(_is_id(ignore_label), "RandRotate: ignore_label", ignore_label, "an integer")
         _require(_is_probability(p), "RandRotate: p", p, "a probability 0..1")
@@ -112,19 +105,15 @@ class RandRotate(Transform):
     def apply(self, image, label, params):
         if params is None:
             return image, label
-        h, w = label.shape
-        image = cv2.warpAffine(
-            image, params, (w, h), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=self.padding
-        )
-        label = cv2.warpAffine(
-            _wide_enough(label, self.ignore_label),
-            params,
-            (w, h),
-            flags=cv2.INTER_NEAREST,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=self.ignore_label,
-        )
-        return image, label
+        size = label.shape[::-1]
+        return self._warp_image(image, params, size, cv2.INTER_LINEAR), self._warp_label(label, params, size)
+
+    def _warp_image(self, image, matrix, size, flags):
+        return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=self.padding)
+
+    def _warp_label(self, label, matrix, size):
+        label, fill = _wide_enough(label, self.ignore_label), self.ignore_label
+        return cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
 
     # The lazy form: the same inverse map, moved to the window's and the source's corners.
 
@@ -147,29 +136,12 @@ class RandRotate(Transform):
         inverse = cv2.invertAffineTransform(params)
         matrix = inverse.copy()
         matrix[:, 2] += inverse[:, :2] @ (x0, y0) - (left, top)
-        image = cv2.warpAffine(
-            image,
-            matrix,
-            (x1 - x0, y1 - y0),
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=self.padding,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        )
-        # Nearest labels must not move by a rounding, so this repeats the arithmetic of cv2.warpAffine, which rounds the
-        # terms of the inverse map to 1/1024 pixel: ((by + c) * 1024 rounded + 512 + (ax * 1024 rounded)) >> 10.
-        index = np.empty((y1 - y0, x1 - x0, 2), np.int16)
-        for i, (a, b, c) in enumerate(inverse):
-            along_y = np.rint((b * np.arange(y0, y1) + c) * 1024).astype(np.int32) + 512
-            along_x = np.rint(a * np.arange(x0, x1) * 1024).astype(np.int32)
-            index[..., i] = (along_y[:, None] + along_x >> 10) - (left, top)[i]
-        label = cv2.remap(
-            _wide_enough(label, self.ignore_label),
-            index,
-            None,
-            cv2.INTER_NEAREST,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=self.ignore_label,
-        )
+        image = self._warp_image(image, matrix, (x1 - x0, y1 - y0), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        # How OpenCV rounds to the nearest label depends on its version, the dtype and the pixel's place in the output, so
+        # equal labels need the full-size call. It is cheap for labels, and its source may be blank where nobody looks.
+        canvas = np.zeros((h, w), label.dtype)
+        canvas[source[0] : source[1], source[2] : source[3]] = label
+        label = self._warp_label(canvas, params, (w, y1))[y0:, x0:x1]
         return image, label
 
 
@@ -177,12 +149,8 @@ class RandomGaussianBlur(Transform):
     """Blur the image, with probability 0.5, by a radius x radius Gaussian (sigma follows from the kernel's size)."""
 
     def __init__(self, radius=5):
-        _require(
-            _is_id(radius) and radius > 0 and radius % 2 == 1,
-            "RandomGaussianBlur: radius",
-            radius,
-            "a positive odd integer",
-        )
+        odd = _is_id(radius) and radius > 0 and radius % 2 == 1
+        _require(odd, "RandomGaussianBlur: radius", radius, "a positive odd integer")
         self.radius = radius
 
     def draw(self, rng, h, w):
@@ -327,7 +295,7 @@ class ToTensor(Transform):
 
     def apply(self, image, label, params):
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        return image.clone(memory_format=torch.contiguous_format), torch.from_numpy(label.astype(np.int64))
+        return image.contiguous(), torch.from_numpy(label.astype(np.int64))
 
 
 class Normalize:
@@ -335,9 +303,7 @@ class Normalize:
 
     def __init__(self, mean, std=None):
         _require(_is_numbers(mean, 3), "Normalize: mean", mean, "three numbers")
-        _require(
-            std is None or _is_numbers(std, 3) and min(std) > 0, "Normalize: std", std, "None or three positive numbers"
-        )
+        _require(std is None or _is_numbers(std, 3) and min(std) > 0, "Normalize: std", std, "None or three positive numbers")
         self.mean, self.std = mean, std
 
     def __call__(self, image, label, rng=random):
