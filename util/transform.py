@@ -23,6 +23,9 @@ import cv2
 import numpy as np
 import torch
 
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # of ImageNet, RGB: the colour of padding, and what Normalize takes away
+STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
 
 class Transform:
     """A transform of (image, label); nothing random unless it overrides `draw`."""
@@ -55,7 +58,8 @@ class RandScale(Transform):
     def draw(self, rng, h, w):
         scale = _between(self.scale, rng)
         stretch = math.sqrt(_between(self.aspect_ratio, rng)) if self.aspect_ratio else 1.0
-        return scale / stretch, scale * stretch
+        factors = scale / stretch, scale * stretch
+        return factors if self.size(h, w, factors) != (h, w) else (1.0, 1.0)  # where cv2.resize copies
 
     def apply(self, image, label, params):
         fy, fx = params
