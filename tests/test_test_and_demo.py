@@ -1,0 +1,203 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from model import build_model
+from tool import demo, test
+from util.checkpoint import save_checkpoint
+from util.config import load_config
+from util.inference import predict
+from util.metric import confusion_matrix, scores
+from util.transform import MEAN, STD
+
+NAMES = ["road", "sky", "traffic light"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Three little images, two of one name, with labels that hold no `sky`; a config; random weights in a checkpoint."""
+    root = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    lines = []
+    for name in ("aachen/1", "bonn/1", "bonn/2"):
+        for kind in ("image", "label"):
+            (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        image = rng.integers(0, 256, (40, 57, 3)).astype(np.uint8)
+        label = rng.choice([0, 2, 255], (40, 57)).astype(np.uint8)
+        Image.fromarray(image).save(root / f"image/{name}.png")
+        Image.fromarray(label).save(root / f"label/{name}.png")
+        lines.append(f"image/{name}.png label/{name}.png")
+    (root / "val.txt").write_text("\n".join(lines) + "\n")
+    (root / "names.txt").write_text("\n".join(NAMES))
+    (root / "colors.txt").write_text("128 64 128\n0 0 255\n255 255 0\n")
+    config = {
+        "DATA": {"data_root": str(root), "classes": 3},
+        "TRAIN": {"layers": 18, "train_h": 33, "train_w": 41, "save_path": str(root / "model")},
+        "TEST": {"test_list": str(root / "val.txt"), "model_path": str(root / "train_epoch_7.pth"), "scales": [0.8, 1.0],
+                 "save_folder": str(root / "result"), "names_path": str(root / "names.txt"),
+                 "colors_path": str(root / "colors.txt")},
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(0)
+    network = build_model(load_config(root / "config.yaml"))
+    save_checkpoint({"epoch": 7, "state_dict": network.state_dict()}, root / "train_epoch_7.pth")
+    return root
+
+
+def run(project, *overrides):
+    return test.main(["--config", str(project / "config.yaml"), *map(str, overrides)])
+
+
+def expected_predictions(project, scales=(0.8, 1.0)):
+    cfg = load_config(project / "config.yaml")
+    network = build_model(cfg).eval()
+    network.load_state_dict(torch.load(project / "train_epoch_7.pth")["state_dict"])
+    for name in ("aachen/1", "bonn/1", "bonn/2"):
+        image = np.asarray(Image.open(project / f"image/{name}.png"))
+        pred = predict(network, image, classes=3, base_size=None, crop_h=33, crop_w=41, scales=scales, mean=MEAN, std=STD)
+        yield name, pred, np.asarray(Image.open(project / f"label/{name}.png"))
+
+
+def test_predictions_and_scores_are_those_of_the_engine(project, tmp_path, capsys):
+    assert run(project, "save_folder", tmp_path, "print_freq", 2) == 0
+    confusion = 0
+    for name, pred, label in expected_predictions(project):
+        assert np.array_equal(Image.open(tmp_path / f"gray/{name}.png"), pred)  # named apart by their folders
+        color = Image.open(tmp_path / f"color/{name}.png")
+        assert color.mode == "P" and np.array_equal(color, pred) and color.getpalette()[:6] == [128, 64, 128, 0, 0, 255]
+        confusion = confusion + confusion_matrix(pred, label, 3, 255)
+    expected, result = scores(confusion), json.loads((tmp_path / "result.json").read_text())
+    assert (result["mIoU"], result["mAcc"], result["allAcc"]) == (expected.mIoU, expected.mAcc, expected.allAcc)
+    assert [c["target"] for c in result["classes"]] == confusion.sum(1).tolist()
+    assert result["classes"][1]["accuracy"] is None and result["classes"][2]["name"] == "traffic light"
+    protocol = result["protocol"]
+    assert protocol["epoch"] == 7 and protocol["scales"] == [0.8, 1.0] and protocol["crop"] == [33, 41]
+    assert protocol["images"] == 3 and protocol["flip"] is True
+
+    screen = capsys.readouterr().out
+    summary = f"mIoU/mAcc/allAcc {expected.mIoU:.4f}/{expected.mAcc:.4f}/{expected.allAcc:.4f}"
+    assert f"Eval result: {summary}." in screen
+    assert f"Class_0 result: iou/accuracy {expected.iou[0]:.4f}/{expected.accuracy[0]:.4f}, name: road." in screen
+    assert "Test: [2/3] Data " in screen and "Test: [3/3] Data " in screen
+    markdown = (tmp_path / "result.md").read_text()
+    assert summary in markdown and "- scales: [0.8, 1.0]" in markdown and "| 2 | traffic light | " in markdown
+
+
+def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path):
+    whole, slices = tmp_path / "whole", tmp_path / "slices"
+    assert run(project, "save_folder", whole) == 0
+    assert run(project, "save_folder", slices, "index_step", 1) == 0
+    assert run(project, "save_folder", slices, "index_start", 1) == 0
+    assert run(project, "save_folder", slices, "has_prediction", True, "model_path", "null") == 0
+    whole, slices = (json.loads((folder / "result.json").read_text()) for folder in (whole, slices))
+    assert whole["classes"] == slices["classes"] and slices["protocol"]["images"] == 3
+    assert slices["protocol"]["epoch"] == 7  # scoring again does not forget how the predictions were made
+
+
+def test_scored_files_need_no_network_and_a_wrong_id_is_a_miss(project, tmp_path):
+    for name in ("aachen/1", "bonn/1", "bonn/2"):
+        label = np.array(Image.open(project / f"label/{name}.png"))
+        label[:20][label[:20] == 2] = 77
+        (tmp_path / "gray" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label).save(tmp_path / f"gray/{name}.png")
+    assert run(project, "save_folder", tmp_path, "has_prediction", True, "model_path", "null") == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["classes"][0]["iou"] == 1 and result["classes"][1]["iou"] is None
+    assert 0.4 < result["classes"][2]["iou"] == result["classes"][2]["accuracy"] < 0.6
+    assert result["mIoU"] == (1 + result["classes"][2]["iou"]) / 2
+
+
+def test_split_without_labels_predicts_and_gives_no_score(project, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("image/bonn/1.png\nimage/bonn/2.png\n")
+    assert run(project, "save_folder", tmp_path / "out", "split", "test", "test_list", tmp_path / "list.txt") == 0
+    assert (tmp_path / "out/gray/1.png").is_file() and not (tmp_path / "out/result.json").exists()
+    assert "no labels, so there is no score" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("overrides, message", [
+    (("model_path", "nowhere.pth"), "nowhere.pth does not exist"),
+    (("model_path", "null"), "TEST.model_path: this key must be set"),
+    (("save_folder", "null"), "TEST.save_folder: this key must be set"),
+    (("test_list", "none.txt"), "none.txt does not exist"),
+    (("classes", 4, "names_path", "null", "colors_path", "null"), "weights of another network"),
+    (("classes", 4), "names.txt: expected 4 names, one a line, found 3"),
+    (("index_start", 3), "TEST.index_start: 3 is behind the last of the 3 images"),
+    (("has_prediction", True), "3 of the 3 predictions do not exist: "),
+    (("has_prediction", True, "split", "test"), "has_prediction has nothing to score with"),
+    (("scale", 1), "did you mean scales?"),
+])
+def test_mistakes_end_before_the_first_image_with_one_message(project, tmp_path, capsys, overrides, message):
+    assert run(project, "save_folder", tmp_path, *overrides) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "gray").exists()
+
+
+def test_a_missing_image_is_named(project, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("image/bonn/1.png label/bonn/1.png\nimage/bonn/9.png label/bonn/2.png\n")
+    assert run(project, "save_folder", tmp_path / "out", "test_list", tmp_path / "list.txt") == 1
+    assert "image/bonn/9.png" in capsys.readouterr().err and not (tmp_path / "out/gray").exists()
+
+
+def test_a_wrong_label_is_named_with_its_file(project, tmp_path, capsys):
+    Image.fromarray(np.full((40, 57), 9, np.uint8)).save(tmp_path / "bad.png")
+    (tmp_path / "list.txt").write_text(f"image/bonn/1.png {tmp_path / 'bad.png'}\n")
+    assert run(project, "save_folder", tmp_path / "out", "test_list", tmp_path / "list.txt") == 1
+    error = capsys.readouterr().err
+    assert "bad.png" in error and "9" in error and "255" in error
+
+
+def test_reading_ahead_keeps_order_stays_bounded_and_passes_errors_on():
+    started = []
+    results = test.ahead(lambda i: started.append(i) or 10 // (7 - i), range(20), threads=2, depth=3)
+    assert next(results) == 1 and len(started) <= 4
+    with pytest.raises(ZeroDivisionError):
+        list(results)
+    assert max(started) < 12
+
+
+def show(project, *words):
+    return demo.main(["--config", str(project / "config.yaml"), *map(str, words)])
+
+
+def test_demo_shows_a_folder_with_every_scale(project, tmp_path, capsys):
+    assert show(project, "--image", project / "image/bonn", "--out", tmp_path, "scales", "[0.5, 1.0, 1.5]") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{i}_{kind}.png" for i in (1, 2)
+                                                          for kind in ("color", "gray", "overlay")]
+    for name, pred, _ in expected_predictions(project, scales=(0.5, 1.0, 1.5)):
+        if name.startswith("bonn"):
+            assert np.array_equal(Image.open(tmp_path / f"{name[5:]}_gray.png"), pred)
+            assert np.asarray(Image.open(tmp_path / f"{name[5:]}_overlay.png")).shape == (40, 57, 3)
+    assert "1_overlay.png: " in capsys.readouterr().out
+
+
+def test_demo_takes_a_file_or_a_pattern_and_another_model(project, tmp_path):
+    model = project / "train_epoch_7.pth"
+    assert show(project, "--image", project / "image/bonn/2.png", "--out", tmp_path / "a", "--model_path", model) == 0
+    assert (tmp_path / "a/2_color.png").is_file()
+    assert show(project, "--image", project / "image/*/1.png", "--out", tmp_path / "b") == 0
+    assert (tmp_path / "b/aachen/1_overlay.png").is_file() and (tmp_path / "b/bonn/1_overlay.png").is_file()
+
+
+def test_demo_says_what_it_could_not_find(project, tmp_path, capsys):
+    for pattern, message in ((tmp_path / "no.jpg", "no such picture"), (tmp_path, "this folder holds no pictures")):
+        assert show(project, "--image", pattern, "--out", tmp_path / "out") == 1
+        assert f"error: --image {pattern}: {message}" in capsys.readouterr().err
+    assert show(project, "--image", tmp_path, "--model_path", tmp_path / "no.pth") == 1
+    assert "no.pth does not exist" in capsys.readouterr().err
+
+
+def test_demo_turns_pictures_upright(tmp_path):
+    picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    picture.save(tmp_path / "phone.jpg", exif=exif)
+    assert demo.read_upright(tmp_path / "phone.jpg").shape == (30, 20, 3)
+
+
+def test_demo_names_a_broken_picture(project, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    assert show(project, "--image", tmp_path, "--out", tmp_path / "out") == 1
+    assert "broken.jpg" in capsys.readouterr().err
