@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import torch
 
+from util.cache import build_cache, read_cached
 from util.image import read_image, read_label
 
 
@@ -77,6 +78,9 @@ class SemData(torch.utils.data.Dataset):
     `transform` gets image (H, W, 3) float32 RGB 0..255 (uint8 if it has a true attribute `lazy`), label (H, W) uint8 or
     uint16, and the sample's own random numbers. Split `test` has no labels: they are all zero, uint8. With `classes` given,
     a label id that is neither below it nor `ignore_label` is a ValueError.
+
+    `cache` names a directory for decoded files (util/cache.py): whatever it lacks is decoded now. A lazy transform then reads
+    the pixels of its crop only.
     """
 
     def __init__(
@@ -89,10 +93,12 @@ class SemData(torch.utils.data.Dataset):
         classes=None,
         ignore_label=255,
         seed=0,
+        cache=None,
     ):
         self.split, self.transform, self.seed = split, transform, seed
         self.classes, self.ignore_label = classes, ignore_label
         self.data_list = read_list(data_list, data_root, split)
+        self.cached = build_cache(cache, self.data_list, self._decode) if cache else None
 
     def __len__(self):
         return len(self.data_list)
@@ -102,20 +108,30 @@ class SemData(torch.utils.data.Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self.read(index)
         if not getattr(self.transform, "lazy", False):
-            image = image.astype(np.float32)
+            image, label = image.astype(np.float32), np.array(label)
         if self.transform is None:
             return image, label
         return self.transform(image, label, sample_rng(self.seed, epoch, index))
 
     def read(self, index):
-        """Image (H, W, 3) uint8 RGB and label (H, W) uint8 or uint16, checked, as they are in the files."""
+        """Image (H, W, 3) uint8 RGB and label (H, W) uint8 or uint16, checked, as in the files; read-only from a cache."""
+        if self.cached is None:
+            return self._decode(index)
+        image, label, ids = read_cached(self.cached[index])
+        if label is None:
+            return image, np.zeros(image.shape[:2], np.uint8)
+        if self.classes is not None and any(i >= self.classes and i != self.ignore_label for i in ids):
+            check_ids(label, self.classes, self.ignore_label, self.data_list[index][1])
+        return image, label
+
+    def _decode(self, index):
         image_path, label_path = self.data_list[index]
         image = read_image(image_path)
         if label_path is None:
             return image, np.zeros(image.shape[:2], np.uint8)
         label = read_label(label_path)
         if image.shape[:2] != label.shape:
-            sizes = [f"{path} is {h} x {w}" for path, (h, w) in ((image_path, image.shape[:2]), (label_path, label.shape))]
+            sizes = [f"{path} is {a.shape[0]} x {a.shape[1]}" for path, a in ((image_path, image), (label_path, label))]
             raise ValueError(f"image and label differ in size (height x width): {sizes[0]}, {sizes[1]}")
         if self.classes is not None:
             check_ids(label, self.classes, self.ignore_label, label_path)
