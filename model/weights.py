@@ -31,7 +31,6 @@ PSP_HEAD = {
     **{f"decode_head.psp_modules.{i}.1.{kind}.": f"ppm.features.{i}.{j}."
        for i in range(9) for j, kind in ((1, "conv"), (2, "bn"))},
 }
-STAGES = {f"layer{i}.": f"layer{i}." for i in range(5)}
 DROPPED = ("fc.", "head.", "decode_head.", "auxiliary_head.")  # no place here: ImageNet classifiers, other heads
 
 # How each family computes with its weights, which no shape tells.
@@ -94,16 +93,16 @@ def to_semseg(content):
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError("holds no weights: expected {name: tensor}, or that under `state_dict`")
-    table = {**STEM, **TRIPLES, **STAGES, **PSP_HEAD}
+    table = {**STEM, **TRIPLES, **PSP_HEAD}
     kind = recognise(state)
     renamed, dropped = {}, []
     for key in state:
         bare = key.removeprefix("module.").removeprefix("backbone.")
-        start = next((start for start in table if bare.startswith(start)), None)
-        if start is None and bare.startswith(DROPPED):
+        name = _rename(bare, table)
+        if name.startswith(DROPPED):
             dropped.append(key)
         else:
-            renamed[key] = bare if start is None else table[start] + bare[len(start):]
+            renamed[key] = name
     ours = {name: state[key] for key, name in renamed.items()}
     if len(ours) < len(renamed):
         raise ValueError("holds two networks: some tensors are there twice, with and without `module.` or `backbone.`")
@@ -117,14 +116,16 @@ def to_mmseg(state):
     heads = any(key.startswith(("cls.", "aux.")) for key in state)
     if any(key.startswith("psa.") for key in state) or heads and not any(key.startswith("ppm.") for key in state):
         raise ValueError("only PSPNets and backbones have names in MMSegmentation's form")
-    stem = TRIPLES if describe(state)["stem"] == "plain" else STEM
-    table = {ours: f"{'backbone.' if heads else ''}{theirs}" for theirs, ours in {**stem, **STAGES}.items()}
-    table |= {ours: theirs for theirs, ours in PSP_HEAD.items()}
-    renamed = {}
-    for key, tensor in state.items():
-        start = next((start for start in table if key.startswith(start) and start != table[start]), None)
-        renamed[key if start is None else table[start] + key[len(start):]] = tensor
-    return renamed
+    stem = TRIPLES if describe(state).get("stem") == "plain" else STEM
+    table = {ours: theirs for theirs, ours in {**stem, **PSP_HEAD}.items()}
+    prefix = {start: f"backbone.{start}" for start in ("layer", "stem", "conv", "bn")} if heads else {}
+    return {_rename(_rename(key, table), prefix): tensor for key, tensor in state.items()}
+
+
+def _rename(key, table):
+    """key with its beginning replaced by the table's; as it is if the table has none of its beginnings."""
+    start = next((start for start in table if key.startswith(start)), "")
+    return table.get(start, "") + key[len(start):]
 
 
 def describe(state):
@@ -148,7 +149,7 @@ def _switches(kind, state, content):
     usual = {"semseg": SEMSEG, "mmseg": MMSEG, "semseg backbone": {"contract_dilation": False}}
     certain = describe(state) | ({"contract_dilation": True} if kind == "mmseg" else {})
     certain |= {key: value for key, value in _own_words(content).items() if key in SEMSEG}
-    return usual.get(kind, {"contract_dilation": True}) | certain, set(certain)
+    return {**describe(state), **usual.get(kind, {"contract_dilation": True}), **certain}, set(certain)
 
 
 def _own_words(content):
