@@ -1,5 +1,7 @@
 """Every layout of `tool/prepare.py` on a small tree with the real file names, and what it says of trees with faults."""
+
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tool import prepare
+from util.dataset import read_list
 from util.image import read_image, read_label
 from util.log import report_errors
+from util.visual import load_colors
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 24, 32
@@ -238,6 +243,13 @@ def test_skip_bad_leaves_it_out_and_says_so(camvid, tmp_path, capsys, spoil, mes
     assert [line.split("/")[-1] for line in lines(out / "list/train.txt")] == ["0001TP_006690.png", "Seq05VD_f00000.png"]
 
 
+def test_skip_bad_does_not_leave_a_split_empty(camvid, tmp_path, capsys):
+    for path in (camvid / "val").glob("*.png"):
+        path.write_bytes(b"")
+    assert run("camvid", "--source", camvid, "--out", tmp_path / "out", "--skip-bad") == 1
+    assert "nothing is left of val" in capsys.readouterr().err
+
+
 def test_a_clean_run_takes_the_old_skipped_file_away(camvid, tmp_path):
     out = tmp_path / "out"
     spoil_size(camvid)
@@ -245,6 +257,334 @@ def test_a_clean_run_takes_the_old_skipped_file_away(camvid, tmp_path):
     put(camvid / "trainannot/0006R0_f00930.png", ids([1]))
     assert run("camvid", "--source", camvid, "--out", out) == 0
     assert not (out / "skipped.txt").exists() and len(lines(out / "list/train.txt")) == 3
+
+
+# ---- cityscapes
+
+POLYGONS = {
+    "imgWidth": SIZE[1],
+    "imgHeight": SIZE[0],
+    "objects": [
+        {"label": "sky", "polygon": [[0, 0], [31, 0], [31, 23], [0, 23]]},
+        {"label": "road", "polygon": [[0, 12], [31, 12], [31, 23], [0, 23]]},
+        {"label": "cargroup", "polygon": [[4, 8], [12, 8], [12, 16], [4, 16]]},
+        {"label": "license plate", "polygon": [[6, 12], [8, 12], [8, 14], [6, 14]]},
+        {"label": "static", "polygon": [[20, 8], [28, 8], [28, 16], [20, 16]]},
+        {"label": "person", "polygon": [[0, 0], [3, 0], [3, 3]], "deleted": 1},
+    ],
+}
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    """A frame of two cities to train on, one to validate, one to test; the second training frame has polygons only."""
+    source = tmp_path / "cityscapes"
+    frames = [("train", "aachen_000000_000019"), ("train", "bremen_000264_000019"), ("val", "frankfurt_000000_000294"),
+              ("test", "berlin_000000_000019")]  # fmt: skip
+    for i, (split, stem) in enumerate(frames):
+        city = stem.split("_")[0]
+        put(source / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", picture(i))
+        labels = source / "gtFine" / split / city
+        if i != 1:
+            put(labels / f"{stem}_gtFine_labelIds.png", ids([0, 7, 8, 26, 29, 33]))
+            put(labels / f"{stem}_gtFine_color.png", picture(i))
+        labels.mkdir(parents=True, exist_ok=True)
+        (labels / f"{stem}_gtFine_polygons.json").write_text(json.dumps(POLYGONS))
+    return source
+
+
+def test_cityscapes_label_ids_become_train_ids(cityscapes, tmp_path):
+    before, out = snapshot(cityscapes), tmp_path / "out"
+    assert run("cityscapes", "--source", cityscapes, "--out", out) == 0
+    line = (
+        "leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_"
+    )
+    assert lines(out / "list/fine_val.txt") == lines(out / "fine_val.txt") == [line + "labelTrainIds.png"]
+    label = read_label(out / line.split()[1].replace("_gtFine_", "_gtFine_labelTrainIds.png"))
+    assert (label == ids([255, 0, 1, 13, 255, 18])).all()
+    assert len(lines(out / "list/fine_trainval.txt")) == 3 and lines(out / "list/fine_train.txt") == lines(
+        out / "fine_train.txt"
+    )
+    assert lines(out / "list/fine_test.txt") == ["leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png"]
+    assert snapshot(cityscapes) == before
+
+
+def test_cityscapes_polygons_are_drawn_where_there_is_no_png(cityscapes, tmp_path):
+    run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out")
+    label = read_label(tmp_path / "out/gtFine/train/bremen/bremen_000264_000019_gtFine_labelTrainIds.png")
+    sky, road, car = 10, 0, 13
+    assert (label[0] == sky).all() and (label[20] == road).all()
+    assert label[13, 7] == car and label[10, 24] == 255  # the plate is part of the car; static is void
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "not a polygon file"),
+    ('{"imgWidth": 32, "imgHeight": 24, "objects": [{"label": "spaceship", "polygon": []}]}', "'spaceship' is no class"),
+    ('{"imgWidth": 16, "imgHeight": 24, "objects": []}', "16 x 24, but its image"),
+])  # fmt: skip
+def test_cityscapes_bad_polygons_are_named(cityscapes, tmp_path, capsys, content, message):
+    path = cityscapes / "gtFine/train/bremen/bremen_000264_000019_gtFine_polygons.json"
+    path.write_text(content)
+    assert run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert message in error and path.name in error
+
+
+def test_cityscapes_images_and_labels_without_partner_are_named(cityscapes, tmp_path, capsys):
+    (cityscapes / "leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png").unlink()
+    (cityscapes / "gtFine/train/bremen/bremen_000264_000019_gtFine_polygons.json").unlink()
+    assert run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "labelIds.png: a label without an image" in error and "leftImg8bit.png: an image without a label" in error
+    assert "2 of 4 samples" in error
+
+
+def test_cityscapes_with_half_of_the_download_says_which_half(cityscapes, tmp_path, capsys):
+    (cityscapes / "gtFine").rename(tmp_path / "elsewhere")
+    assert run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out") == 1
+    assert "gtFine/train/, gtFine/val/ missing" in capsys.readouterr().err
+
+
+# ---- ade20k, voc2012, bdd
+
+
+@pytest.fixture
+def ade20k(tmp_path):
+    source = tmp_path / "ADEChallengeData2016"
+    for split, stem in (
+        ("training", "ADE_train_00000001"),
+        ("training", "ADE_train_00000002"),
+        ("validation", "ADE_val_00000001"),
+    ):
+        put(source / "images" / split / f"{stem}.jpg", picture(1))
+        put(source / "annotations" / split / f"{stem}.png", ids([0, 1, 150]))
+    (source / "objectInfo150.txt").write_text("Idx\tRatio\n")
+    return source
+
+
+@pytest.mark.parametrize("below", ["", ".."])  # the folder itself, or the one it was unpacked in
+def test_ade20k_ids_move_down_by_one_and_zero_is_void(ade20k, tmp_path, below):
+    out = tmp_path / "out"
+    assert run("ade20k", "--source", ade20k / below, "--out", out) == 0
+    line = "images/validation/ADE_val_00000001.jpg annotations/validation/ADE_val_00000001.png"
+    assert lines(out / "list/validation.txt") == [line] and len(lines(out / "list/training.txt")) == 2
+    assert (read_label(out / "annotations/training/ADE_train_00000002.png") == ids([255, 0, 149])).all()
+    assert read_image(out / "images/training/ADE_train_00000001.jpg").shape == (*SIZE, 3)
+
+
+def test_ade20k_annotations_of_the_full_set_are_out_of_range(ade20k, tmp_path, capsys):
+    put(ade20k / "annotations/validation/ADE_val_00000001.png", ids([3, 151, 255]))
+    assert run("ade20k", "--source", ade20k, "--out", tmp_path / "out") == 1
+    assert "ids out of range: 151 (264 pixels), 255 (240 pixels); expected 0..150" in capsys.readouterr().err
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """Three official frames with palette PNGs, an augmented one, and the augmented labels of the official ones."""
+    source = tmp_path / "VOCdevkit" / "VOC2012"
+    sets = {"train": ["2007_000032", "2007_000039"], "val": ["2007_000033"]}
+    for split, stems in sets.items():
+        (source / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+        (source / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+        for stem in stems:
+            put(source / "JPEGImages" / f"{stem}.jpg", picture(1))
+            mask = Image.fromarray(ids([0, 15, 255, 20]))
+            mask.putpalette([(37 * i) % 256 for i in range(768)])
+            (source / "SegmentationClass").mkdir(exist_ok=True)
+            mask.save(source / "SegmentationClass" / f"{stem}.png")
+            put(source / "SegmentationClassAug" / f"{stem}.png", ids([0, 15]))
+    put(source / "JPEGImages/2008_000002.jpg", picture(2))
+    put(source / "SegmentationClassAug/2008_000002.png", ids([0, 20]))
+    return source.parent
+
+
+def test_voc_palette_labels_become_ids(voc, tmp_path):
+    out = tmp_path / "out"
+    assert run("voc2012", "--source", voc, "--out", out) == 0
+    label = out / "SegmentationClass/2007_000033.png"
+    assert Image.open(label).mode == "L" and (read_label(label) == ids([0, 15, 255, 20])).all()
+
+
+def test_voc_train_aug_has_the_extra_frames_and_none_of_val(voc, tmp_path):
+    out = tmp_path / "out"
+    run("voc2012", "--source", voc, "--out", out)
+    assert lines(out / "list/train_aug.txt") == [
+        "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png",
+        "JPEGImages/2007_000039.jpg SegmentationClass/2007_000039.png",
+        "JPEGImages/2008_000002.jpg SegmentationClassAug/2008_000002.png",
+    ]
+    assert not set(lines(out / "list/val.txt")) & set(lines(out / "list/train_aug.txt"))
+    assert len(lines(out / "list/trainval.txt")) == 3 and not (out / "list/test.txt").exists()
+
+
+def test_voc_without_the_augmented_labels_says_so(voc, tmp_path, capsys):
+    (voc / "VOC2012/SegmentationClassAug").rename(tmp_path / "aug")
+    assert run("voc2012", "--source", voc / "VOC2012", "--out", tmp_path / "out") == 0
+    assert "no train_aug.txt" in capsys.readouterr().out and not (tmp_path / "out/list/train_aug.txt").exists()
+
+
+def test_voc_test_frames_get_a_list_of_images(voc, tmp_path):
+    put(voc / "VOC2012/JPEGImages/2008_000006.jpg", picture(3))
+    (voc / "VOC2012/ImageSets/Segmentation/test.txt").write_text("2008_000006\n")
+    run("voc2012", "--source", voc, "--out", tmp_path / "out")
+    assert lines(tmp_path / "out/list/test.txt") == ["JPEGImages/2008_000006.jpg"]
+
+
+@pytest.mark.parametrize("images, labels, ending", [
+    ("images/10k", "labels/sem_seg/masks", ""), ("images/10k", "seg/labels", "_train_id"),
+    ("seg/images", "seg/labels", "_train_id"),
+])  # fmt: skip
+def test_bdd_in_its_layouts(tmp_path, images, labels, ending):
+    source, out = tmp_path / "bdd100k", tmp_path / "out"
+    for split, stem in (("train", "0000f77c-6257be58"), ("val", "7d2f7975-e0c1c5a7")):
+        put(source / images / split / f"{stem}.jpg", picture(1))
+        put(source / labels / split / f"{stem}{ending}.png", ids([0, 18, 255]))
+    put(source / images / "test" / "ac6d4f42-00000000.jpg", picture(2))
+    assert run("bdd", "--source", source, "--out", out) == 0
+    assert lines(out / "list/val.txt") == ["image/val/7d2f7975-e0c1c5a7.jpg label/val/7d2f7975-e0c1c5a7.png"]
+    assert lines(out / "list/test.txt") == ["image/test/ac6d4f42-00000000.jpg"]
+    assert (read_label(out / "label/train/0000f77c-6257be58.png") == ids([0, 18, 255])).all()
+
+
+def test_bdd_that_is_none_names_the_folders(tmp_path, capsys):
+    assert run("bdd", "--source", tmp_path, "--out", tmp_path / "out") == 1
+    assert "images/10k/ with labels/sem_seg/masks/, or seg/images/" in capsys.readouterr().err
+
+
+# ---- one's own folder
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Ten photographs with masks of the ids 0, 1, 2 and void, in two folders."""
+    for i in range(10):
+        put(tmp_path / "photos" / f"day {i % 2}" / f"IMG_{i:04d}.JPG", picture(i))
+        put(tmp_path / "masks" / f"day {i % 2}" / f"IMG_{i:04d}.png", ids([0, 1, 2, 255]))
+    return ["--images", tmp_path / "photos", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+
+
+def test_own_folder_is_paired_split_and_described(own, tmp_path, capsys):
+    before, out = snapshot(tmp_path / "masks"), tmp_path / "mine"
+    assert run("folder", *own, "--val-ratio", "0.3") == 0
+    train, val = lines(out / "list/train.txt"), lines(out / "list/val.txt")
+    assert len(train) == 7 and len(val) == 3 and not set(train) & set(val)
+    assert read_list(out / "list/val.txt", out, "val")[0][1].endswith(".png")  # spaces in the paths and all
+    assert lines(out / "mine_names.txt") == ["class0", "class1", "class2"]
+    assert load_colors(out / "mine_colors.txt", 3).shape == (3, 3)
+    assert "classes: 3" in capsys.readouterr().out and snapshot(tmp_path / "masks") == before
+
+
+def test_own_folder_split_depends_on_the_seed_alone(own, tmp_path):
+    splits = []
+    for seed in (1, 1, 2):
+        run("folder", *own, "--seed", seed)
+        splits.append(lines(tmp_path / "mine/list/val.txt"))
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_own_folder_keeps_a_split_into_train_and_val(tmp_path):
+    for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        put(tmp_path / "images" / split / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / split / f"{name}_mask.png", ids([0, 1]))
+    run("folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine")
+    assert lines(tmp_path / "mine/list/val.txt") == ["image/val/c.png label/val/c.png"]
+
+
+def test_own_folder_with_images_and_masks_together(tmp_path):
+    for name, mask in (("a.jpg", "a.png"), ("b.jpeg", "b.png"), ("c.png", "c_mask.png"), ("d.jpg", "d_label.png")):
+        put(tmp_path / "all" / name, picture(1))
+        put(tmp_path / "all" / mask, ids([0, 1]))
+    assert run("folder", "--source", tmp_path / "all", "--out", tmp_path / "mine") == 0
+    assert sum(len(lines(tmp_path / f"mine/list/{split}.txt")) for split in ("train", "val")) == 4
+
+
+def test_own_names_allow_ids_without_pixels(own, tmp_path):
+    (tmp_path / "names.txt").write_text("road\npavement\nbuilding\nunicorn\n")
+    assert run("folder", *own, "--names", tmp_path / "names.txt") == 0
+    assert lines(tmp_path / "mine/mine_names.txt")[3] == "unicorn"
+
+
+def test_binary_masks_of_0_and_255_ask_for_the_ids_and_take_them(tmp_path, capsys):
+    for name in "abc":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", ids([0, 255]))
+    args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+    assert run(*args) == 1
+    assert "--ids ID ID" in capsys.readouterr().err
+    assert run(*args, "--ids", 0, 255) == 0
+    assert (read_label(tmp_path / "mine/label/a.png") == ids([0, 1])).all()
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    """Masks in red and green on black; black is void."""
+    colours = np.array([(0, 0, 0), (255, 0, 0), (0, 128, 0)], np.uint8)
+    for name in "abc":
+        put(tmp_path / "images" / f"{name}.jpg", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", colours[ids([0, 1, 2])])
+    return ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+
+
+def test_colour_masks_without_a_table_ask_for_it(coloured, capsys):
+    assert run(*coloured) == 1
+    assert "--colors FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_colour_masks_with_a_table_become_ids(coloured, tmp_path, palette):
+    if palette:
+        path = tmp_path / "masks/a.png"
+        Image.open(path).quantize(8).save(path)
+    (tmp_path / "colors.txt").write_text("255 0 0 poppy\n0 128 0 tall grass\n0 0 0 void\n")
+    assert run(*coloured, "--colors", tmp_path / "colors.txt") == 0
+    assert (read_label(tmp_path / "mine/label/a.png") == ids([255, 0, 1])).all()
+    assert lines(tmp_path / "mine/mine_names.txt") == ["poppy", "tall grass"]
+    assert lines(tmp_path / "mine/mine_colors.txt") == ["255 0 0", "0 128 0"]
+
+
+def test_a_colour_that_the_table_lacks_is_named(coloured, tmp_path, capsys):
+    (tmp_path / "colors.txt").write_text("255 0 0 poppy\n0 0 0 void\n")
+    assert run(*coloured, "--colors", tmp_path / "colors.txt") == 1
+    assert "masks/a.png: colours that the colour table does not have: 0 128 0 (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("table, message", [("1 2\n", "entry 1 is '1 2'"), ("1 2 999 a\n", "0..255"), ("", "no colours"),
+                                            ("1 2 3 a\n1 2 3 b\n", "1 2 3 is there twice")])  # fmt: skip
+def test_a_wrong_colour_table_is_explained(coloured, tmp_path, capsys, table, message):
+    (tmp_path / "colors.txt").write_text(table)
+    assert run(*coloured, "--colors", tmp_path / "colors.txt") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_own_faults_are_all_named(own, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    masks = tmp_path / "masks/day 0"
+    (masks / "IMG_0000.png").write_bytes(b"")
+    put(masks / "IMG_0002.png", ids([0, 9]))
+    put(masks / "IMG_0004.png", ids([0], (5, 5)))
+    put(masks / "IMG_0006.png", picture(1))
+    put(masks / "extra.png", ids([0]))
+    (masks / "IMG_0008.png").unlink()
+    put(masks / "IMG_0008.jpg", ids([0]))
+    (tmp_path / "photos/day 1/IMG_0001.JPG").write_bytes(b"no image")
+    assert run("folder", *own, "--names", tmp_path / "names.txt", "--skip-bad") == 0
+    skipped = lines(tmp_path / "mine/skipped.txt")
+    expected = {"IMG_0000.png": "empty", "IMG_0002.png": "9 (384 pixels)", "IMG_0004.png": "5 x 5, but", "IMG_0008.jpg": "JPEG",
+                "IMG_0006.png": "a colour mask", "extra.png": "without an image",
+                "IMG_0001.JPG": "cannot be decoded"}  # fmt: skip
+    for name, reason in expected.items():
+        assert any(name in line and reason in line for line in skipped), name
+    assert len(skipped) == len(expected) and "7 left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--source", "x", "--images", "y", "--masks", "z"], "give --images DIR and --masks DIR, or --source"),
+    (["--images", "y"], "give --images DIR and --masks DIR, or --source"),
+    (["--images", "nowhere", "--masks", "nowhere"], "nowhere: no such folder"),
+])  # fmt: skip
+def test_own_folder_arguments_are_checked(tmp_path, capsys, args, message):
+    assert run("folder", *args, "--out", tmp_path / "mine") == 1
+    assert message in capsys.readouterr().err
 
 
 def test_program_runs_from_any_folder(tmp_path):

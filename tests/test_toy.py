@@ -1,4 +1,5 @@
 """The toy street: same pixels for the same seed, every class, little void, and no way to score without looking."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,10 +1,13 @@
 """Make a data set ready for training, or check one.
 
     python tool/prepare.py toy
-    python tool/prepare.py camvid --source ~/Downloads/CamVid
+    python tool/prepare.py cityscapes --source /data/cityscapes
+    python tool/prepare.py folder --images photos --masks masks --out dataset/mine
+    python tool/prepare.py check --config config/toy/toy_pspnet18.yaml
 
-Writes images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, which is what the configs' data_root
-says; the source is never changed. Run it again after an interruption. Exit status: 0 = done; 1 = a mistake, said in words.
+All but `check` write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, where the configs look;
+the source is never changed, and an interrupted run is simply started again. Exit status: 0 = done; 1 = a mistake or faults
+in the data, said in words.
 """
 
 import argparse
@@ -13,12 +16,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from util import prepare
-from util.config import ROOT
+from util import layout, prepare
+from util.check import check
+from util.config import ROOT, load_config
 from util.log import report_errors
 
 LAYOUTS = {
-    "camvid": (prepare.camvid, "CamVid, the folder that the SegNet tutorial distributes"),
+    "camvid": (layout.camvid, "CamVid as the SegNet tutorial distributes it: train.txt, train/, trainannot/, ..."),
+    "cityscapes": (layout.cityscapes, "Cityscapes: leftImg8bit/ and gtFine/ in one folder"),
+    "ade20k": (layout.ade20k, "ADE20K: the folder ADEChallengeData2016"),
+    "voc2012": (layout.voc2012, "PASCAL VOC 2012: the folder VOCdevkit, with SegmentationClassAug if you have it"),
+    "bdd": (layout.bdd, "BDD100K: images/10k/ and labels/sem_seg/masks/, or seg/images/ and seg/labels/"),
 }
 
 
@@ -36,15 +44,45 @@ def run_layout(args):
     return prepare.build(args.layout(args.source, tuple(names)), args.out, args.copy, args.skip_bad)
 
 
+def run_folder(args):
+    if (args.source is None) == (args.images is None or args.masks is None):
+        raise ValueError("give --images DIR and --masks DIR, or --source DIR where both lie in one folder")
+    images, masks = args.images or args.source, args.masks or args.source
+    table = args.colors and layout.read_colour_table(args.colors)
+    names = args.names and tuple(line for line in args.names.read_text(encoding="utf-8").splitlines() if line.strip())
+    void = [value for value in args.void if value not in (args.ids or ())]
+    plan = layout.folder(images, masks, names, table, args.ids, void, args.val_ratio, args.seed)
+    done = prepare.build(plan, args.out, args.copy, args.skip_bad)
+    name = args.out.absolute().name
+    return f"""{done}
+For the config:
+  data_root: {args.out}
+  train_list: {args.out}/list/train.txt
+  val_list: {args.out}/list/val.txt
+  classes: {len(plan.names)}
+  names_path: {args.out}/{name}_names.txt
+  colors_path: {args.out}/{name}_colors.txt"""
+
+
+def run_check(args):
+    report, faults = check(load_config(args.config, args.overrides))
+    if report:
+        print(report, flush=True)
+    if faults:
+        raise ValueError(f"{len(faults)} fault{'s' * (len(faults) > 1)}:{prepare.shorten(faults, 50)}")
+    return "no faults"
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
 
-    def command(name, run, about, out=True):
+    def command(name, run, about):
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
-        if out:
-            sub.add_argument("--out", type=Path, default=ROOT / "dataset" / name, help=f"default: dataset/{name}")
+        default = None if name == "folder" else ROOT / "dataset" / name
+        sub.add_argument("--out", type=Path, default=default, required=default is None, metavar="DIR",
+                         help="folder to make (dataset/NAME)")  # fmt: skip
         return sub
 
     sub = command("toy", run_toy, "render little street scenes, in seconds")
@@ -53,11 +91,28 @@ def parse(argv):
     sub.add_argument("--size", type=size, default=(192, 256), metavar="HxW", help="in pixels (192x256)")
     sub.add_argument("--seed", type=natural, default=0, help="another seed, other streets (0)")
 
-    for name, (layout, about) in LAYOUTS.items():
+    for name, (reader, about) in LAYOUTS.items():
         sub = command(name, run_layout, about)
-        sub.set_defaults(layout=layout)
+        sub.set_defaults(layout=reader)
         sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data as they were unpacked")
         add_common(sub)
+
+    sub = command("folder", run_folder, "your own images and masks")
+    sub.add_argument("--images", type=Path, metavar="DIR", help="the images")
+    sub.add_argument("--masks", type=Path, metavar="DIR", help="their masks: same names, ids or palette or colours, PNG")
+    sub.add_argument("--source", type=Path, metavar="DIR", help="instead of both: NAME.jpg with NAME.png or NAME_mask.png")
+    sub.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (class0, class1, ...)")
+    sub.add_argument("--colors", type=Path, metavar="FILE", help="`R G B name` a line: what the colours of the masks mean")
+    sub.add_argument("--ids", type=natural, nargs="+", metavar="ID", help="values in the masks that are classes 0, 1, ...")
+    sub.add_argument("--void", type=natural, nargs="*", default=[255], metavar="ID", help="values to ignore (255)")
+    sub.add_argument("--val-ratio", type=share, default=0.2, metavar="R", help="share of the images for validation (0.2)")
+    sub.add_argument("--seed", type=natural, default=0, help="of the draw of the validation images (0)")
+    add_common(sub)
+
+    sub = commands.add_parser("check", help="look at every file of a config's lists", description=check.__doc__)
+    sub.set_defaults(run=run_check)
+    sub.add_argument("--config", type=Path, required=True, metavar="FILE")
+    sub.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config to change")
     return parser.parse_args(argv)
 
 
@@ -73,6 +128,16 @@ def size(text):
     if not match or min(int(n) for n in match.groups()) < 16:
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH of at least 16x16")
     return tuple(int(n) for n in match.groups())
+
+
+def share(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return number
 
 
 def natural(text):

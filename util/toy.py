@@ -106,7 +106,7 @@ class Scene:
         if top >= bottom or left >= right:
             return
         here = np.s_[top:bottom, left:right]
-        cut = np.s_[top - v:bottom - v, left - u:right - u]
+        cut = np.s_[top - v : bottom - v, left - u : right - u]
         near = near[cut] if np.ndim(near) else near
         won = mask[cut].astype(bool) & (near >= self.near[here] * 0.999)
         colour = np.broadcast_to(np.asarray(colour, np.float32), (h, w, 3))[cut]
@@ -178,7 +178,7 @@ class Scene:
             u, v, w, h = box
             mask = np.zeros((h, w), np.float32)
             cv2.fillPoly(mask, [np.rint(pixels - (u, v)).astype(np.int32)], float(amount))
-            part = self.shade[v:v + h, u:u + w]
+            part = self.shade[v : v + h, u : u + w]
             np.maximum(part, mask, out=part)
 
     # ---- what lies and stands around
@@ -197,7 +197,7 @@ class Scene:
     def draw_ground(self):
         rng = self.rng
         first = max(int(self.horizon) + 1, 0)
-        v, u = np.mgrid[first:self.h, 0:self.w].astype(np.float32)
+        v, u = np.mgrid[first : self.h, 0 : self.w].astype(np.float32)
         z = np.minimum(self.focal * self.eye / (v - self.horizon), 400)
         d = (u - self.middle) * z / self.focal - self.heading * z - self.bend * z * z + self.shift
         phase = rng.uniform(0, 10)
@@ -210,7 +210,7 @@ class Scene:
 
         asphalt = _vary(rng, (1, 1, 1), 0.03) * rng.uniform(74, 132)
         colour = (asphalt + grain[..., None] * rng.uniform(15, 45)).astype(np.float32)
-        wheel = np.exp(-((np.abs(np.abs(d) - self.half / 2) - 0.8) / 0.35) ** 2)
+        wheel = np.exp(-(((np.abs(np.abs(d) - self.half / 2) - 0.8) / 0.35) ** 2))
         colour -= (wheel * rng.uniform(0, 12))[..., None]
         label = np.full(z.shape, ROAD, np.uint8)
 
@@ -365,7 +365,7 @@ class Scene:
         if style[0] < 0.4:  # brick or stone courses
             course = max(int(0.3 * scale), 2)
             texture[::course] *= 0.9
-        texture[:max(int(0.35 * scale), 1)] *= 0.85 if style[0] < 0.7 else 1.15  # cornice
+        texture[: max(int(0.35 * scale), 1)] *= 0.85 if style[0] < 0.7 else 1.15  # cornice
         if bare:
             return texture
         glass = _vary(rng, (70, 84, 100), 12)
@@ -595,7 +595,7 @@ class Scene:
             if (x + self.heading * z + self.bend * z * z - self.shift) * side >= 0:
                 continue  # this flank looks away from the camera
             draw([(x, y, z + s) for s, y in profile], paint * (0.9 + 0.15 * self.sun * side * self.sun_side))
-            panes = profile[cabin:cabin + 4]
+            panes = profile[cabin : cabin + 4]
             panes = panes + (panes.mean(0) - panes) * 0.16
             draw([(x, y, z + s) for s, y in panes], glass)
             for s in wheels:
@@ -646,10 +646,10 @@ class Scene:
         image = cv2.resize(colour, (width, height), interpolation=cv2.INTER_AREA)
         if rng.random() < 0.3:
             image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.8))
-        v, u = np.mgrid[-1:1:height * 1j, -1:1:width * 1j]
+        v, u = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
         image *= (1 - rng.uniform(0, 0.18) * (u * u + v * v) / 2)[..., None]
         image = image + rng.standard_normal(image.shape, np.float32) * rng.uniform(1.5, 6)
-        label = self.label[SUPERSAMPLE // 2::SUPERSAMPLE, SUPERSAMPLE // 2::SUPERSAMPLE]
+        label = self.label[SUPERSAMPLE // 2 :: SUPERSAMPLE, SUPERSAMPLE // 2 :: SUPERSAMPLE]
         return np.clip(np.rint(image), 0, 255).astype(np.uint8), np.ascontiguousarray(label)
 
 
@@ -669,8 +669,8 @@ def _noise(rng, height, width, cell, octaves):
     for octave in range(octaves):
         rows, cols = (int(np.ceil(n / max(c >> octave, 1))) + 1 for n, c in zip((height, width), cell))
         grid = rng.random((rows, cols), np.float32)
-        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR) * 0.5 ** octave
-        weight += 0.5 ** octave
+        total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR) * 0.5**octave
+        weight += 0.5**octave
     return total / weight
 
 

@@ -1,0 +1,168 @@
+"""`tool/prepare.py check`: every fault of a data set found before a training starts, and the numbers it prints."""
+
+import numpy as np
+import pytest
+
+from tool import prepare
+from util.check import check, class_weights
+from util.config import load_config
+from util.image import read_label, write_png
+from util.log import report_errors
+
+SIZE = 12, 16
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Four training and two validation samples of three classes, and their config."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "list").mkdir()
+    for split, n in (("train", 4), ("val", 2)):
+        for kind in ("image", "label"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(n):
+            write_png(tmp_path / "image" / split / f"{i}.png", rng.integers(0, 256, (*SIZE, 3), np.uint8))
+            label = rng.integers(0, 3, SIZE)
+            label[0] = 255
+            write_png(tmp_path / "label" / split / f"{i}.png", label)
+        rows = (f"image/{split}/{i}.png label/{split}/{i}.png\n" for i in range(n))
+        (tmp_path / "list" / f"{split}.txt").write_text("".join(rows))
+    (tmp_path / "names.txt").write_text("sea\nsand\nsky\n")
+    (tmp_path / "config.yaml").write_text(f"""
+DATA:
+  data_root: {tmp_path}
+  train_list: {tmp_path}/list/train.txt
+  val_list: {tmp_path}/list/val.txt
+  classes: 3
+TRAIN:
+  train_h: 17
+  train_w: 17
+  save_path: {tmp_path}/model
+TEST:
+  test_list: {tmp_path}/list/val.txt
+  names_path: {tmp_path}/names.txt
+""")
+    return tmp_path
+
+
+def faults_of(data, *overrides):
+    return check(load_config(data / "config.yaml", overrides))[1]
+
+
+def run(data, *overrides):
+    return report_errors(lambda: prepare.main(["check", "--config", str(data / "config.yaml"), *overrides]))
+
+
+def test_sound_data_have_no_faults(data, capsys):
+    assert run(data) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["id", "class", "train", "val", "weight"] in rows and ["images", "4", "2"] in rows and out.endswith("no faults\n")
+    assert ["void", "8.33", "%", "8.33", "%"] in rows
+
+
+def test_the_table_counts_every_pixel(data):
+    report, _ = check(load_config(data / "config.yaml"))
+    labels = np.stack([read_label(data / "label/train" / f"{i}.png") for i in range(4)])
+    share = 100 * (labels == 1).sum() / (labels < 3).sum()
+    assert f" 1  sand    {share:.2f} %" in report
+
+
+def test_a_class_without_pixels_is_mentioned(data):
+    report, faults = check(load_config(data / "config.yaml", ["classes", "4", "names_path", "null"]))
+    assert "train has no pixel of: class3" in report and faults == []
+
+
+def spoil_range(data):
+    write_png(data / "label/val/1.png", np.full(SIZE, 3))
+
+
+def spoil_16_bit_range(data):
+    write_png(data / "label/val/1.png", np.full(SIZE, 1000))
+
+
+def spoil_size(data):
+    write_png(data / "label/train/1.png", np.zeros((12, 15), np.uint8))
+
+
+def spoil_empty(data):
+    (data / "image/train/1.png").write_bytes(b"")
+
+
+def spoil_cut(data):
+    path = data / "image/train/1.png"
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def spoil_missing(data):
+    (data / "label/train/3.png").unlink()
+
+
+def spoil_colour(data):
+    write_png(data / "label/train/3.png", np.random.default_rng(1).integers(0, 256, (*SIZE, 3), np.uint8))
+
+
+def spoil_names(data):
+    (data / "names.txt").write_text("sea\nsand\n")
+
+
+def spoil_list(data):
+    (data / "list/val.txt").unlink()
+
+
+def spoil_path_leak(data):
+    (data / "list/val.txt").write_text("image/train/2.png label/train/2.png\n")
+
+
+def spoil_content_leak(data):
+    (data / "image/val/1.png").write_bytes((data / "image/train/2.png").read_bytes())
+
+
+def spoil_twice(data):
+    (data / "list/train.txt").write_text("image/train/2.png label/train/2.png\n" * 3)
+
+
+FAULTS = [
+    (spoil_range, "label/val/1.png: label ids outside 0..2 that are not ignore_label = 255: 3 (192 pixels)"),
+    (spoil_16_bit_range, "1000 (192 pixels)"),
+    (spoil_size, "label/train/1.png: 15 x 12, but its image"),
+    (spoil_empty, "image/train/1.png: the file is empty"),
+    (spoil_cut, "image/train/1.png: cannot be decoded"),
+    (spoil_missing, "label/train/3.png"),
+    (spoil_colour, "label/train/3.png: a colour mask"),
+    (spoil_names, "names.txt: expected 3 names"),
+    (spoil_list, "list/val.txt: no such list file"),
+    (spoil_path_leak, "image/train/2.png is in the training list too"),
+    (spoil_content_leak, "image/val/1.png is in the training list too, there as"),
+    (spoil_twice, "image/train/2.png is listed 3 times"),
+]
+
+
+@pytest.mark.parametrize("spoil, message", FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
+def test_a_fault_is_named_and_the_status_is_one(data, capsys, spoil, message):
+    spoil(data)
+    assert run(data) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 1 fault:") and message in error
+
+
+def test_all_faults_are_told_at_once(data):
+    for spoil in (spoil_range, spoil_size, spoil_names, spoil_colour):
+        spoil(data)
+    assert len(faults_of(data)) == 4
+
+
+def test_a_test_list_may_have_no_labels(data):
+    (data / "list/test.txt").write_text("image/val/0.png\n")
+    assert faults_of(data, "test_list", str(data / "list/test.txt"), "split", "test", "val_list", "null") == []
+
+
+def test_overrides_reach_the_check(data):
+    assert any("outside 0..1" in fault for fault in faults_of(data, "classes", "2", "names_path", "null"))
+
+
+def test_class_weights_are_the_median_frequency_over_the_frequency():
+    pixels = [np.array([60, 20, 0, 20]), np.array([20, 80, 0, 0]), np.array([100, 0, 0, 0])]
+    frequency = np.array([180 / 300, 100 / 200])  # of the pixels of the images that hold the class
+    weights = class_weights(pixels)
+    assert np.allclose(weights[:2], np.median(frequency) / frequency) and np.isnan(weights[2])

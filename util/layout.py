@@ -1,0 +1,423 @@
+"""How data sets look when they are unpacked: each function reads one layout and returns the `Plan` of a prepared folder.
+
+Nothing is written here and no pixel is read, but for the ids of one's own masks. What has no partner or cannot be understood
+stays in the plan as a sample with a fault, so that nothing is left out without a word.
+"""
+
+import json
+import random
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from util.image import read_image, read_label
+from util.visual import default_palette
+
+VOID = 255
+MASK_ENDING = r"_(mask|label|gt)$"  # of a mask's name, after the name of its image
+IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+# Of Cityscapes' 34 label ids those that are evaluated, and the names of the others, which are void.
+CITYSCAPES_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
+                  27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
+CITYSCAPES_VOID = ("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "parking",
+                   "rail track", "guard rail", "bridge", "tunnel", "polegroup", "caravan", "trailer")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its label; `*_to` are the files to make, relative to the output folder."""
+
+    split: str
+    image: Path
+    image_to: str
+    label: Path | None = None  # None: a test image
+    label_to: str | None = None
+    fault: str = ""  # why it cannot be used
+
+
+@dataclass(frozen=True)
+class Plan:
+    sources: tuple[Path, ...]  # folders that must stay as they are
+    samples: list[Sample]
+    lists: dict[str, tuple[str, ...]]  # file of a list, relative to the output folder: the splits in it
+    names: tuple[str, ...]  # of the classes
+    read: Callable  # path of a label -> (H, W) uint8 of classes and 255
+    colors: np.ndarray | None = None  # (K, 3); given where names and colours have to be written too
+    notes: tuple[str, ...] = field(default=())
+
+
+def camvid(source, names):
+    """CamVid as the SegNet tutorial distributes it: train.txt, train/, trainannot/ and so on; 11 is void."""
+    splits = ("train", "val", "test") if (source / "test.txt").exists() else ("train", "val")
+    _need(source, "the SegNet layout of CamVid", *(f"{s}{end}" for s in splits for end in (".txt", "/", "annot/")))
+    samples = []
+    for split in splits:
+        for number, line in enumerate(_lines(source / f"{split}.txt"), 1):
+            if len(line.split()) != 2:
+                raise ValueError(f"{source / split}.txt: entry {number} is {line!r}, expected `image label`")
+            # The lists carry the absolute paths of their author's machine: only folder and name mean something.
+            image, label = (source.joinpath(*Path(entry).parts[-2:]) for entry in line.split())
+            samples.append(Sample(split, image, f"image/{split}/{image.name}", label, f"label/{split}/{label.name}"))
+    lists = {f"list/{split}.txt": (split,) for split in splits}
+    return Plan((source,), samples, lists, names, _by_id({**_plain(names), 11: VOID}))
+
+
+def cityscapes(source, names):
+    """Cityscapes: leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_*.
+
+    The label is the first there of labelIds.png, polygons.json, labelTrainIds.png. Test images get a list without labels.
+    """
+    _need(source, "Cityscapes, leftImg8bit and gtFine in one folder", "leftImg8bit/train/", "leftImg8bit/val/",
+          "gtFine/train/", "gtFine/val/")  # fmt: skip
+    endings = {
+        "labelTrainIds.png": _by_id({**_plain(names), VOID: VOID}),
+        "polygons.json": lambda path: _cityscapes_polygons(path, names),
+        "labelIds.png": _by_id({**dict.fromkeys((*range(34), VOID), VOID), **CITYSCAPES_IDS}),
+    }
+
+    def read(path):
+        return endings[path.name.rsplit("_", 1)[-1]](path)
+
+    samples = []
+    for split in ("train", "val", "test"):
+        images = {f"{path.parent.name}/{path.name.removesuffix('_leftImg8bit.png')}": path
+                  for path in (source / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")}  # fmt: skip
+        labels = {}
+        for ending in endings:  # the last one found stays
+            for path in (source / "gtFine" / split).glob(f"*/*_gtFine_{ending}"):
+                labels[f"{path.parent.name}/{path.name.removesuffix(f'_gtFine_{ending}')}"] = path
+        image_to, label_to = f"leftImg8bit/{split}/{{}}_leftImg8bit.png", f"gtFine/{split}/{{}}_gtFine_labelTrainIds.png"
+        samples += _pair(split, images, None if split == "test" else labels, image_to, label_to)
+    lists = {"list/fine_train.txt": ("train",), "list/fine_val.txt": ("val",), "list/fine_trainval.txt": ("train", "val"),
+             "list/fine_test.txt": ("test",), "fine_train.txt": ("train",), "fine_val.txt": ("val",)}  # fmt: skip
+    return Plan((source,), samples, lists, names, read)
+
+
+def ade20k(source, names):
+    """ADE20K as in ADEChallengeData2016: images/SPLIT/*.jpg and annotations/SPLIT/*.png, 0 void, 1 the first class."""
+    source = _inside(source, "images", "ADEChallengeData2016")
+    splits = ("training", "validation")
+    _need(source, "ADEChallengeData2016", *(f"{kind}/{split}/" for kind in ("images", "annotations") for split in splits))
+    samples = []
+    for split in splits:
+        images, labels = (_files(source / kind / split) for kind in ("images", "annotations"))
+        samples += _pair(split, images, labels, f"images/{split}/{{}}", f"annotations/{split}/{{}}.png")
+    ids = {0: VOID, **{k + 1: k for k in range(len(names))}}
+    return Plan((source,), samples, {f"list/{split}.txt": (split,) for split in splits}, names, _by_id(ids))
+
+
+def voc2012(source, names):
+    """PASCAL VOC 2012 as in VOCdevkit/VOC2012, and SegmentationClassAug beside SegmentationClass where it is there.
+
+    train_aug is train, with the official labels, and what SegmentationClassAug has beyond train and val.
+    """
+    source = _inside(source, "JPEGImages", "VOC2012", "VOCdevkit/VOC2012")
+    sets = "ImageSets/Segmentation"
+    _need(source, "VOC2012", "JPEGImages/", "SegmentationClass/", f"{sets}/train.txt", f"{sets}/val.txt")
+    stems = {split: _lines(source / sets / f"{split}.txt") for split in ("train", "val")}
+    official = {*stems["train"], *stems["val"]}
+    stems["aug"] = sorted(path.stem for path in (source / "SegmentationClassAug").glob("*.png") if path.stem not in official)
+    if (source / sets / "test.txt").exists():
+        stems["test"] = _lines(source / sets / "test.txt")
+    samples = []
+    for split, names_of_split in stems.items():
+        for stem in names_of_split:
+            image = f"JPEGImages/{stem}.jpg"
+            label = None if split == "test" else f"SegmentationClass{'Aug' * (split == 'aug')}/{stem}.png"
+            samples.append(Sample(split, source / image, image, label and source / label, label))
+    lists = {"list/train.txt": ("train",), "list/val.txt": ("val",), "list/trainval.txt": ("train", "val")}
+    notes = ()
+    if stems["aug"]:
+        lists["list/train_aug.txt"] = ("train", "aug")
+    else:
+        notes = (f"no train_aug.txt: there is no {source / 'SegmentationClassAug'} with labels beyond train and val",)
+    if "test" in stems:
+        lists["list/test.txt"] = ("test",)
+    return Plan((source,), samples, lists, names, _by_id({**_plain(names), VOID: VOID}), notes=notes)
+
+
+def bdd(source, names):
+    """BDD100K: images/10k/SPLIT/*.jpg with labels/sem_seg/masks/SPLIT/*.png, or seg/images with seg/labels/*_train_id.png."""
+    for root in (source, source / "bdd100k"):
+        for images, labels, ending in (("images/10k", "labels/sem_seg/masks", ""), ("images/10k", "seg/labels", "_train_id"),
+                                       ("seg/images", "seg/labels", "_train_id")):  # fmt: skip
+            if (root / images).is_dir() and (root / labels).is_dir():
+                _need(root, "BDD100K", *(f"{kind}/{split}/" for kind in (images, labels) for split in ("train", "val")))
+                samples = []
+                for split in ("train", "val", "test"):
+                    masks = {path.stem.removesuffix(ending): path for path in (root / labels / split).glob(f"*{ending}.png")}
+                    pictures = _files(root / images / split, ending=".jpg")
+                    samples += _pair(split, pictures, None if split == "test" else masks,
+                                     f"image/{split}/{{}}", f"label/{split}/{{}}.png")  # fmt: skip
+                lists = {f"list/{split}.txt": (split,) for split in ("train", "val", "test")}
+                return Plan((source,), samples, lists, names, _by_id({**_plain(names), VOID: VOID}))
+    raise FileNotFoundError(
+        f"{source}: not BDD100K's semantic segmentation: expected images/10k/ with labels/sem_seg/masks/, or seg/images/ with "
+        f"seg/labels/ (*_train_id.png), here or in bdd100k/"
+    )
+
+
+def read_colour_table(path):
+    """A text file of `R G B name` lines as [(R, G, B, name)]; a name that is missing becomes class0, class1, ..."""
+    table = []
+    for number, line in enumerate(_lines(path), 1):
+        parts = line.split(maxsplit=3)
+        if len(parts) < 3 or not all(part.isdecimal() and int(part) < 256 for part in parts[:3]):
+            raise ValueError(f"{path}: entry {number} is {line!r}, expected `R G B name` with numbers 0..255")
+        colour, name = [int(part) for part in parts[:3]], parts[3] if len(parts) > 3 else f"class{len(table)}"
+        if colour in [entry[:3] for entry in table]:
+            raise ValueError(f"{path}: entry {number}: the colour {parts[0]} {parts[1]} {parts[2]} is there twice")
+        table.append([*colour, name])
+    if all(name == "void" for *_, name in table):
+        raise ValueError(f"{path}: no colours in it, expected `R G B name` lines")
+    return table
+
+
+def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ratio=0.2, seed=0):
+    """One's own images and masks, paired by their path below `images` and `masks`, without suffix.
+
+    names: class names. table: [(R, G, B, name)], the meaning of colour masks, a name `void` for what to ignore. ids: the
+    values in the masks that are classes 0, 1, ...; without any of these the masks must hold 0, 1, ... and void values only.
+    Folders train and val on both sides are kept as the splits; else a share `val_ratio`, drawn with `seed`, is val.
+    """
+    for path in (images, masks):
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: no such folder")
+    pictures, notes = _own_files(images, masks == images, want_masks=False)
+    labels, more_notes = _own_files(masks, masks == images, want_masks=True)
+    labels = {key if key in pictures else re.sub(MASK_ENDING, "", key): path for key, path in labels.items()}
+    if not pictures:
+        raise FileNotFoundError(f"{images}: no images ({' '.join(IMAGE_TYPES)}) in it")
+    if not labels:
+        raise FileNotFoundError(
+            f"{masks}: no masks in it; a mask is a PNG with the name of its image, and _mask, _label or _gt may follow the name"
+        )
+
+    keys = sorted({*pictures, *labels})
+    tops = {key.split("/")[0] for key in keys if "/" in key}
+    if {"train", "val"} <= tops <= {"train", "val", "test"} and all("/" in key for key in keys):
+        split_of = {key: key.split("/")[0] for key in keys}
+    else:
+        both = [key for key in keys if key in pictures and key in labels]
+        if len(both) < 2:
+            raise ValueError(f"{images}: {len(both)} image with a mask, at least 2 are needed, one to train on and one for val")
+        random.Random(seed).shuffle(both)
+        count = min(max(round(len(both) * val_ratio), 1), len(both) - 1)
+        split_of = {**dict.fromkeys(keys, "train"), **dict.fromkeys(both[:count], "val")}
+    splits = [split for split in ("train", "val", "test") if split in split_of.values()]
+    samples = []
+    for split in splits:
+        mine = [{key: path for key, path in files.items() if split_of[key] == split} for files in (pictures, labels)]
+        samples += _pair(split, *mine, "image/{}", "label/{}.png")
+
+    colors = None
+    if table is not None:
+        colour_of = {}  # of each class the first, for display
+        for *colour, name in table:
+            colour_of.setdefault(name, colour)
+        colour_of.pop("void", None)
+        if names is not None and tuple(names) != tuple(colour_of):
+            raise ValueError(f"the names ({', '.join(names)}) are not those of the colour table ({', '.join(colour_of)})")
+        names, colors = tuple(colour_of), np.array([*colour_of.values()], np.uint8)
+    if names is None and ids is None:
+        names = tuple(f"class{k}" for k in range(_count_ids([s.label for s in samples if s.label and not s.fault], void)))
+    elif names is None:
+        names = tuple(f"class{k}" for k in range(len(ids)))
+    if ids is not None and len(ids) != len(names):
+        raise ValueError(f"{len(ids)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
+    if len(names) > VOID:
+        raise ValueError(f"{len(names)} classes; labels have 8 bits, so at most {VOID}")
+    by_id = _by_id({**dict.fromkeys(void, VOID), **({v: k for k, v in enumerate(ids)} if ids else _plain(names))})
+    read = by_id if table is None else _by_colour(table, by_id)
+    colors = default_palette(len(names)) if colors is None else colors
+    lists = {f"list/{split}.txt": (split,) for split in splits}
+    return Plan((images, masks), samples, lists, names, read, colors, (*notes, *more_notes))
+
+
+# ---- reading labels
+
+
+def _plain(names):
+    return {k: k for k in range(len(names))}
+
+
+def _by_id(ids):
+    """A reader of id masks. ids: value in the file -> class or 255; other values are a ValueError that names them."""
+    lookup = np.full(65536, -1, np.int16)
+    lookup[list(ids)] = list(ids.values())
+
+    def read(path):
+        label = read_label(path)
+        classes = lookup[label]
+        if (classes < 0).any():
+            values, counts = np.unique(label[classes < 0], return_counts=True)
+            found = [f"{value} ({count} pixels)" for value, count in zip(values, counts)]
+            raise ValueError(f"{path}: ids out of range: {_some(found)}; expected {_ranges(sorted(ids))}")
+        return classes.astype(np.uint8)
+
+    return read
+
+
+def _by_colour(table, by_id):
+    """A reader of colour masks; files of one channel go to `by_id`. table: [(R, G, B, name)]."""
+    packed = np.array([r << 16 | g << 8 | b for r, g, b, _ in table])
+    kinds = [*dict.fromkeys(name for *_, name in table if name != "void")]
+    classes = np.array([VOID if name == "void" else kinds.index(name) for *_, name in table], np.uint8)
+    order = packed.argsort()
+    packed, classes = packed[order], classes[order]
+
+    def read(path):
+        try:
+            with Image.open(path) as mask:
+                gray = mask.mode not in ("P", "RGB", "RGBA")
+        except OSError:
+            gray = True  # what is wrong with the file is said there
+        if gray:
+            return by_id(path)
+        pixels = read_image(path).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        place = np.searchsorted(packed, pixels).clip(max=len(packed) - 1)
+        wrong = packed[place] != pixels
+        if wrong.any():
+            values, counts = np.unique(pixels[wrong], return_counts=True)
+            found = [f"{v >> 16} {v >> 8 & 255} {v & 255} ({n} pixels)" for v, n in zip(values, counts)]
+            raise ValueError(f"{path}: colours that the colour table does not have: {_some(found)}")
+        return classes[place]
+
+    return read
+
+
+def _cityscapes_polygons(path, names):
+    """Draw the polygons in their order, as the data set's own tools do; a group counts as its members' class."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        size, objects = (content["imgWidth"], content["imgHeight"]), content["objects"]
+        objects = [(thing["label"], thing["polygon"]) for thing in objects if not thing.get("deleted")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a polygon file of Cityscapes ({error!r})") from error
+    label = Image.new("L", size, VOID)
+    draw = ImageDraw.Draw(label)
+    for name, polygon in objects:
+        if name not in CITYSCAPES_VOID and name not in names:
+            name = name.removesuffix("group")
+        if name == "license plate":  # has no id of its own: the car stays
+            continue
+        if name not in CITYSCAPES_VOID and name not in names:
+            raise ValueError(f"{path}: {name!r} is no class of Cityscapes")
+        draw.polygon([tuple(point) for point in polygon], fill=names.index(name) if name in names else VOID)
+    return np.array(label)
+
+
+def _count_ids(paths, void):
+    """The number of classes in id masks that hold 0, 1, ... without gaps; ValueError that lists the ids otherwise."""
+
+    def ids_of(path):
+        try:
+            return np.unique(read_label(path)).tolist()
+        except (ValueError, OSError) as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(ids_of, paths))
+    seen = sorted({value for ids in found if isinstance(ids, list) for value in ids} - {*void})
+    if not seen:
+        first = next((error for error in found if not isinstance(error, list)), "every pixel is void")
+        raise ValueError(f"no class ids in the masks: {first}; for colour masks give --colors FILE with `R G B name` lines")
+    if seen != list(range(len(seen))) or len(seen) < 2:
+        listed = _some([str(value) for value in seen], 20)
+        raise ValueError(
+            f"the masks hold the ids {listed} and void ({_some([str(v) for v in void])}), which does not tell the classes: say "
+            f"which value is which with --ids ID ID ... (classes 0, 1, ...; a value of --void may be among them), or give "
+            f"--names FILE if ids without pixels are classes too"
+        )
+    return len(seen)
+
+
+# ---- reading folders
+
+
+def _need(source, what, *parts):
+    """Every part (a folder if it ends in /) must be there; the error names all that are not."""
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such folder; expected {what}: {' '.join(parts)}")
+    missing = [part for part in parts if not (Path.is_dir if part.endswith("/") else Path.is_file)(source / part)]
+    if missing:
+        raise FileNotFoundError(f"{source}: not {what}: {', '.join(missing)} missing; expected {' '.join(parts)}")
+
+
+def _inside(source, mark, *below):
+    """The source itself if it holds the folder `mark`, else the first folder below it that does."""
+    return next((root for root in (source, *(source / part for part in below)) if (root / mark).is_dir()), source)
+
+
+def _lines(path):
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _files(root, ending=""):
+    """stem -> path of the images in a folder. Names that begin with a dot are the system's."""
+    return {path.stem: path for path in sorted(root.glob(f"*{ending}"))
+            if path.suffix.lower() in IMAGE_TYPES and not path.name.startswith(".")}  # fmt: skip
+
+
+def _own_files(root, shared, want_masks):
+    """({path below root without suffix: file}, notes) of images or masks.
+
+    In a shared folder a mask is what ends in _mask, _label or _gt, and a PNG that has a JPEG of the same name beside it.
+    """
+    files, others = {}, []
+    for path in sorted(root.rglob("*")):
+        if path.is_dir() or any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue
+        if path.suffix.lower() not in IMAGE_TYPES:
+            others.append(path.name)
+            continue
+        twin = path.suffix.lower() == ".png" and any(path.with_suffix(end).exists() for end in (".jpg", ".jpeg", ".JPG"))
+        is_mask = twin or re.search(MASK_ENDING, path.stem) is not None
+        if shared and is_mask != want_masks:
+            continue
+        key = path.relative_to(root).with_suffix("").as_posix()
+        if key in files:
+            raise ValueError(f"{files[key]} and {path.name}: two files for one name; keep one of them")
+        files[key] = path
+    notes = (f"{root}: no images, left alone: {_some(others)}",) if others and not (shared and want_masks) else ()
+    return files, notes
+
+
+def _pair(split, images, labels, image_to, label_to):
+    """Samples from key -> path of images and of labels (None: a test split); what has no partner is a fault.
+
+    image_to, label_to: file names with {} for the key; the image keeps its suffix.
+    """
+    samples = []
+    for key in sorted({*images, *(labels or {})}):
+        image, label = images.get(key), labels and labels.get(key)
+        target = image_to.format(key)
+        if image is None:
+            samples.append(Sample(split, label, "", fault=f"{label}: a label without an image (nothing named {key})"))
+            continue
+        target = target if Path(target).suffix == image.suffix else target + image.suffix
+        if labels is None:
+            samples.append(Sample(split, image, target))
+        elif label is None:
+            samples.append(Sample(split, image, target, fault=f"{image}: an image without a label (nothing named {key})"))
+        elif label.suffix.lower() in (".jpg", ".jpeg"):
+            samples.append(Sample(split, image, target, fault=f"{label}: a JPEG changes the ids; save labels as PNG"))
+        else:
+            samples.append(Sample(split, image, target, label, label_to.format(key)))
+    return samples
+
+
+def _ranges(values):
+    """[0, 1, 2, 255] -> '0..2, 255'"""
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _some(words, count=5):
+    return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")
