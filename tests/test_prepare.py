@@ -471,7 +471,8 @@ def test_own_folder_is_paired_split_and_described(own, tmp_path, capsys):
     assert read_list(out / "list/val.txt", out, "val")[0][1].endswith(".png")  # spaces in the paths and all
     assert lines(out / "mine_names.txt") == ["class0", "class1", "class2"]
     assert load_colors(out / "mine_colors.txt", 3).shape == (3, 3)
-    assert "classes: 3" in capsys.readouterr().out and snapshot(tmp_path / "masks") == before
+    out = capsys.readouterr().out
+    assert "classes: 3" in out and f"data_root: {tmp_path / 'mine'}\n" in out and snapshot(tmp_path / "masks") == before
 
 
 def test_own_folder_split_depends_on_the_seed_alone(own, tmp_path):

@@ -53,15 +53,16 @@ def run_folder(args):
     void = [value for value in args.void if value not in (args.ids or ())]
     plan = layout.folder(images, masks, names, table, args.ids, void, args.val_ratio, args.seed)
     done = prepare.build(plan, args.out, args.copy, args.skip_bad)
-    name = args.out.absolute().name
+    out = args.out.absolute()
+    root = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # configs' paths start at the project's root
     return f"""{done}
 For the config:
-  data_root: {args.out}
-  train_list: {args.out}/list/train.txt
-  val_list: {args.out}/list/val.txt
+  data_root: {root}
+  train_list: {root}/list/train.txt
+  val_list: {root}/list/val.txt
   classes: {len(plan.names)}
-  names_path: {args.out}/{name}_names.txt
-  colors_path: {args.out}/{name}_colors.txt"""
+  names_path: {root}/{out.name}_names.txt
+  colors_path: {root}/{out.name}_colors.txt"""
 
 
 def run_check(args):
@@ -103,8 +104,8 @@ def parse(argv):
     sub.add_argument("--source", type=Path, metavar="DIR", help="instead of both: NAME.jpg with NAME.png or NAME_mask.png")
     sub.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (class0, class1, ...)")
     sub.add_argument("--colors", type=Path, metavar="FILE", help="`R G B name` a line: what the colours of the masks mean")
-    sub.add_argument("--ids", type=natural, nargs="+", metavar="ID", help="values in the masks that are classes 0, 1, ...")
-    sub.add_argument("--void", type=natural, nargs="*", default=[255], metavar="ID", help="values to ignore (255)")
+    sub.add_argument("--ids", type=mask_id, nargs="+", metavar="ID", help="values in the masks that are classes 0, 1, ...")
+    sub.add_argument("--void", type=mask_id, nargs="*", default=[255], metavar="ID", help="values to ignore (255)")
     sub.add_argument("--val-ratio", type=share, default=0.2, metavar="R", help="share of the images for validation (0.2)")
     sub.add_argument("--seed", type=natural, default=0, help="of the draw of the validation images (0)")
     add_common(sub)
@@ -143,6 +144,12 @@ def share(text):
 def natural(text):
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
+    return int(text)
+
+
+def mask_id(text):
+    if natural(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is more than 16 bits hold")
     return int(text)
 
 

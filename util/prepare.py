@@ -114,7 +114,10 @@ def _place(source, target, copy):
     if copy:
         shutil.copy2(source, temporary)
     else:
-        temporary.symlink_to(source)
+        try:
+            temporary.symlink_to(source)
+        except OSError as error:
+            raise OSError(f"{target}: cannot be linked ({error.strerror}); try --copy") from error
     temporary.replace(target)
 
 
