@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_dataset import AUGMENT, list_of, picture, root, save  # noqa: F401
+from test_dataset import AUGMENT, picture, root, save  # noqa: F401
 
 from util import cache as C
 from util import transform as T

@@ -77,6 +77,7 @@ def test_transforms_that_know_no_windows_run_one_by_one():
     assert_lazy_is_plain(ops, *noise(1, 90, 120), 1)
     assert_lazy_is_plain([T.RandScale([0.5, 2]), T.RandomHorizontalFlip()], *noise(1, 90, 120), 1)
     assert_lazy_is_plain([T.Crop(50, "rand", MEAN), T.RandScale([0.5, 2]), T.Crop(70, "rand", MEAN)], *noise(1, 90, 120), 1)
+    assert_lazy_is_plain([T.Crop(200, "center", MEAN), T.Crop(20, "rand", MEAN)], *noise(1, 90, 120), 1)
     assert_lazy_is_plain([], *noise(1, 90, 120), 1)
 
 

@@ -338,8 +338,8 @@ class Compose:
     def __init__(self, ops, lazy=False):
         self.ops, self.lazy = list(ops), lazy
         stop = max((i + 1 for i, op in enumerate(self.ops) if isinstance(op, Crop)), default=0)
-        start = stop
-        while start and hasattr(self.ops[start - 1], "apply_window"):
+        start = max(stop - 1, 0)
+        while start and hasattr(self.ops[start - 1], "apply_window") and not isinstance(self.ops[start - 1], Crop):
             start -= 1
         self._fused = slice(start, stop)
 
@@ -360,7 +360,7 @@ class Compose:
 
 
 def apply_lazily(ops, image, label, rng=random):
-    """What `Compose(ops)` returns, for transforms that have a lazy form, without the work on pixels that it drops."""
+    """What `Compose(ops)` returns without the work on pixels that it drops; ops have a lazy form, the last may be a Crop."""
     image, label = _check_arrays(image, label)
     h, w = label.shape
     steps = []
