@@ -139,7 +139,7 @@ class SemData(torch.utils.data.Dataset):
 
 
 def check_ids(label, classes, ignore_label, path):
-    """Raise ValueError if an integer label map holds an id that is neither 0..classes-1 nor ignore_label."""
+    """Raise ValueError if a uint8 or uint16 label map holds an id that is neither < classes nor ignore_label."""
     wrong = (label >= classes) & (label != ignore_label)
     if wrong.any():
         values, counts = np.unique(label[wrong], return_counts=True)
