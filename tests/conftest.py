@@ -1,8 +1,37 @@
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite means the same on every machine; GPU checks are tool/benchmark.py's
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # for the programs that tests start
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin make a busy machine fifty times slower
+
 import cv2
+import pytest
 import torch
 
 torch.set_num_threads(2)
 cv2.setNumThreads(0)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """Folder of a very small toy dataset: 13 training and 5 validation images of 48x64."""
+    from tool.prepare import main
+
+    root = tmp_path_factory.mktemp("toy")
+    main(["toy", "--out", str(root), "--train", "13", "--val", "5", "--size", "48x64"])
+    return root
+
+
+@pytest.fixture
+def toy_options(toy, tmp_path):
+    """KEY VALUE overrides that make config/toy/toy_pspnet18.yaml train in seconds: 3 iterations an epoch, two epochs."""
+    options = {
+        "data_root": toy,
+        "train_list": toy / "list/train.txt",
+        "val_list": toy / "list/val.txt",
+        "test_list": toy / "list/val.txt",
+        "save_path": tmp_path / "exp/model",
+        **{"train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64},
+        **{"batch_size": 4, "epochs": 2, "print_freq": 2, "eval_freq": 2, "workers": 0, "manual_seed": 7},
+    }
+    return [str(word) for pair in options.items() for word in pair]

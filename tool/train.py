@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,6 +119,8 @@ def train(args) -> int:
 
     # ---- data ----
     train_data, val_data = build_data(cfg, state.seed)
+    if cfg.check_data and not resumed:
+        check_data(train_data, val_data)
     loader = build_loader(cfg, train_data, state.seed, device)
     steps = len(train_data) // cfg.batch_size  # iterations an epoch
 
@@ -411,6 +414,31 @@ def checkpoint_of(cfg, network, optimizer, state) -> dict:
         "state": asdict(state),
         "config": dump_config(cfg),
     }
+
+
+def check_data(*datasets) -> None:
+    """Read every image and label once, and report all that is wrong at once: better now than in the middle of the night."""
+    samples = [(data, index) for data in datasets if data is not None for index in range(len(data))]
+    mine = samples[distributed.rank() :: distributed.world_size()]
+    bar = ProgressBar("Checking the data", len(mine))
+
+    def mistake(sample):
+        data, index = sample
+        try:
+            data.read(index)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    mistakes = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without holding Python's lock
+        for done, found in enumerate(pool.map(mistake, mine), 1):
+            mistakes += [found] if found else []
+            bar.show(done)
+    bar.clear()
+    if mistakes:
+        more = f"\n... and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""
+        raise ValueError(f"{len(mistakes)} of {len(mine)} samples are faulty:\n" + "\n".join(mistakes[:10]) + more)
 
 
 def check_resumed(cfg, resumed, log) -> None:

@@ -71,6 +71,7 @@ class Train:
     epochs: int = 50
     start_epoch: int = 0  # set by `resume`; a value of your own starts the schedule there
     # run
+    check_data: bool = True  # read every image and label once before the first step; skipped when a run resumes
     train_gpu: Ints | None = None  # empty = CPU
     workers: int = 16  # loader processes, over all training processes
     manual_seed: int | None = None  # empty = a new one each run, written to the log
@@ -105,7 +106,7 @@ class Test:
     test_w: int | None = None
     scales: Floats = (1.0,)
     flip: bool = True  # average with the mirror image
-    test_batch: int = 2  # windows that go through the network at once
+    test_batch: int = 1  # windows, with their mirror images, that go through the network at once
     has_prediction: bool = False  # score the PNGs that are in save_folder already
     index_start: int = 0  # first image of the list
     index_step: int = 0  # how many; 0 = to the end

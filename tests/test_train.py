@@ -1,0 +1,300 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from tensorboardX.proto import event_pb2
+from torch import nn
+
+from model.loss import CrossEntropy
+from tool import train
+from util.checkpoint import load_checkpoint
+from util.config import ROOT
+
+CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
+
+
+def run(options, *more):
+    """Status of training in this process."""
+    return train.main(["--config", CONFIG, *options, *map(str, more)])
+
+
+def folder(options):
+    return Path(options[options.index("save_path") + 1])
+
+
+def losses(options):
+    """[(iteration, loss)] as they stand in metrics.jsonl."""
+    lines = map(json.loads, (folder(options) / "metrics.jsonl").read_text().splitlines())
+    return [(line["iteration"], line["loss_train_batch"]) for line in lines if "loss_train_batch" in line]
+
+
+def tensors(path):
+    """Every tensor of a checkpoint, optimizer's included, by name."""
+    content = load_checkpoint(path)
+    momenta = {f"momentum.{k}": v["momentum_buffer"] for k, v in content["optimizer"]["state"].items()}
+    return {**content["state_dict"], **momenta}
+
+
+def same(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def tensorboard_tags(path):
+    """Tags of every event file in a folder: records of length (8 bytes), its checksum (4), an Event, its checksum (4)."""
+    tags = set()
+    for file in path.glob("events.out.tfevents.*"):
+        data = file.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            tags |= {value.tag for value in event.summary.value}
+            data = data[16 + length :]
+    return tags
+
+
+@pytest.fixture(scope="module")
+def finished(toy, tmp_path_factory):
+    """Options of one uninterrupted run of two epochs, with its screen and files."""
+    options = {"data_root": toy, "train_list": toy / "list/train.txt", "val_list": toy / "list/val.txt"}
+    options |= {"test_list": toy / "list/val.txt", "save_path": tmp_path_factory.mktemp("finished") / "model"}
+    options |= {"train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
+    options |= {"batch_size": 4, "epochs": 2, "print_freq": 2, "eval_freq": 2, "workers": 0, "manual_seed": 7}
+    options = [str(word) for pair in options.items() for word in pair]
+    assert run(options) == 0
+    return options
+
+
+def test_a_run_leaves_checkpoints_config_log_metrics_and_events(finished):
+    path = folder(finished)
+    names = {p.name for p in path.iterdir()}
+    assert {"train_epoch_1.pth", "train_epoch_2.pth", "model_best.pth", "config.yaml", "metrics.jsonl"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+    saved = load_checkpoint(path / "train_epoch_2.pth")
+    assert saved["epoch"] == 2 and {"state_dict", "optimizer", "state", "config"} <= saved.keys()
+    assert "layer0.0.weight" in saved["state_dict"] and "ppm.features.0.1.weight" in saved["state_dict"]
+    assert yaml.safe_load((path / "config.yaml").read_text())["TRAIN"]["manual_seed"] == 7
+
+
+def test_log_has_the_lines_of_the_original(finished):
+    (log,) = folder(finished).glob("train-*.log")
+    text = log.read_text()
+    number = r"\d+\.\d{4}"
+    assert re.search(
+        r"Epoch: \[1/2\]\[2/3\] Data \d+\.\d{3} \(\d+\.\d{3}\) Batch \d+\.\d{3} \(\d+\.\d{3}\) Remain \d\d:\d\d:\d\d "
+        rf"MainLoss {number} AuxLoss {number} Loss {number} Accuracy {number}\.",
+        text,
+    )
+    assert re.search(rf"Train result at epoch \[2/2\]: mIoU/mAcc/allAcc {number}/{number}/{number}\.", text)
+    assert re.search(rf"Val result: mIoU/mAcc/allAcc {number}/{number}/{number}\.", text)
+    assert re.search(rf"Class_0 Result: iou/accuracy {number}/{number}\. road", text)
+    assert "torch " + torch.__version__ in text and "seed 7" in text and "git " in text
+    assert "\r" not in text
+
+
+def test_tensorboard_has_the_tags_of_the_original_and_pictures(finished):
+    tags = tensorboard_tags(folder(finished))
+    for kind in ("train_batch", "train", "val"):
+        assert {f"{name}_{kind}" for name in ("loss", "mIoU", "mAcc", "allAcc")} <= tags
+    assert {"lr", "val/0_input_label_prediction"} <= tags
+
+
+def test_metrics_file_holds_every_iteration_once_with_the_poly_rate(finished):
+    lines = [json.loads(line) for line in (folder(finished) / "metrics.jsonl").read_text().splitlines()]
+    batches = [line for line in lines if "lr" in line]
+    assert [line["iteration"] for line in batches] == [1, 2, 3, 4, 5, 6]
+    base_lr = yaml.safe_load((folder(finished) / "config.yaml").read_text())["TRAIN"]["base_lr"]
+    assert [line["lr"] for line in batches] == pytest.approx([base_lr * (1 - i / 6) ** 0.9 for i in range(6)])
+    assert all(np.isfinite(line["loss_train_batch"]) for line in batches)
+
+
+def test_same_seed_gives_the_same_bytes(finished, toy_options):
+    assert run(toy_options, "workers", 2) == 0
+    assert same(folder(finished) / "train_epoch_2.pth", folder(toy_options) / "train_epoch_2.pth")
+    assert losses(finished) == losses(toy_options)
+
+
+def test_run_resumed_inside_an_epoch_ends_as_the_uninterrupted_one(finished, toy_options):
+    timer = threading.Event()
+    original = train.update
+
+    def update(*args):  # asks the run to stop while its fifth iteration is under way
+        timer.count = getattr(timer, "count", 0) + 1
+        if timer.count == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    train.update = update
+    try:
+        assert run(toy_options) == train.REQUEUE
+    finally:
+        train.update = original
+    assert (folder(toy_options) / "train_epoch_1_iter_2.pth").is_file()
+    assert [i for i, _ in losses(toy_options)] == [1, 2, 3, 4, 5]
+    assert run(toy_options, "resume", "auto") == 0
+    assert same(folder(finished) / "train_epoch_2.pth", folder(toy_options) / "train_epoch_2.pth")
+    assert losses(finished) == losses(toy_options)
+    results = [load_checkpoint(folder(o) / "train_epoch_2.pth")["state"] for o in (finished, toy_options)]
+    assert results[0] == results[1]
+
+
+def test_resume_auto_without_a_checkpoint_starts_anew(finished, toy_options):
+    assert run(toy_options, "resume", "auto", "evaluate", "False") == 0
+    assert losses(toy_options) == losses(finished)
+
+
+def test_weight_starts_a_new_schedule_from_a_whole_network(finished, toy_options):
+    weight = folder(finished) / "train_epoch_2.pth"
+    assert run(toy_options, "weight", weight, "base_lr", 0, "evaluate", "False", "epochs", 1) == 0
+    a, b = (load_checkpoint(p)["state_dict"] for p in (weight, folder(toy_options) / "train_epoch_1.pth"))
+    assert torch.equal(a["cls.4.weight"], b["cls.4.weight"]) and torch.equal(a["layer0.0.weight"], b["layer0.0.weight"])
+
+
+def test_save_iters_writes_inside_the_epoch_and_pruning_removes_it_later(toy_options, capsys):
+    assert run(toy_options, "save_iters", 2, "evaluate", "False", "keep_checkpoints", 1) == 0
+    assert "train_epoch_1_iter_2.pth" in capsys.readouterr().out
+    assert [p.name for p in folder(toy_options).glob("*.pth")] == ["train_epoch_2.pth"]
+
+
+def test_resuming_inside_an_epoch_with_another_batch_size_is_refused(toy_options, capsys):
+    assert run(toy_options, "save_iters", 1, "evaluate", "False", "epochs", 1, "keep_checkpoints", 9) == 0
+    inside = next(folder(toy_options).glob("train_epoch_0_iter_2.pth"), None)
+    assert inside is None  # gone with the end of its epoch
+    assert run(toy_options, "resume", folder(toy_options) / "train_epoch_1.pth", "batch_size", 6) == 0
+    assert "changed batch_size: 4 -> 6" in capsys.readouterr().out
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_the_place(toy_options, capsys):
+    assert run(toy_options, "base_lr", 1e20, "print_freq", 1) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"error: the loss became (nan|inf) in epoch 1, iteration \d", error) and "learning rate" in error
+    assert not list(folder(toy_options).glob("*.pth"))
+
+
+def test_single_image_at_a_time_is_refused_with_the_remedy(toy_options, capsys):
+    assert run(toy_options, "batch_size", 1) == 1
+    error = capsys.readouterr().err
+    assert "TRAIN.batch_size: 1" in error and "BatchNorm" in error and "raise batch_size" in error
+
+
+def test_dataset_smaller_than_a_batch_is_refused(toy_options, capsys):
+    assert run(toy_options, "batch_size", 14) == 1
+    assert "13 samples" in capsys.readouterr().err
+
+
+def test_every_faulty_sample_is_named_before_the_first_step(toy, toy_options, tmp_path, capsys):
+    label = cv2.imread(str(next((toy / "label").rglob("*.png"))), cv2.IMREAD_UNCHANGED)
+    label[0, :3] = 77
+    cv2.imwrite(str(tmp_path / "id.png"), label)
+    cv2.imwrite(str(tmp_path / "size.png"), label[:-1])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "id.png").read_bytes()[:100])
+    image = next((toy / "image").rglob("*.png"))
+    lines = [f"{image} {tmp_path / name}" for name in ("id.png", "size.png", "cut.png")] + [f"{tmp_path / 'cut.png'} {image}"]
+    (tmp_path / "bad.txt").write_text("\n".join(lines))
+    assert run(toy_options, "train_list", tmp_path / "bad.txt", "data_root", "/", "evaluate", "False") == 1
+    error = capsys.readouterr().err
+    assert "4 of " in error
+    assert re.search(r"id\.png: label ids outside 0\.\.8 .*77 \(3 pixels\)", error)
+    assert "differ in size" in error and "size.png is 47 x 64" in error
+    assert len(re.findall(r"cut\.png: cannot be decoded", error)) == 2
+    assert not list(folder(toy_options).glob("*.pth"))
+
+
+def test_second_run_into_the_same_folder_is_refused(toy_options, capsys):
+    from util.log import lock_folder
+
+    folder(toy_options).mkdir(parents=True)
+    lock = lock_folder(folder(toy_options))
+    assert run(toy_options) == 1
+    error = capsys.readouterr().err
+    assert f"another run writes here (process {os.getpid()} on " in error and "save_path" in error
+    lock.close()
+
+
+def test_missing_initmodel_is_refused_with_the_remedy(toy_options, capsys):
+    assert run(toy_options, "initmodel", "/nowhere/resnet18.pth") == 1
+    assert "TRAIN.initmodel: /nowhere/resnet18.pth does not exist; initmodel/README.md" in capsys.readouterr().err
+
+
+def test_gpus_without_cuda_mean_the_cpu_with_one_warning(toy_options):
+    with pytest.warns(UserWarning, match=r"GPUs \[0, 1\] are configured but CUDA is not available") as warnings:
+        assert run(toy_options, "train_gpu", "[0, 1]", "epochs", 1, "evaluate", "False") == 0
+    assert len([w for w in warnings if "CUDA is not available" in str(w.message)]) == 1
+
+
+def test_traceback_goes_to_the_log_file_and_not_to_the_screen(toy_options, capsys):
+    assert run(toy_options, "batch_size", 14) == 1
+    (log,) = folder(toy_options).glob("train-*.log")
+    assert "Traceback (most recent call last)" in log.read_text()
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+
+
+class TinyNet(nn.Module):
+    """Two classifiers of single pixels: no BatchNorm, so that cutting a batch into parts changes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.main, self.aux, self.criterion = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), CrossEntropy(255)
+
+    def forward(self, image, label):
+        logits, aux_logits = self.main(image), self.aux(image)
+        return logits.argmax(1), self.criterion(logits, label), self.criterion(aux_logits, label)
+
+    def valid_pixels(self, label):
+        return self.criterion.normaliser(label)
+
+    def label_of_logits(self, label):
+        return label
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(parts):
+    g = torch.Generator().manual_seed(1)
+    image, label = torch.randn(5, 3, 8, 8, generator=g), torch.randint(0, 4, (5, 8, 8), generator=g)
+    label[0], label[1, :3] = 255, 255  # very unequal numbers of valid pixels, one image with none
+    net, reference = TinyNet(), TinyNet()
+    cfg = SimpleNamespace(accumulate_steps=parts, aux_weight=0.4, classes=4, ignore_label=255)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    loss, areas = train.update(cfg, net, net, optimizer, image, label)
+
+    main = F.cross_entropy(reference.main(image), label, ignore_index=255)
+    aux = F.cross_entropy(reference.aux(image), label, ignore_index=255)
+    (main + 0.4 * aux).backward()
+    torch.testing.assert_close(loss, torch.stack([main, aux, main + 0.4 * aux]).detach())
+    for ours, theirs in zip(net.parameters(), reference.parameters()):
+        torch.testing.assert_close(ours, theirs - theirs.grad)
+    assert areas[2].sum() == (label != 255).sum()
+
+
+def test_batch_without_a_valid_pixel_changes_nothing_but_momentum():
+    net = TinyNet()
+    before = net.main.weight.clone()
+    cfg = SimpleNamespace(accumulate_steps=1, aux_weight=0.4, classes=4, ignore_label=255)
+    label = torch.full((2, 4, 4), 255)
+    loss, areas = train.update(cfg, net, net, torch.optim.SGD(net.parameters(), lr=1.0), torch.randn(2, 3, 4, 4), label)
+    assert loss.tolist() == [0, 0, 0] and areas.sum() == 0
+    assert torch.equal(net.main.weight, before)
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "00:00:00"), (61, "00:01:01"), (360000, "100:00:00")])
+def test_clock_counts_hours_beyond_a_day(seconds, text):
+    assert train.clock(seconds) == text
+
+
+def test_help_says_what_is_written_and_how_it_ends():
+    done = subprocess.run([sys.executable, ROOT / "tool/train.py", "--help"], capture_output=True, text=True, check=True)
+    assert "train_epoch_N.pth" in done.stdout and "75" in done.stdout
