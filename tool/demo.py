@@ -35,7 +35,7 @@ def main(argv=None) -> int:
 
 
 def demo(args) -> None:
-    overrides = [*args.opts, *(["model_path", args.model_path] if args.model_path else [])]
+    overrides = [*args.opts, *(["model_path", str(Path(args.model_path).resolve())] if args.model_path else [])]
     cfg = load_config(args.config, overrides, must_exist=["model_path"])
     paths = find_images(args.image)
     names = load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {i}" for i in range(cfg.classes)]

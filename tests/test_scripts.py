@@ -1,0 +1,145 @@
+"""The shell wrappers as a user runs them: in subprocesses, from another directory."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from util.config import ROOT
+
+SCRIPTS = sorted((ROOT / "tool").glob("*.sh"))
+TINY = "train_h 33 train_w 33 test_h 33 test_w 33 base_size 64 batch_size 4 epochs 2 eval_freq 2 workers 1".split()
+
+
+@pytest.fixture
+def project(toy, tmp_path):
+    """The project's code and configs in another place, spaces in its name, with a very small toy dataset."""
+    root = tmp_path / "a copy"
+    for name in ("model", "util", "tool", "config"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("dataset/*/*_*.txt")]:
+        (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / path.relative_to(ROOT))
+    for name in ("image", "label", "list"):
+        (root / "dataset/toy" / name).symlink_to(toy / name)
+    return root
+
+
+def sh(root, script, *arguments, first_in_path=Path(sys.executable).parent):
+    """Run a script from a directory that is not the project's."""
+    environment = {**os.environ, "PATH": f"{first_in_path}:{os.environ['PATH']}", "VIRTUAL_ENV": ""}
+    command = ["sh", root / "tool" / script, *map(str, arguments)]
+    return subprocess.run(command, cwd=root.parent, env=environment, capture_output=True, text=True)
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_script_is_posix_sh_that_parses(script):
+    shell = shutil.which("dash") or "sh"
+    done = subprocess.run([shell, "-n", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_then_test_then_demo_on_toy(project):
+    done = sh(project, "train.sh", "toy", "pspnet18", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = project / "exp/toy/pspnet18"
+    assert (exp / "snapshot/tool/train.py").read_text() == (ROOT / "tool/train.py").read_text()
+    assert (exp / "snapshot/toy_pspnet18.yaml").is_file() and (exp / "snapshot/model/pspnet.py").is_file()
+    assert (exp / "model/train_epoch_2.pth").is_file() and list((exp / "model").glob("train-*.log"))
+    result = exp / "result/epoch_2/val/ss"
+    assert len(list((result / "gray").glob("*.png"))) == len(list((result / "color").glob("*.png"))) == 5
+    score = json.loads((result / "result.json").read_text())
+    assert score["protocol"]["epoch"] == 2 and 0 < score["allAcc"] < 1
+    assert f"mIoU/mAcc/allAcc {score['mIoU']:.4f}" in done.stdout
+
+    # The best epoch is the second, which alone was validated: the same weights score the same through test.sh.
+    again = sh(project, "test.sh", "toy", "pspnet18", *TINY, "model_path", "{save_path}/model_best.pth", "save_folder", "exp/b")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((project / "exp/b/result.json").read_text())["mIoU"] == score["mIoU"]
+
+    command = [sys.executable, project / "tool/demo.py", "--config", project / "config/toy/toy_pspnet18.yaml"]
+    pictures = project / "dataset/toy/image/val"
+    demo = subprocess.run(
+        [*command, "--image", pictures, "--out", "seen", *TINY], cwd=project.parent, capture_output=True, text=True
+    )
+    assert demo.returncode == 0, demo.stderr
+    assert len(list((project.parent / "seen").glob("*_overlay.png"))) == 5
+
+
+def test_failed_training_ends_the_script_with_its_status_and_without_a_test(project):
+    done = sh(project, "train.sh", "toy", "pspnet18", *TINY, "batch_size", 1)
+    assert done.returncode == 1 and "TRAIN.batch_size" in done.stderr
+    assert not (project / "exp/toy/pspnet18/result").exists() and "Eval" not in done.stdout
+
+
+def test_config_that_does_not_exist_is_named(project):
+    done = sh(project, "train.sh", "toy", "pspnet19")
+    assert done.returncode == 1
+    assert "config/toy/toy_pspnet19.yaml: no such config file (did you mean toy_pspnet18.yaml" in done.stderr
+    assert not (project / "exp").exists()
+
+
+@pytest.mark.parametrize("script", ["train.sh", "test.sh"])
+def test_too_few_arguments_show_the_usage(project, script):
+    done = sh(project, script, "toy")
+    assert done.returncode == 2 and f"usage: sh tool/{script} DATASET EXP" in done.stderr
+
+
+def test_python_without_the_packages_is_refused_with_the_remedy(project, tmp_path):
+    for name in ("python", "python3"):
+        executable(tmp_path / "bin" / name, "#!/bin/sh\nexit 1\n")
+    done = sh(project, "test.sh", "toy", "pspnet18", first_in_path=tmp_path / "bin")
+    assert done.returncode == 1 and "sh tool/quickstart.sh" in done.stderr
+
+
+def test_check_passes_a_failure_on(project, tmp_path):
+    python = f'#!/bin/sh\ncase "$*" in *ruff*) exit 3;; esac\nexec "{sys.executable}" "$@"\n'
+    executable(tmp_path / "bin/python", python)
+    assert sh(project, "check.sh", first_in_path=tmp_path / "bin").returncode == 3
+
+
+def test_missing_libgl_brings_the_headless_build_of_the_same_version(project, tmp_path):
+    # A Python that only notes what it is asked to do; `import cv2` fails in it until the headless build is installed.
+    pretend = """#!/bin/sh
+echo "$*" >> "{log}"
+case "$*" in
+    *requirements.py*|*"import cv2"*) grep -q 'install.*opencv-python-headless==4.9.0' "{log}" ;;
+    *"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"pip show"*) echo "Version: 4.9.0" ;;
+    *ruff*) exit 7 ;;
+esac
+""".replace("{log}", str(tmp_path / "log"))
+    for name in ("python", "python3"):
+        executable(tmp_path / "bin" / name, pretend)
+    done = sh(project, "check.sh", first_in_path=tmp_path / "bin")
+    calls = (tmp_path / "log").read_text().splitlines()
+    assert done.returncode == 7, done.stderr  # it came as far as ruff
+    install = [call for call in calls if "pip" in call and "show" not in call]
+    assert "-r requirements-dev.txt" in install[0]
+    assert "uninstall" in install[1] and install[1].endswith("opencv-python")
+    assert install[2].endswith("opencv-python-headless==4.9.0")
+
+
+def test_requirements_name_what_is_missing(tmp_path):
+    (tmp_path / "r.txt").write_text("numpy>=1.0\n# a comment\nno-such-package>=2\nnumpy>=999\n")
+    command = [sys.executable, ROOT / "tool/requirements.py", tmp_path / "r.txt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no-such-package>=2 (found none)" in done.stderr and "numpy>=999 (found" in done.stderr
+    assert "numpy>=1.0 (" not in done.stderr
+
+
+def test_requirements_of_the_project_are_satisfied_by_this_python():
+    command = [sys.executable, ROOT / "tool/requirements.py", ROOT / "requirements-dev.txt"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
