@@ -28,6 +28,7 @@ class SceneParser(nn.Module):
         bottom and right with 0 (the mean colour) and the logits are cut back.
         "input" (MMSegmentation): any size, logits of the image's size.
     align_corners: how logits (and what the context module resizes) are interpolated.
+    fused_loss: compute the losses a few rows at a time, see `upsampled_loss`; False keeps all large logits.
 
     forward(image (N, 3, H, W) normalised), with logits of n*z+1 a side (the image's own size for zoom_factor z = 8):
         training, with label (N, H, W) int64 -> (pred (N, H', W') int64, main_loss, aux_loss); for z < 8 the losses are
@@ -38,7 +39,8 @@ class SceneParser(nn.Module):
     """
 
     def __init__(self, layers, dropout, classes, zoom_factor, criterion=None, pretrained=None, *, context, stem="deep",
-                 contract_dilation=False, align_corners=True, size_rule="grid", loss_mean="valid", ignore_label=255):
+                 contract_dilation=False, align_corners=True, size_rule="grid", loss_mean="valid", ignore_label=255,
+                 fused_loss=True):
         super().__init__()
         if zoom_factor not in (1, 2, 4, 8):
             raise ValueError(f"zoom_factor: {zoom_factor!r} is not possible; choose one of 1, 2, 4, 8")
@@ -47,7 +49,7 @@ class SceneParser(nn.Module):
         if size_rule == "input" and zoom_factor != 8:
             raise ValueError(f"zoom_factor: {zoom_factor} needs size_rule grid; with input only 8 is possible")
         self.classes, self.zoom_factor, self.ignore_label = classes, zoom_factor, ignore_label
-        self.align_corners, self.size_rule = align_corners, size_rule
+        self.align_corners, self.size_rule, self.fused_loss = align_corners, size_rule, fused_loss
         self.criterion = CrossEntropy(ignore_label, mean=loss_mean) if criterion is None else criterion
 
         backbone = ResNet(layers, stem, contract_dilation)
@@ -100,8 +102,9 @@ class SceneParser(nn.Module):
             raise ValueError(f"label of shape {tuple(label.shape)} for image of shape {tuple(image.shape)}: "
                              f"expected {(image.shape[0], h, w)}")
         label = self.label_of_logits(label)
-        main_loss, pred = upsampled_loss(logits, size, label, self.criterion, self.align_corners)
-        aux_loss, _ = upsampled_loss(aux_logits, size, label, self.criterion, self.align_corners, predict=False)
+        how = size, label, self.criterion, self.align_corners
+        main_loss, pred = upsampled_loss(logits, *how, fused=self.fused_loss)
+        aux_loss, _ = upsampled_loss(aux_logits, *how, predict=False, fused=self.fused_loss)
         return pred, main_loss, aux_loss
 
     def label_of_logits(self, label):

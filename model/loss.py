@@ -3,12 +3,17 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+def widen(logits):
+    """Half precision becomes float32, else the argmax has many ties."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def upsample(logits, size, align_corners):
-    """Bilinear (N, K, h, w) -> (N, K, *size); half precision becomes float32 first, else the argmax has many ties."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    """Bilinear (N, K, h, w) -> (N, K, *size), float32 or float64."""
+    logits = widen(logits)
     if logits.shape[-2:] == tuple(size):
         return logits
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
@@ -42,14 +47,108 @@ class CrossEntropy(nn.Module):
     def forward(self, logits, label):
         weight = None if self.weight is None else self.weight.to(logits.dtype)
         total = F.cross_entropy(logits, label, weight, ignore_index=self.ignore_label, reduction="sum")
+        return self.mean_of(total, label)
+
+    def mean_of(self, total, label):
+        """The loss, given the sum over the pixels."""
         n = self.normaliser(label)
         return total / n.where(n > 0, 1.0)
 
 
-def upsampled_loss(logits, size, label, criterion, align_corners, predict=True):
+_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in torch 2.1
+
+
+def upsampled_loss(logits, size, label, criterion, align_corners, predict=True, fused=True):
     """Resize small logits (N, K, h, w) to size, compare with label (N, *size).
 
     Returns the loss (0-d) and the predicted classes (N, *size) int64, or None for them if predict is False.
+    fused: large logits exist for a few rows at a time only, and of their gradient what the small ones need. The numbers
+    are the plain form's; the loss can be differentiated once. A criterion of one's own takes the plain form.
     """
-    logits = upsample(logits, size, align_corners)
-    return criterion(logits, label), logits.detach().argmax(1) if predict else None
+    # A compiler fuses the plain form itself, and would unroll the loop over strips.
+    if not fused or type(criterion) is not CrossEntropy or _is_compiling():
+        logits = upsample(logits, size, align_corners)
+        # max finds the place three times as fast as argmax on a CPU.
+        return criterion(logits, label), logits.detach().max(1).indices if predict else None
+    logits = widen(logits)
+    differentiate = logits.requires_grad and torch.is_grad_enabled()
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        total, gradient, pred = _loss_by_strips(logits, size, label, criterion, align_corners, predict, differentiate)
+    if differentiate:
+        total = _WithGradient.apply(logits, total, gradient)
+    return criterion.mean_of(total, label), pred
+
+
+class _WithGradient(torch.autograd.Function):
+    """A number computed from logits whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx, logits, total, gradient):
+        ctx.save_for_backward(gradient)
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale):
+        return scale * ctx.saved_tensors[0], None, None
+
+
+def _loss_by_strips(logits, size, label, criterion, align_corners, predict, differentiate):
+    """The sum of the pixels' cross entropy (0-d), its gradient (N, K, h, w) or None, the classes (N, *size) or None.
+
+    Resizing one map X (h, w) is Y = D X A with D (H, h) and A (w, W), so the gradient of X is D^T dY A^T; D is a narrow
+    band. A pixel of class t and weight c with logits y has, with m = max y and s = sum exp(y - m),
+        loss = c (log s - (y_t - m)),  d loss / d y_k = c (exp(y_k - m) / s - [k = t]).
+    """
+    (n, classes, h, w), (height, width) = logits.shape, size
+    down = _resize_matrix(logits, h, height, align_corners)
+    across = _resize_matrix(logits, w, width, align_corners).T.contiguous()
+    valid = label != criterion.ignore_label
+    target = label.where(valid, 0)
+    coefficient = valid.to(logits.dtype)
+    if criterion.weight is not None:
+        coefficient *= criterion.weight.to(logits.dtype)[target]
+    # A CPU wants the strip in its cache; on other devices the number of kernels counts.
+    strip_bytes = 2**22 if logits.device.type == "cpu" else 2**26
+    step = max(1, strip_bytes // (classes * width * logits.element_size()))
+    losses = []
+    gradient = torch.empty_like(logits) if differentiate else None
+    pred = torch.empty_like(label) if predict else None
+    for i in range(n):
+        wide = logits[i].transpose(0, 1) @ across  # (h, K, W): rows first, so that a strip is one block of memory
+        wide_gradient = torch.zeros_like(wide)
+        for start in range(0, height, step):
+            rows = slice(start, min(start + step, height))
+            near = _rows_under(rows, h, height, align_corners)
+            t, c = target[i, rows, None], coefficient[i, rows, None]  # (rows, 1, W)
+            y = (down[rows, near] @ wide[near].flatten(1)).view(-1, classes, width)
+            if predict:
+                m, index = y.max(1, keepdim=True)
+                pred[i, rows] = index[:, 0]
+            else:
+                m = y.amax(1, keepdim=True)
+            y -= m
+            y_t = y.gather(1, t)
+            s = y.exp_().sum(1, keepdim=True)
+            losses.append((c * (s.log() - y_t)).sum())
+            if differentiate:
+                y *= c / s
+                y.scatter_add_(1, t, -c)
+                wide_gradient[near].flatten(1).addmm_(down[rows, near].T, y.flatten(1))
+        if differentiate:
+            gradient[i] = (wide_gradient @ across.T).transpose(0, 1)
+    return torch.stack(losses).sum(), gradient, pred
+
+
+def _resize_matrix(like, small, large, align_corners):
+    """(large, small): what it makes of a column of `small` values is that column resized linearly."""
+    eye = torch.eye(small, dtype=like.dtype, device=like.device)
+    return F.interpolate(eye[None], large, mode="linear", align_corners=align_corners)[0].T
+
+
+def _rows_under(rows, small, large, align_corners):
+    """The slice of the `small` rows that these of the `large` rows are made of, with one to spare for rounding."""
+    scale = (small - 1) / max(large - 1, 1) if align_corners else small / large
+    shift = 0 if align_corners else (scale - 1) / 2
+    first, last = (int(max(row * scale + shift, 0)) for row in (rows.start, rows.stop - 1))
+    return slice(max(first - 1, 0), min(last + 3, small))
