@@ -108,6 +108,8 @@ class Test:
     flip: bool = True  # average with the mirror image
     test_batch: int = 1  # windows, with their mirror images, that go through the network at once
     has_prediction: bool = False  # score the PNGs that are in save_folder already
+    boundary_iou: bool = False  # score the contours too; slower
+    format: Literal["none", "cityscapes", "ade20k", "voc2012"] = "none"  # write the PNGs of this evaluation server too
     index_start: int = 0  # first image of the list
     index_step: int = 0  # how many; 0 = to the end
     test_gpu: Ints | None = None  # empty = CPU
