@@ -6,7 +6,16 @@ import pytest
 import torch
 from golden_rules import generator, golden_label
 
-from util.metric import AverageMeter, confusion_matrix, intersectionAndUnion, intersectionAndUnionGPU, scores, table
+from util.metric import (
+    AverageMeter,
+    boundary_areas,
+    confusion_matrix,
+    image_mIoU,
+    intersectionAndUnion,
+    intersectionAndUnionGPU,
+    scores,
+    table,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
 
@@ -139,3 +148,71 @@ def test_meter_keeps_its_hands_off_the_arrays_it_is_given():
     meter.update(counts)
     meter.update(counts)
     assert counts.tolist() == [1, 2] and meter.sum.tolist() == [2, 4]
+
+
+def boundary_by_definition(pred, label, K, ignore, distance):
+    """Class by class and pixel by pixel: a pixel is inside if the square around it is of its class, all within the image."""
+    H, W = label.shape
+    pred = np.where(label == ignore, ignore, pred)
+
+    def contour(ids, k):
+        inside = np.zeros((H, W), bool)
+        for y in range(distance, H - distance):
+            for x in range(distance, W - distance):
+                inside[y, x] = (ids[y - distance : y + distance + 1, x - distance : x + distance + 1] == k).all()
+        return (ids == k) & ~inside
+
+    pairs = [(contour(label, k), contour(pred, k)) for k in range(K)]
+    return [[int((g & p).sum()) for g, p in pairs], [int((g | p).sum()) for g, p in pairs], [int(g.sum()) for g, _ in pairs]]
+
+
+@pytest.mark.parametrize("dilation, distance", [(0.0, 1), (0.02, 1), (0.05, 2), (0.1, 4)])
+def test_boundary_counts_equal_their_definition(dilation, distance):
+    rng = np.random.default_rng(distance)
+    blocks = rng.choice([0, 1, 2, 255], (5, 6)).astype(np.uint8)
+    label = np.kron(blocks, np.ones((6, 6), np.uint8))[:27, :31]  # diagonal 41.1
+    pred = np.roll(np.where(label == 255, 1, label), 2, axis=1)
+    pred[:3, :4] = 77  # of no class
+    found = boundary_areas(pred, label, 3, 255, dilation)
+    assert found.tolist() == boundary_by_definition(pred, label, 3, 255, distance)
+    assert 0 < found[0].sum() < found[1].sum()
+
+
+def test_boundary_iou_sees_a_rough_edge_that_the_iou_hardly_notices():
+    label = np.zeros((100, 100), np.uint8)
+    label[20:80, 20:80] = 1
+    pred = label.copy()
+    pred[18:20, 20:80] = 1  # two pixels too high
+    assert scores(confusion_matrix(pred, label, 2)).iou[1] == 60 / 62
+    # The contours are 3 pixels wide, 684 of the label and 696 of the prediction; two rows of 54 lie in the former alone.
+    assert scores(*boundary_areas(pred, label, 2)).iou[1] == (684 - 108) / (684 + 696 - (684 - 108))
+    assert scores(*boundary_areas(label, label, 2)).mIoU == 1
+
+
+def test_frequency_weighted_iou_is_that_of_its_formula():
+    confusion = np.array([[8, 2, 0], [1, 4, 0], [0, 0, 0]])
+    result = scores(confusion)
+    assert result.fwIoU == pytest.approx((10 * 8 / 11 + 5 * 4 / 7) / 15, abs=1e-15)
+    assert result.recall is result.accuracy and result.recall.tolist()[:2] == [0.8, 0.8]
+
+
+def test_predictions_of_no_class_fill_one_more_column():
+    label, pred = np.uint8([[0, 0, 1, 255]]), np.uint8([[0, 255, 7, 7]])
+    confusion = confusion_matrix(pred, label, 2, other=True)
+    assert confusion.tolist() == [[1, 0, 1], [0, 0, 1]]
+    by_areas, by_matrix = scores(*intersectionAndUnion(pred, label, 2)), scores(confusion)
+    assert (by_areas.iou == by_matrix.iou).all() and by_areas.allAcc == by_matrix.allAcc == 1 / 3
+    with pytest.raises(ValueError, match="label 1 "):
+        confusion_matrix(pred, label, 1, other=True)
+
+
+def test_an_image_is_as_hard_as_its_labelled_classes():
+    assert image_mIoU(np.array([[6, 2, 1], [0, 0, 0], [0, 0, 3]])) == (6 / 9 + 3 / 4) / 2
+    assert math.isnan(image_mIoU(np.zeros((3, 3))))
+
+
+def test_the_table_has_a_column_for_contours_when_they_were_scored():
+    result = scores(np.array([[3, 1], [0, 4]]))
+    text, markdown = (table(result, ["a", "b"], markdown=m, boundary=scores([1, 0], [2, 1], [1, 1])) for m in (False, True))
+    assert text.splitlines()[0].endswith("boundary IoU") and text.splitlines()[1].endswith("0.5000")
+    assert markdown.splitlines()[-1].endswith("| 0.2500 |") and len(set(map(len, text.splitlines()))) == 1

@@ -1,4 +1,4 @@
-"""Scores of a segmentation: exact integer counts, and mIoU, mAcc and allAcc from them.
+"""Scores of a segmentation: exact integer counts, and mIoU, mAcc, allAcc and their kin from them.
 
 All counts come from one histogram of (label, prediction) pairs in int64, so they are exact for any number of pixels and
 add up over images and processes. What counts how:
@@ -8,8 +8,10 @@ add up over images and processes. What counts how:
 - a label outside [0, K) that is not `ignore_index` is a mistake of the data: the functions that work on the host raise,
   `intersectionAndUnionGPU` counts the pixel as a false positive of the predicted class.
 """
+
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 
@@ -49,20 +51,50 @@ def intersectionAndUnionGPU(output, target, K, ignore_index=255):
     return _areas(_pairs(output, target, K, ignore_index), K)
 
 
-def confusion_matrix(pred, label, K, ignore_label=255):
+def confusion_matrix(pred, label, K, ignore_label=255, other=False):
     """(K, K) int64 tensor, rows = label, columns = prediction, from integer arrays or tensors of one shape.
 
     Raises ValueError for a label, or a prediction on a labelled pixel, outside [0, K), except for tensors on an
-    accelerator, where looking would stop the host: such pixels are then left out.
+    accelerator, where looking would stop the host: such pixels are then left out. With `other`, predictions outside are no
+    error but one more column, (K, K + 1).
     """
     pred, label = _host(pred), _host(label)
     pairs = _pairs(pred, label, K, ignore_label)
     if pairs.device.type == "cpu":
         _check_labels(pairs, label, K, ignore_label)
-        if pairs[:K, K].any():
+        if not other and pairs[:K, K].any():
             outside = pred[((pred < 0) | (pred >= K)) & (label != ignore_label)]
             raise ValueError(f"prediction {_tally(outside)} outside 0..{K - 1}: scored with the right classes?")
-    return pairs[:K, :K].contiguous()
+    return pairs[:K, : K + other].contiguous()
+
+
+def boundary_areas(pred, label, K, ignore_label=255, dilation=0.02):
+    """Counts for the boundary IoU of one image: (3, K) int64 array, intersection, union and target, as `scores` takes them.
+
+    Of a class's region G in the label and P in the prediction only the pixels within distance d of the region's own contour
+    count, G_d and P_d: |G_d & P_d| / |G_d | P_d|, with d = round(dilation * diagonal), at least 1 (Cheng, Girshick, Dollar,
+    Berg, Kirillov: Boundary IoU, CVPR 2021). The distance is the chessboard's, and the image's border is contour,
+    as in the authors' program. Ignored pixels count nowhere and border on everything, in label and prediction alike.
+
+    pred, label: (H, W) integer arrays, ids 0..65534. dilation: share of the diagonal.
+    """
+    valid = label != ignore_label
+    nothing = 65535
+    label, pred = (np.where(valid & (ids < K), ids, nothing).astype(np.uint16) for ids in (label, pred))
+    distance = max(1, round(dilation * float(np.hypot(*label.shape))))
+    # A pixel is inside, not on the contour, if its whole neighbourhood is of its class: one minimum and one maximum serve
+    # all classes at once.
+    square = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+    contours = []
+    for ids in (label, pred):
+        framed = cv2.copyMakeBorder(ids, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=nothing)
+        contour = cv2.erode(framed, square) != cv2.dilate(framed, square)
+        contours.append(contour[1:-1, 1:-1] & (ids < K))
+    of_label, of_pred = contours
+    both = of_label & of_pred & (label == pred)
+    intersection, target, predicted = (np.bincount(ids[where], minlength=K) for ids, where in
+                                       ((label, both), (label, of_label), (pred, of_pred)))
+    return np.stack([intersection, target + predicted - intersection, target])
 
 
 @dataclass(frozen=True)
@@ -80,15 +112,21 @@ class Scores:
     mIoU: float
     mAcc: float            # mean of accuracy
     allAcc: float          # correct pixels / labelled pixels
+    fwIoU: float           # sum over classes of labelled pixels * IoU / labelled pixels (Long et al., CVPR 2015, section 5)
+
+    @property
+    def recall(self):
+        return self.accuracy
 
 
 def scores(*counts):
-    """Scores from a (K, K) confusion matrix, or three (K,) counts intersection, union, target; arrays or tensors."""
+    """Scores from a (K, K) or (K, K + 1) confusion matrix, or three (K,) counts intersection, union, target; arrays or
+    tensors."""
     counts = [np.asarray(c.cpu() if torch.is_tensor(c) else c, np.float64) for c in counts]
     if len(counts) == 1:
         confusion = counts[0]
         intersection, target = np.diagonal(confusion), confusion.sum(1)
-        union = target + confusion.sum(0) - intersection
+        union = target + confusion.sum(0)[: len(confusion)] - intersection
     else:
         intersection, union, target = counts
     iou, accuracy = _ratio(intersection, union), _ratio(intersection, target)
@@ -97,10 +135,25 @@ def scores(*counts):
         accuracy=accuracy,
         dice=_ratio(2 * intersection, union + intersection),
         precision=_ratio(intersection, union - target + intersection),
-        mIoU=_mean(iou),
-        mAcc=_mean(accuracy),
+        mIoU=mean(iou),
+        mAcc=mean(accuracy),
         allAcc=float(_ratio(intersection.sum(), target.sum())),
+        fwIoU=float(_ratio(np.nansum(target * iou), target.sum())),
     )
+
+
+def image_mIoU(confusion):
+    """Mean IoU over the classes that are labelled in one image; nan if none is. For finding the hard ones.
+
+    A class that is predicted only would be a 0 among few, whatever its size; its pixels are the other classes' misses anyway.
+    """
+    return mean(scores(confusion).iou[np.asarray(confusion).sum(1) > 0])
+
+
+def mean(values):
+    """Of those that are not nan; nan if none is."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def number(value, digits=4):
@@ -108,18 +161,23 @@ def number(value, digits=4):
     return "-" if np.isnan(value) else f"{value:.{digits}f}"
 
 
-def table(result, names=None, markdown=False):
-    """The per-class table of a `Scores` as text or Markdown; its last line holds the means over the classes present."""
-    columns = result.iou, result.accuracy, result.precision, result.dice
+def table(result, names=None, markdown=False, boundary=None):
+    """The per-class table of a `Scores` as text or Markdown; its last line holds the means over the classes present.
+
+    boundary: the `Scores` of `boundary_areas`, for one more column.
+    """
+    columns = {"IoU": result.iou, "accuracy": result.accuracy, "precision": result.precision, "dice": result.dice}
+    if boundary:
+        columns["boundary IoU"] = boundary.iou
     names = names or [""] * len(result.iou)
-    rows = [["class", "name", "IoU", "accuracy", "precision", "dice"]]
-    rows += [[str(i), name, *(number(c[i]) for c in columns)] for i, name in enumerate(names)]
-    rows += [["mean", "", *(number(_mean(c)) for c in columns)]]
+    rows = [["class", "name", *columns]]
+    rows += [[str(i), name, *(number(c[i]) for c in columns.values())] for i, name in enumerate(names)]
+    rows += [["mean", "", *(number(mean(c)) for c in columns.values())]]
     if markdown:
         cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-        cells.insert(1, ["---", ":---", *["---:"] * 4])
+        cells.insert(1, ["---", ":---", *["---:"] * len(columns)])
         return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-    width = [max(len(row[i]) for row in rows) for i in range(6)]
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ([row[0].rjust(width[0]), row[1].ljust(width[1]), *(c.rjust(w) for c, w in zip(row[2:], width[2:]))]
              for row in rows)
     return "\n".join("  ".join(line) for line in lines)
@@ -194,8 +252,3 @@ def _tally(values):
 def _ratio(a, b):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return np.divide(a, b, out=np.full(b.shape, np.nan), where=b > 0)
-
-
-def _mean(values):
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
