@@ -74,7 +74,10 @@ class Train:
     check_data: bool = True  # read every image and label once before the first step; skipped when a run resumes
     train_gpu: Ints | None = None  # empty = CPU
     workers: int = 16  # loader processes, over all training processes
+    loader_timeout: int = 600  # seconds to wait for a batch before the run stops; 0 = for ever
     manual_seed: int | None = None  # empty = a new one each run, written to the log
+    diff_seed: bool = True  # each process drops other channels (dropout); False: all of them the same
+    deterministic: bool = False  # only kernels that repeat their results bit by bit; slower on GPUs
     print_freq: int = 10  # iterations
     save_freq: int = 1  # epochs
     save_iters: int = 0  # iterations between checkpoints inside an epoch; 0 = none
@@ -90,11 +93,12 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Distributed:
-    dist_url: str = "tcp://127.0.0.1:6789"
+    # torchrun, srun and mpirun know all this themselves; without them each machine starts its own processes:
+    dist_url: str = "tcp://127.0.0.1:6789"  # where the machines meet: the first one's address and a free port
     dist_backend: Literal["nccl", "gloo"] = "nccl"  # on CPUs always gloo
-    multiprocessing_distributed: bool = True
-    world_size: int = 1
-    rank: int = 0
+    multiprocessing_distributed: bool = True  # always one process per GPU; False meant DataParallel, which is gone
+    world_size: int = 1  # machines
+    rank: int = 0  # of this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("workers", "aux_weight", "base_lr", "head_lr_factor", "power", "momentum", "weight_decay", "ignore_label"),
-    *("start_epoch", "save_iters", "index_start", "index_step", "rank"),
+    *("start_epoch", "save_iters", "loader_timeout", "index_start", "index_step", "rank"),
 )
 
 
