@@ -4,9 +4,8 @@ import resource
 
 import pytest
 import torch
-from torch import nn
 
-from util.checkpoint import load_checkpoint, load_weights, newest_checkpoint, position_of, prune_checkpoints, save_checkpoint
+from util.checkpoint import load_checkpoint, newest_checkpoint, position_of, prune_checkpoints, save_checkpoint
 
 
 def a_state(value=1.0):
@@ -85,15 +84,6 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert load_checkpoint(path)["state_dict"]["weight"][0, 0] == 1.0
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
-
-
-def test_weights_of_another_network_are_listed(tmp_path):
-    torch.save({"state_dict": {"weight": torch.ones(3, 5), "extra": torch.ones(1)}}, tmp_path / "a.pth")
-    with pytest.raises(ValueError) as caught:
-        load_weights(nn.Linear(5, 2), tmp_path / "a.pth")
-    message = str(caught.value)
-    assert "missing bias" in message and "unexpected extra" in message
-    assert "weight has shape (3, 5), expected (2, 5)" in message
 
 
 def test_newest_checkpoint_passes_over_damaged_files(tmp_path):

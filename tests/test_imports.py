@@ -14,7 +14,7 @@ GROUND = {
     "metric": set(),
     "inference": set(),
     "optim": set(),
-    "toy": set(),
+    "toy": {"visual"},
     "cache": set(),
     "checkpoint": set(),
     "dataset": {"image", "cache", "transform"},

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 import yaml
 from tensorboardX.proto import event_pb2
 from torch import nn
 
 from model.loss import CrossEntropy
+from model.pspnet import PSPNet
+from model.weights import to_mmseg
 from tool import train
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
@@ -226,6 +229,31 @@ def test_second_run_into_the_same_folder_is_refused(toy_options, capsys):
 def test_missing_initmodel_is_refused_with_the_remedy(toy_options, capsys):
     assert run(toy_options, "initmodel", "/nowhere/resnet18.pth") == 1
     assert "TRAIN.initmodel: /nowhere/resnet18.pth does not exist; initmodel/README.md" in capsys.readouterr().err
+
+
+def test_weights_of_torchvision_and_of_mmsegmentation_start_a_run(toy_options, tmp_path, monkeypatch):
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
+    monkeypatch.setattr(train, "fetch_torchvision", lambda layers, where: path)
+    shorter = ["epochs", 1, "evaluate", "False", "contract_dilation", "True"]
+    assert run(toy_options, "initmodel", "torchvision", "stem", "plain", *shorter) == 0
+    (log,) = folder(toy_options).glob("train-*.log")
+    assert "format: torchvision" in log.read_text() and "dropped: fc.weight, fc.bias" in log.read_text()
+
+    with torch.device("meta"):
+        state = PSPNet(18, classes=4, stem="deep32").state_dict()
+    torch.save({"state_dict": to_mmseg({key: torch.ones_like(t, device="cpu") for key, t in state.items()})}, path)
+    options = ["weight", path, "stem", "deep32", "save_path", tmp_path / "second", *shorter]
+    assert run(toy_options, *options) == 1
+    assert run(toy_options, *options, "skip_head", "True") == 0
+    logs = "".join(log.read_text() for log in (tmp_path / "second").glob("train-*.log"))
+    assert "skipped: cls.4.weight, cls.4.bias, aux.4.weight, aux.4.bias" in logs
+
+
+def test_a_run_does_not_go_on_from_the_weights_of_another_program(toy_options, tmp_path, capsys):
+    torch.save({"epoch": 3, "state_dict": {"module.a": torch.ones(1)}, "optimizer": {}}, tmp_path / "a.pth")
+    assert run(toy_options, "resume", tmp_path / "a.pth") == 1
+    assert "a.pth: not a checkpoint of this project" in capsys.readouterr().err
 
 
 def test_gpus_without_cuda_mean_the_cpu_with_one_warning(toy_options):

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from model import build_model
+from model.weights import load_network_weights
 from util import distributed
-from util.checkpoint import load_weights
+from util.checkpoint import load_checkpoint
 from util.config import load_config
 from util.inference import predict
 from util.log import report_errors
@@ -42,7 +43,7 @@ def demo(args) -> None:
     palette = load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
     device = distributed.pick_device(cfg.test_gpu)
     network = build_model(cfg)
-    load_weights(network, cfg.model_path)
+    load_network_weights(network, cfg.model_path, read=load_checkpoint)
     network.to(device).eval()
 
     for path, name in zip(paths, output_names(paths)):

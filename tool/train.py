@@ -26,9 +26,10 @@ from tensorboardX import SummaryWriter
 from torch.utils.data import DataLoader
 
 from model import build_model
+from model.weights import fetch_torchvision, load_backbone, load_network_weights
 from util import distributed, transform
-from util.checkpoint import load_checkpoint, load_weights, newest_checkpoint, prune_checkpoints, save_checkpoint
-from util.config import changed_keys, dump_config, load_config
+from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from util.config import ROOT, changed_keys, dump_config, load_config
 from util.dataset import EpochSampler, SemData, worker_init
 from util.inference import predict_probability
 from util.log import MetricsFile, ProgressBar, build_logger, environment, lock_folder, peak_memory_mb, report_errors
@@ -102,7 +103,7 @@ def train(args) -> int:
     # ---- where the weights come from; the first that is set wins ----
     # 1. resume: the full state of a run (network, optimizer, position, best score); `auto` = the newest sound checkpoint
     #    in save_path, if there is one
-    # 2. weight: a whole network, trained from iteration 0
+    # 2. weight: a whole network, trained from iteration 0; with skip_head the classifiers of other classes start random
     # 3. initmodel: the backbone; the heads start random
     # 4. none of them: all random
     resumed = None
@@ -110,6 +111,8 @@ def train(args) -> int:
         resumed = newest_checkpoint(save_path, warn=out.log.warning)
     elif cfg.resume:
         resumed = load_checkpoint(cfg.resume)
+        if "state" not in resumed or "optimizer" not in resumed:
+            raise ValueError(f"{cfg.resume}: not a checkpoint of this project: no run can go on from it; give it as `weight`")
     if resumed:
         state = State(**resumed["state"])
         check_resumed(cfg, resumed, out.log)
@@ -126,11 +129,15 @@ def train(args) -> int:
 
     # ---- network, optimizer ----
     torch.manual_seed(state.seed)
-    network = build_model(cfg, pretrained=None if resumed or cfg.weight else cfg.initmodel)
+    network = build_model(cfg)
     if resumed:
         network.load_state_dict(resumed["state_dict"])
     elif cfg.weight:
-        load_weights(network, cfg.weight)
+        report = load_network_weights(network, cfg.weight, skip_head=cfg.skip_head, read=load_checkpoint)
+        out.log.info(f"Weights {cfg.weight}:\n{report}")
+    elif cfg.initmodel:
+        path = initmodel_file(cfg)
+        out.log.info(f"Backbone {path}:\n{load_backbone(network, path, read=load_checkpoint)}")
     network.to(device)
     net = distributed.wrap(network, device, sync_bn=cfg.sync_bn)
     optimizer = build_optimizer(
@@ -377,7 +384,8 @@ def build_data(cfg, seed):
             transform.Crop([cfg.train_h, cfg.train_w], "rand", padding=MEAN, ignore_label=cfg.ignore_label),
             transform.ToTensor(),
             transform.Normalize(MEAN, STD),
-        ]
+        ],
+        lazy=True,
     )
     ids = {"classes": cfg.classes, "ignore_label": cfg.ignore_label}
     train_data = SemData("train", cfg.data_root, cfg.train_list, augmentation, seed=seed, **ids)
@@ -466,9 +474,19 @@ def check_batch(cfg) -> None:
 
 def needed_files(cfg) -> list[str]:
     weights = [key for key in ("weight", "resume") if getattr(cfg, key) not in (None, "auto")]
-    if not weights and cfg.initmodel:
+    if not weights and cfg.initmodel not in (None, "torchvision"):
         weights = ["initmodel"]
     return ["data_root", "train_list", *weights, *(["val_list"] if cfg.evaluate else [])]
+
+
+def initmodel_file(cfg):
+    """Path of the backbone's weights; those of torchvision are fetched by the main process, once."""
+    if cfg.initmodel != "torchvision":
+        return cfg.initmodel
+    if distributed.is_main():
+        fetch_torchvision(cfg.layers, ROOT / "initmodel")
+    distributed.barrier()
+    return fetch_torchvision(cfg.layers, ROOT / "initmodel")
 
 
 def clock(seconds: float) -> str:

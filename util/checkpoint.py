@@ -39,10 +39,7 @@ def load_checkpoint(path) -> dict:
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint")
     if zipfile.is_zipfile(path):  # files of torch < 1.6 are not, and have no checksums
-        try:
-            damaged = zipfile.ZipFile(path).testzip()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            damaged = error
+        damaged = _damage(path)
         if damaged is not None:
             raise ValueError(f"{path}: damaged file ({damaged} does not match its checksum); use an earlier checkpoint")
     try:
@@ -60,27 +57,6 @@ def load_checkpoint(path) -> dict:
     return content
 
 
-def load_weights(model: torch.nn.Module, path) -> dict:
-    """Load a whole network strictly; returns the checkpoint for its `epoch` and the like.
-
-    Raises ValueError that lists what is missing, unexpected or of another shape.
-    """
-    content = load_checkpoint(path)
-    state = content.get("state_dict", content)
-    own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in own]
-    for key in own.keys() & state.keys():
-        found, expected = tuple(getattr(state[key], "shape", ())), tuple(own[key].shape)
-        if found != expected:
-            problems.append(f"{key} has shape {found}, expected {expected}")
-    if problems:
-        listing = "\n  ".join(sorted(problems)[:20]) + (f"\n  ... {len(problems)} in all" if len(problems) > 20 else "")
-        raise ValueError(f"{path}: weights of another network (check arch, layers and classes):\n  {listing}")
-    model.load_state_dict(state)
-    return content
-
-
 def newest_checkpoint(folder, warn):
     """The newest sound checkpoint of a run, or None if there is none; `warn(message)` hears of each damaged one."""
     for path in sorted(Path(folder).glob("train_epoch_*.pth"), key=position_of, reverse=True):
@@ -92,18 +68,43 @@ def newest_checkpoint(folder, warn):
 
 
 def prune_checkpoints(folder, keep: int) -> None:
-    """Keep the `keep` newest train_epoch_N.pth; those inside an epoch go once a newer file stands."""
+    """Keep the `keep` newest train_epoch_N.pth, and the `keep` newest inside the epoch that runs.
+
+    Nothing goes unless one of those that stay is whole, so the only good one is never removed.
+    """
     paths = sorted(Path(folder).glob("train_epoch_*.pth"), key=position_of)
-    whole = [path for path in paths if position_of(path)[1] == 0]
-    for path in paths[:-1]:
-        if path not in whole[-keep:]:
+    ended = [path for path in paths if position_of(path)[1] == 0]
+    inside = [path for path in paths if not ended or position_of(path) > position_of(ended[-1])]
+    stay = ended[-keep:] + inside[-keep:]
+    if any(_damage(path) is None for path in reversed(stay)):
+        for path in set(paths) - set(stay):
             path.unlink()
+
+
+def clear_folder(folder, position, log) -> None:
+    """Before a run that starts at `position`: remove what a killed one left half-written, and set aside, as NAME.old, the
+    checkpoints of an earlier run beyond it, which would pass for newer ones of this run."""
+    for path in Path(folder).glob(".*.pth.*.tmp"):
+        path.unlink()
+    for path in Path(folder).glob("train_epoch_*.pth"):
+        if position_of(path) > position:
+            path.rename(f"{path}.old")
+            log(f"{path} is of an earlier run, or damaged; it is {path.name}.old now")
 
 
 def position_of(path) -> tuple[int, int]:
     """(finished epochs, finished iterations of the next) that the name of a checkpoint states."""
     epoch, iteration = re.fullmatch(r"train_epoch_(\d+)(?:_iter_(\d+))?", Path(path).stem).groups()
     return int(epoch), int(iteration or 0)
+
+
+def _damage(path):
+    """The first thing in the file that does not match its checksum, or why it cannot be looked for; None if all is well."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        return error
 
 
 def _sync_folder(folder) -> None:

@@ -41,7 +41,7 @@ class Train:
     zoom_factor: Literal[1, 2, 4, 8] = 8  # logits are this many times finer than the features
     dropout: float = 0.1  # share of channels dropped before the classifiers
     sync_bn: bool = True  # BatchNorm statistics over all processes
-    initmodel: str | None = "initmodel/resnet{layers}_v2.pth"  # backbone weights; empty = random
+    initmodel: str | None = "initmodel/resnet{layers}_v2.pth"  # backbone weights, or `torchvision`; empty = random
     psa_type: Literal[0, 1, 2] = 2  # collect, distribute, both
     compact: bool = False
     shrink_factor: int = 2
@@ -84,6 +84,7 @@ class Train:
     keep_checkpoints: int = 2  # newest train_epoch_N.pth files that stay; model_best.pth always does
     save_path: str  # where checkpoints and logs go
     weight: str | None = None  # a whole network to start from
+    skip_head: bool = False  # of `weight`: leave out the classifiers, if they are for another number of classes
     resume: str | None = None  # the full state of a run to go on with, or `auto`: the newest in save_path, if any
     # validation while training
     evaluate: bool = False
@@ -313,7 +314,7 @@ def _resolve_paths(values, error) -> list[str]:
     known = {**defaults, **values}
     for key in PATHS:
         value = known[key]
-        if value is None or (key, value) == ("resume", "auto"):
+        if value is None or (key, value) in (("resume", "auto"), ("initmodel", "torchvision")):
             continue
         try:
             value = value.format(**known)

@@ -8,8 +8,14 @@ from util.optim import poly_learning_rate
 from util.visual import colorize
 
 __all__ = [
-    *("AverageMeter", "intersectionAndUnion", "intersectionAndUnionGPU", "poly_learning_rate", "colorize"),
-    *("check_mkdir", "check_makedirs", "find_free_port"),
+    "AverageMeter",
+    "check_makedirs",
+    "check_mkdir",
+    "colorize",
+    "find_free_port",
+    "intersectionAndUnion",
+    "intersectionAndUnionGPU",
+    "poly_learning_rate",
 ]
 
 
