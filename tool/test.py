@@ -2,10 +2,13 @@
 
     python tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml scales "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]"
     torchrun --nproc_per_node 8 tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml
-    python tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml has_prediction True
+    python tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml has_prediction True boundary_iou True
+    python tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml --format cityscapes
 
-Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log, and with labels
-result.json and result.md: the scores and how they were made. Several processes share the images; the scores are the same.
+Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log; with labels
+result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv,
+confusion.png and overlay/NAME.jpg of the hardest images; with `format` what that evaluation server takes. Several processes
+share the images; the scores are the same.
 """
 
 import argparse
@@ -22,16 +25,21 @@ import numpy as np
 import torch
 
 from model import build_model
+from model.weights import load_network_weights
 from util import distributed
-from util.checkpoint import load_weights
+from util.checkpoint import load_checkpoint
 from util.config import ROOT, load_config
 from util.dataset import SemData
+from util.export import CLASSES, save_for_server, server_files
 from util.image import read_label
 from util.inference import predict
 from util.log import build_logger, environment, report_errors
-from util.metric import AverageMeter, intersectionAndUnion, number, scores, table
+from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU, number, scores, table
+from util.report import Example, build_report, confusion_picture, write_confusion
 from util.transform import MEAN, STD
-from util.visual import colorize, default_palette, load_colors, load_names, output_names, save_png
+from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, save_jpeg, save_png
+
+HARDEST, SHOWN, BEST = 20, 6, 3  # images listed in the report with their overlays; of them in pictures; the best in pictures
 
 
 def main(argv=None) -> int:
@@ -41,8 +49,9 @@ def main(argv=None) -> int:
 
 def test(args) -> None:
     # ---- config ----
-    cfg = load_config(args.config, args.opts)
-    cfg = load_config(args.config, args.opts, must_exist=needed_files(cfg))
+    overrides = args.opts + (["format", args.format] if args.format else [])
+    cfg = load_config(args.config, overrides)
+    cfg = load_config(args.config, overrides, must_exist=needed_files(cfg))
     if cfg.save_folder is None:
         raise ValueError(f"{cfg.path}: TEST.save_folder: this key must be set, for the results")
     folder = Path(cfg.save_folder)
@@ -51,7 +60,9 @@ def test(args) -> None:
 
     # ---- images ----
     data = SemData(cfg.split, cfg.data_root, cfg.test_list, None, classes=cfg.classes, ignore_label=cfg.ignore_label)
-    outputs = output_names([image for image, _ in data.data_list])  # of the whole list: a slice must not change names
+    images = [image for image, _ in data.data_list]
+    outputs = output_names(images)  # of the whole list: a slice must not change names
+    exports = [folder / file for file in server_files_of(cfg, images)]
     indices = chosen_indices(cfg, len(data))
     if cfg.has_prediction:
         check_predictions(cfg, [folder / f"gray/{outputs[i]}.png" for i in indices])
@@ -71,69 +82,84 @@ def test(args) -> None:
     log.info(">>>>>>>>>>>>>>>> Start Evaluation >>>>>>>>>>>>>>>>")
     if cfg.has_prediction:
         protocol = earlier_protocol(folder)
-        areas = sum(ahead(lambda i: count_file(cfg, folder / f"gray/{outputs[i]}.png", data.data_list[i][1]), mine),
-                    np.zeros((3, cfg.classes), np.int64))
+        predictions = ahead(lambda i: read_prediction(cfg, folder / f"gray/{outputs[i]}.png", data.data_list[i][1]), mine)
+        predictions = zip(mine, predictions)
     else:
         network = build_model(cfg)
-        checkpoint = load_weights(network, cfg.model_path)
+        weights = load_network_weights(network, cfg.model_path, read=load_checkpoint)
+        log.info(f"Weights {cfg.model_path}:\n{weights}")
         network.to(device).eval()
-        protocol = protocol_of(cfg, checkpoint.get("epoch"), device)
-        areas = predict_images(cfg, network, data, outputs, mine, palette, folder, log)
-    areas = distributed.all_reduce_sum(torch.from_numpy(areas).to(device)).cpu().numpy()
+        protocol = protocol_of(cfg, weights.epoch, device)
+        predictions = predict_images(cfg, network, data, mine, log)
+
+    def finish(item):
+        """Write the files of one image and count its pixels."""
+        index, (pred, label) = item
+        if not cfg.has_prediction:
+            save_png(folder / f"gray/{outputs[index]}.png", pred)
+            save_png(folder / f"color/{outputs[index]}.png", colorize(pred, palette))
+        if cfg.format != "none":
+            save_for_server(exports[index], pred, cfg.format)
+        return index, *(count(cfg, pred, label, data.data_list[index][1]) if cfg.split != "test" else (0, 0, 0))
+
+    confusion = np.zeros((cfg.classes, cfg.classes + 1), np.int64)  # the last column: predictions that are no class
+    contours = np.zeros((3, cfg.classes), np.int64)
+    image_scores = np.zeros(len(data))
+    for index, image_confusion, image_contours, image_score in ahead(finish, predictions):
+        confusion += image_confusion
+        contours += image_contours
+        image_scores[index] = image_score
+    counts = (confusion, contours, image_scores)  # each process filled in its own images
+    confusion, contours, image_scores = (distributed.all_reduce_sum(torch.from_numpy(count).to(device)).cpu().numpy()
+                                         for count in counts)
 
     # ---- result ----
+    if cfg.format != "none":
+        log.info(f"Wrote {len(indices)} PNGs for the {cfg.format} server into {exports[0].parent}")
     if cfg.split == "test":
         log.info(f"Predictions are in {folder}; split test has no labels, so there is no score")
     elif distributed.is_main():
         protocol |= {"list": shown(cfg.test_list), "images": len(indices), "first image": cfg.index_start,
                      "ignore_label": cfg.ignore_label}
-        report(areas, names, protocol, folder, log)
+        report(confusion, contours if cfg.boundary_iou else None, names, protocol, folder, log)
+        order = sorted((i for i in indices if not math.isnan(image_scores[i])), key=lambda i: image_scores[i])
+        illustrate(cfg, data, outputs, order, image_scores, confusion, contours, names, palette, protocol, folder)
+        log.info(f"Wrote {folder / 'report.html'}: open it in a browser")
     log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
     distributed.close()
 
 
-def predict_images(cfg, network, data, outputs, indices, palette, folder, log):
-    """Write the PNGs of these images; returns (3, K) int64, intersection, union and target pixels of each class.
-
-    Threads read the next images and write the last ones while the network works.
-    """
-    def read(index):
-        return index, *data.read(index)
-
-    def predictions():
-        data_time, batch_time = AverageMeter(), AverageMeter()
+def predict_images(cfg, network, data, indices, log):
+    """Yield (index, (prediction, label)) of these images; threads read the next ones while the network works."""
+    data_time, batch_time = AverageMeter(), AverageMeter()
+    end = time.time()
+    for done, (index, image, label) in enumerate(ahead(lambda i: (i, *data.read(i)), indices), 1):
+        data_time.update(time.time() - end)
+        pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size,
+                       crop_h=cfg.test_h or cfg.train_h, crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales,
+                       mean=MEAN, std=STD, flip=cfg.flip, test_batch=cfg.test_batch)
+        batch_time.update(time.time() - end)
+        if done % cfg.print_freq == 0 or done == len(indices):
+            log.info(f"Test: [{done}/{len(indices)}] Data {data_time.val:.3f} ({data_time.avg:.3f}) "
+                     f"Batch {batch_time.val:.3f} ({batch_time.avg:.3f}).")
+        yield index, (pred, label)
         end = time.time()
-        for done, (index, image, label) in enumerate(ahead(read, indices), 1):
-            data_time.update(time.time() - end)
-            pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size,
-                           crop_h=cfg.test_h or cfg.train_h, crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales,
-                           mean=MEAN, std=STD, flip=cfg.flip, test_batch=cfg.test_batch)
-            batch_time.update(time.time() - end)
-            if done % cfg.print_freq == 0 or done == len(indices):
-                log.info(f"Test: [{done}/{len(indices)}] Data {data_time.val:.3f} ({data_time.avg:.3f}) "
-                         f"Batch {batch_time.val:.3f} ({batch_time.avg:.3f}).")
-            yield index, pred, label
-            end = time.time()
 
-    def finish(item):
-        index, pred, label = item
-        save_png(folder / f"gray/{outputs[index]}.png", pred)
-        save_png(folder / f"color/{outputs[index]}.png", colorize(pred, palette))
-        return 0 if cfg.split == "test" else count(cfg, pred, label, data.data_list[index][1])
 
-    return sum(ahead(finish, predictions()), np.zeros((3, cfg.classes), np.int64))
+def read_prediction(cfg, prediction, label):
+    """A prediction that was made before, and its label (a test image has none)."""
+    return read_label(prediction), None if cfg.split == "test" else read_label(label)
 
 
 def count(cfg, pred, label, path):
-    """(3, K) int64 of one image; errors name `path`, the file of the label."""
+    """Of one image: confusion (K, K + 1) and areas of the contours (3, K), int64, and its score; errors name `path`, the
+    label's file."""
     try:
-        return np.stack(intersectionAndUnion(pred, label, cfg.classes, cfg.ignore_label))
+        confusion = confusion_matrix(pred, label, cfg.classes, cfg.ignore_label, other=True).numpy()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def count_file(cfg, prediction, label):
-    return count(cfg, read_label(prediction), read_label(label), label)
+    contours = boundary_areas(pred, label, cfg.classes, cfg.ignore_label) if cfg.boundary_iou else 0
+    return confusion, contours, image_mIoU(confusion)
 
 
 def ahead(function, items, threads=2, depth=4):
@@ -148,29 +174,70 @@ def ahead(function, items, threads=2, depth=4):
             yield pending.popleft().result()
 
 
-def report(areas, names, protocol, folder, log):
-    """Print the scores, and write them with their protocol into result.json and result.md."""
-    result = scores(*areas)
+def report(confusion, contours, names, protocol, folder, log):
+    """Print the scores, and write them with their protocol into result.json, result.md, confusion.csv and confusion.png."""
+    result, boundary = scores(confusion), None if contours is None else scores(*contours)
     summary = f"mIoU/mAcc/allAcc {number(result.mIoU)}/{number(result.mAcc)}/{number(result.allAcc)}"
+    further = {"frequency-weighted IoU": result.fwIoU} | ({"boundary IoU": boundary.mIoU} if boundary else {})
+    further = {key: number(value) for key, value in further.items()}
     log.info(f"Eval result: {summary}.")
     for i, name in enumerate(names):
         log.info(f"Class_{i} result: iou/accuracy {number(result.iou[i])}/{number(result.accuracy[i])}, name: {name}.")
+    log.info("Further: " + ", ".join(f"{key} {value}" for key, value in further.items()))
     log.info("Protocol: " + ", ".join(f"{key} {value}" for key, value in protocol.items()))
-    log.info("\n" + table(result, names))
+    log.info("\n" + table(result, names, boundary=boundary))
 
-    columns = {"iou": result.iou, "accuracy": result.accuracy, "precision": result.precision, "dice": result.dice}
-    columns |= dict(zip(("intersection", "union", "target"), areas))
+    columns = {key: getattr(result, key) for key in ("iou", "accuracy", "recall", "precision", "dice")}
+    intersection, target = confusion.diagonal(), confusion.sum(1)
+    union = target + confusion.sum(0)[:-1] - intersection
+    columns |= {"intersection": intersection, "union": union, "target": target}
+    means = {key: getattr(result, key) for key in ("mIoU", "mAcc", "allAcc", "fwIoU")}
+    if boundary:
+        columns["boundary_iou"], means["boundary_mIoU"] = boundary.iou, boundary.mIoU
     classes = [{"id": i, "name": name} | {key: plain(column[i]) for key, column in columns.items()}
                for i, name in enumerate(names)]
-    means = {key: plain(getattr(result, key)) for key in ("mIoU", "mAcc", "allAcc")}
-    content = json.dumps(means | {"protocol": protocol, "classes": classes}, indent=1, ensure_ascii=False)
+    content = {key: plain(value) for key, value in means.items()} | {"protocol": protocol, "classes": classes}
+    content = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / "result.json").write_text(content + "\n", encoding="utf-8")
-    lines = [f"# {summary}", "", *(f"- {key}: {value}" for key, value in protocol.items()), "",
-             table(result, names, markdown=True), "",
+    lines = [f"# {summary}", "", *(f"- {key}: {value}" for key, value in (further | protocol).items()), "",
+             table(result, names, markdown=True, boundary=boundary), "",
              "A dash: the class is in no label (accuracy), or in neither label nor prediction (IoU, dice), or in no "
-             "prediction (precision); the means leave it out."]
+             "prediction (precision); the means leave it out. The accuracy of a class is its recall."]
     (folder / "result.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    log.info(f"Wrote {folder / 'result.md'} and result.json")
+    write_confusion(folder / "confusion.csv", confusion, names)
+    save_png(folder / "confusion.png", confusion_picture(confusion, names))
+    log.info(f"Wrote {folder / 'result.md'}, result.json, confusion.csv and confusion.png")
+
+
+def illustrate(cfg, data, outputs, order, image_scores, confusion, contours, names, palette, protocol, folder):
+    """Write report.html, and the overlays of the hardest images; order: indices of the images, the hardest first."""
+    def example(index):
+        image, label = data.read(index)
+        pred = read_label(folder / f"gray/{outputs[index]}.png")
+        save_jpeg(folder / overlay_of(index), overlay(image, pred, palette))
+        return Example(outputs[index], image_scores[index], image, label, pred, overlay_of(index))
+
+    def overlay_of(index):
+        return f"overlay/{outputs[index]}.jpg"
+
+    hardest = order[:HARDEST]
+    best = [i for i in order[::-1][:BEST] if i not in hardest[:SHOWN]]
+    for index in hardest[SHOWN:]:
+        example(index)  # for its overlay
+    page = build_report(
+        shown(cfg.path),
+        scores(confusion),
+        scores(*contours) if cfg.boundary_iou else None,
+        confusion,
+        names,
+        palette,
+        protocol,
+        hardest=map(example, hardest[:SHOWN]),
+        best=map(example, best),
+        listed=[(outputs[i], image_scores[i], overlay_of(i)) for i in hardest],
+        ignore_label=cfg.ignore_label,
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def protocol_of(cfg, epoch, device):
@@ -207,12 +274,21 @@ def chosen_indices(cfg, images):
 
 
 def check_predictions(cfg, files):
-    if cfg.split == "test":
+    if cfg.split == "test" and cfg.format == "none":
         raise ValueError(f"{cfg.path}: TEST.split: test has no labels, so has_prediction has nothing to score with")
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise ValueError(f"{cfg.path}: TEST.has_prediction: {len(missing)} of the {len(files)} predictions do not exist: "
                          f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}")
+
+
+def server_files_of(cfg, images):
+    if cfg.format == "none":
+        return []
+    try:
+        return server_files(cfg.format, images, cfg.split, cfg.classes)
+    except ValueError as error:
+        raise ValueError(f"{cfg.path}: TEST.format: {error}") from None
 
 
 def needed_files(cfg):
@@ -234,6 +310,7 @@ def plain(value):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    parser.add_argument("--format", choices=CLASSES, help="also write the PNGs that this evaluation server takes")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config: scales [0.5,1.0]")
     return parser.parse_args(argv)
 
