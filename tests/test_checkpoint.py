@@ -5,7 +5,14 @@ import resource
 import pytest
 import torch
 
-from util.checkpoint import load_checkpoint, newest_checkpoint, position_of, prune_checkpoints, save_checkpoint
+from util.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    position_of,
+    prune_checkpoints,
+    save_checkpoint,
+    set_aside_checkpoints,
+)
 
 
 def a_state(value=1.0):
@@ -97,14 +104,42 @@ def test_newest_checkpoint_passes_over_damaged_files(tmp_path):
     assert newest_checkpoint(tmp_path / "empty", warnings.append) is None
 
 
-def test_pruning_keeps_the_newest_and_the_best(tmp_path):
-    for n in (1, 2, 9, 10, 11):
-        (tmp_path / f"train_epoch_{n}.pth").touch()
-    for name in ("train_epoch_10_iter_3.pth", "train_epoch_11_iter_7.pth", "model_best.pth"):
-        (tmp_path / name).touch()
-    prune_checkpoints(tmp_path, keep=2)
-    left = {"train_epoch_10.pth", "train_epoch_11.pth", "train_epoch_11_iter_7.pth", "model_best.pth"}
-    assert {p.name for p in tmp_path.iterdir()} == left
+@pytest.fixture
+def run_folder(tmp_path):
+    """A folder with checkpoints of several epochs, of the epoch that runs, and names that people gave."""
+    names = [f"train_epoch_{n}" for n in (1, 2, 9, 10, 11, "10_iter_3", "11_iter_5", "11_iter_6", "11_iter_7", "final")]
+    for name in (*names, "model_best"):
+        save_checkpoint(a_state(), tmp_path / f"{name}.pth")
+    return tmp_path
+
+
+def names_in(folder):
+    return {path.name.removesuffix(".pth") for path in folder.iterdir()}
+
+
+def test_pruning_keeps_the_newest_and_the_best(run_folder):
+    prune_checkpoints(run_folder, keep=2)
+    newest = {f"train_epoch_{n}" for n in (10, 11, "11_iter_6", "11_iter_7")}
+    assert names_in(run_folder) == newest | {"model_best", "train_epoch_final"}
+
+
+def test_pruning_never_removes_the_only_good_one(run_folder):
+    before = names_in(run_folder)
+    for n in ("11", "11_iter_7"):
+        damaged = bytearray((run_folder / f"train_epoch_{n}.pth").read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        (run_folder / f"train_epoch_{n}.pth").write_bytes(damaged)
+    prune_checkpoints(run_folder, keep=1)
+    assert names_in(run_folder) == before
+
+
+def test_checkpoints_beyond_the_start_are_set_aside_and_half_written_ones_removed(run_folder):
+    (run_folder / ".train_epoch_12.pth.123.tmp").touch()
+    warnings, before = [], names_in(run_folder)
+    set_aside_checkpoints(run_folder, (11, 5), warnings.append)
+    aside = {"train_epoch_11_iter_6", "train_epoch_11_iter_7"}
+    assert names_in(run_folder) == before - aside - {".train_epoch_12.pth.123.tmp"} | {f"{name}.pth.old" for name in aside}
+    assert len(warnings) == 2 and position_of(run_folder / "train_epoch_11.pth") == (11, 0)
 
 
 def test_position_is_read_from_the_name():

@@ -216,14 +216,14 @@ def test_every_faulty_sample_is_named_before_the_first_step(toy, toy_options, tm
 
 
 def test_second_run_into_the_same_folder_is_refused(toy_options, capsys):
-    from util.log import lock_folder
-
-    folder(toy_options).mkdir(parents=True)
-    lock = lock_folder(folder(toy_options))
-    assert run(toy_options) == 1
+    hold = "import sys; from util.log import lock_folder; lock = lock_folder(sys.argv[1]); print('held', flush=True); input()"
+    command = [sys.executable, "-c", hold, folder(toy_options)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert run(toy_options) == 1
+        other.stdin.close()
     error = capsys.readouterr().err
-    assert f"another run writes here (process {os.getpid()} on " in error and "save_path" in error
-    lock.close()
+    assert f"another run writes here (process {other.pid} on " in error and "save_path" in error
 
 
 def test_missing_initmodel_is_refused_with_the_remedy(toy_options, capsys):

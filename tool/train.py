@@ -3,6 +3,8 @@
     python tool/train.py --config config/toy/toy_pspnet18.yaml
     torchrun --nproc_per_node 8 tool/train.py --config config/cityscapes/cityscapes_pspnet50.yaml base_lr 0.02
 
+Several GPUs in `train_gpu` are used without torchrun too; srun and mpirun start it as well (tool/slurm.sh).
+
 Writes into `save_path`: train_epoch_N.pth, model_best.pth, config.yaml (as resolved), train-DATE.log, metrics.jsonl and
 TensorBoard events. Exit status: 0 = the last epoch is done; 1 = a mistake, said in words; 75 = stopped by a signal and
 saved: start again with `resume auto`.
@@ -11,6 +13,7 @@ saved: start again with `resume auto`.
 import argparse
 import logging
 import math
+import multiprocessing
 import os
 import random
 import sys
@@ -28,9 +31,10 @@ from torch.utils.data import DataLoader
 from model import build_model
 from model.weights import fetch_torchvision, load_backbone, load_network_weights
 from util import distributed, transform
-from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_checkpoints
 from util.config import ROOT, changed_keys, dump_config, load_config
 from util.dataset import EpochSampler, SemData, worker_init
+from util.distributed import REQUEUE
 from util.inference import predict_probability
 from util.log import MetricsFile, ProgressBar, build_logger, environment, lock_folder, peak_memory_mb, report_errors
 from util.metric import AverageMeter, confusion_matrix, intersectionAndUnionGPU, number, scores
@@ -38,7 +42,6 @@ from util.optim import build_optimizer, poly_learning_rate, set_learning_rate
 from util.transform import MEAN, STD
 from util.visual import load_colors, load_names, panel
 
-REQUEUE = 75  # EX_TEMPFAIL: schedulers can be told to start a job that ends so again
 PANELS = 4  # validation images shown in TensorBoard
 
 
@@ -63,13 +66,14 @@ class Output:
     metrics: MetricsFile | None = None
     writer: SummaryWriter | None = None
 
-    def scalars(self, step: int, iteration: int, **values) -> None:
-        """TensorBoard tags at `step` and one line of metrics.jsonl; a nan (no class present) is left out."""
+    def scalars(self, iteration: int, epoch: int | None = None, **values) -> None:
+        """TensorBoard tags and one line of metrics.jsonl, of one iteration or (with `epoch`) of an epoch that ended there; a
+        nan (no class present) is left out."""
         if self.writer is not None:
             values = {tag: value for tag, value in values.items() if not math.isnan(value)}
-            self.metrics.write(iteration=iteration, **values)
+            self.metrics.write(iteration=iteration, **({"epoch": epoch} if epoch else {}), **values)
             for tag, value in values.items():
-                self.writer.add_scalar(tag, value, step)
+                self.writer.add_scalar(tag, value, epoch or iteration)
 
     def flush(self) -> None:
         if self.writer is not None:
@@ -78,27 +82,39 @@ class Output:
 
 
 def main(argv=None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    return report_errors(lambda: train(args))
+    try:
+        return report_errors(lambda: train(args, argv))
+    finally:
+        for worker in multiprocessing.active_children():  # a loader worker that hangs would keep the program from ending
+            worker.kill()
 
 
-def train(args) -> int:
+def train(args, argv) -> int:
     # ---- config ----
-    cfg = load_config(args.config, args.opts)
-    cfg = load_config(args.config, args.opts, must_exist=needed_files(cfg))
+    distributed.adopt_launcher()
+    with distributed.same_errors():
+        cfg = load_config(args.config, args.opts)
+        cfg = load_config(args.config, args.opts, must_exist=needed_files(cfg))
 
     # ---- processes, device, log ----
+    machines = {"machines": cfg.world_size, "machine": cfg.rank, "url": cfg.dist_url}
+    status = distributed.launch(Path(__file__).resolve(), argv, cfg.train_gpu, **machines)
+    if status is not None:
+        return status  # the processes that it started have done the work
+    if cfg.deterministic:
+        distributed.make_deterministic()
     device = distributed.pick_device(cfg.train_gpu)
     distributed.init_process_group(device, cfg.dist_backend)
-    check_batch(cfg)
+    with distributed.same_errors():
+        check_batch(cfg)
     stop = distributed.StopSignal()
     save_path = Path(cfg.save_path)
     out = Output(build_logger(silent=not distributed.is_main()))
+    lock = distributed.on_main(lambda: lock_folder(save_path))  # noqa: F841, the lock lasts as long as this name
     if distributed.is_main():
-        save_path.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(save_path)  # noqa: F841, the lock lasts as long as this name
         out.log = build_logger(save_path / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log")
-    distributed.barrier()
 
     # ---- where the weights come from; the first that is set wins ----
     # 1. resume: the full state of a run (network, optimizer, position, best score); `auto` = the newest sound checkpoint
@@ -107,28 +123,34 @@ def train(args) -> int:
     # 3. initmodel: the backbone; the heads start random
     # 4. none of them: all random
     resumed = None
-    if cfg.resume == "auto":
-        resumed = newest_checkpoint(save_path, warn=out.log.warning)
-    elif cfg.resume:
-        resumed = load_checkpoint(cfg.resume)
-        if "state" not in resumed or "optimizer" not in resumed:
-            raise ValueError(f"{cfg.resume}: not a checkpoint of this project: no run can go on from it; give it as `weight`")
+    with distributed.same_errors():
+        if cfg.resume == "auto":
+            resumed = newest_checkpoint(save_path, warn=out.log.warning)
+        elif cfg.resume:
+            resumed = load_checkpoint(cfg.resume)
+            if "state" not in resumed or "optimizer" not in resumed:
+                raise ValueError(
+                    f"{cfg.resume}: not a checkpoint of this project: no run can go on from it; give it as `weight`"
+                )
+        if resumed:
+            check_resumed(cfg, resumed, out.log)
+    seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
+    state = State(epoch=cfg.start_epoch, seed=distributed.from_main(seed))
     if resumed:
         state = State(**resumed["state"])
-        check_resumed(cfg, resumed, out.log)
-    else:
-        seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
-        state = State(epoch=cfg.start_epoch, seed=distributed.from_main(seed))
+    if asdict(state) != distributed.from_main(asdict(state)):
+        raise ValueError(f"{save_path}: not the checkpoint that the main process found; all machines must see the same files")
 
     # ---- data ----
     train_data, val_data = build_data(cfg, state.seed)
     if cfg.check_data and not resumed:
-        check_data(train_data, val_data)
+        with distributed.same_errors():
+            check_data(train_data, val_data)
     loader = build_loader(cfg, train_data, state.seed, device)
     steps = len(train_data) // cfg.batch_size  # iterations an epoch
 
     # ---- network, optimizer ----
-    torch.manual_seed(state.seed)
+    torch.manual_seed(state.seed)  # the same first weights in every process
     network = build_model(cfg)
     if resumed:
         network.load_state_dict(resumed["state_dict"])
@@ -155,7 +177,7 @@ def train(args) -> int:
     origin = f"resumed at epoch {state.epoch}, iteration {state.step}" if resumed else cfg.weight or cfg.initmodel or "random"
     out.log.info(f"Environment: {environment(device)}, seed {state.seed}")
     out.log.info(f"Config {cfg.path}:\n{dump_config(cfg)}")
-    for note in cfg.notes:
+    for note in (*cfg.notes, *launch_notes(cfg)):
         out.log.info(note)
     out.log.info(
         f"{len(train_data)} training images, {steps} iterations of {cfg.batch_size} images an epoch, "
@@ -163,31 +185,40 @@ def train(args) -> int:
     )
     if distributed.is_main():
         first = state.epoch * steps + state.step
+        set_aside_checkpoints(save_path, (state.epoch, state.step), out.log.warning)
         (save_path / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
         out.writer = SummaryWriter(str(save_path), purge_step=first + 1 if first else None)
-        out.metrics = MetricsFile(save_path / "metrics.jsonl", first)
+        out.metrics = MetricsFile(save_path / "metrics.jsonl", first, state.epoch)
 
     # ---- loop ----
     def save(name):
+        with distributed.same_errors():
+            check_finite(network, state)
         if distributed.is_main():
             out.flush()
             save_checkpoint(checkpoint_of(cfg, network, optimizer, state), save_path / name)
+            prune_checkpoints(save_path, keep=cfg.keep_checkpoints)
             out.log.info(f"Saved {save_path / name}")
+
+    def stopped():
+        distributed.barrier()  # some launchers end all processes with the first, and the main one may still be saving
+        out.log.warning(f"Stopped by {stop.name()}; everything is saved, start again with `resume auto`")
+        distributed.close()
+        return REQUEUE
 
     while state.epoch < cfg.epochs:
         if not train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, out, stop, save):
-            out.log.warning(f"Stopped by {stop.name()}; everything is saved, start again with `resume auto`")
-            return REQUEUE
+            return stopped()
         finish_epoch(cfg, state, steps, out)
-        if cfg.evaluate and (state.epoch % cfg.eval_freq == 0 or state.epoch == cfg.epochs):
-            mIoU = validate(cfg, network, val_data, state, steps, device, out)
+        if evaluates(cfg, state.epoch):
+            mIoU = validate(cfg, network, val_data, state, steps, device, out, stop)
+            if mIoU is None:
+                return stopped()
             if mIoU > state.best_mIoU:
                 state.best_mIoU, state.best_epoch = mIoU, state.epoch
                 save("model_best.pth")
         if state.epoch % cfg.save_freq == 0 or state.epoch == cfg.epochs:
             save(f"train_epoch_{state.epoch}.pth")
-            if distributed.is_main():
-                prune_checkpoints(save_path, keep=cfg.keep_checkpoints)
     if state.best_epoch:
         out.log.info(f"Best validation mIoU {state.best_mIoU:.4f}, epoch {state.best_epoch}: {save_path / 'model_best.pth'}")
     distributed.close()
@@ -195,7 +226,7 @@ def train(args) -> int:
 
 
 def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, out, stop, save) -> bool:
-    """Go on with the epoch at `state.step`; False if a signal asked to stop before its end."""
+    """Go on with the epoch at `state.step`; False if a signal asked to stop."""
     net.train()
     loader.batch_sampler.set_epoch(state.epoch, start_batch=state.step)
     max_iter = cfg.epochs * steps
@@ -208,8 +239,9 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, 
         iteration = state.epoch * steps + state.step
         lr = poly_learning_rate(cfg.base_lr, iteration, max_iter, cfg.power)
         set_learning_rate(optimizer, lr)
-        # Dropout depends on (seed, iteration, process) alone, so that a resumed run draws what an uninterrupted one draws.
-        torch.manual_seed((state.seed + iteration) * 1009 + distributed.rank())
+        # Dropout depends on (seed, iteration, process) alone, so that a resumed run draws what an uninterrupted one draws, and
+        # a checkpoint needs no state of random numbers.
+        torch.manual_seed((state.seed + iteration) * 1009 + cfg.diff_seed * distributed.rank())
         image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
         pending.append((*update(cfg, net, network, optimizer, image, label), lr))
         state.step += 1
@@ -217,8 +249,10 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, 
 
         last, stopping = state.step == steps, stop.requested()
         saving = stopping or cfg.save_iters and state.step % cfg.save_iters == 0
+        saving = saving or last and evaluates(cfg, state.epoch + 1)  # no epoch is lost to a validation that fails
         if state.step % cfg.print_freq == 0 or saving or last:
-            main_loss, aux_loss, loss, accuracy = report_iterations(state, steps, pending, out)
+            with distributed.same_errors():
+                main_loss, aux_loss, loss, accuracy = report_iterations(state, steps, pending, out)
             pending = []
             bar.clear()
             out.log.info(
@@ -228,10 +262,10 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, 
                 f"MainLoss {main_loss:.4f} AuxLoss {aux_loss:.4f} Loss {loss:.4f} Accuracy {accuracy:.4f}. "
                 f"Lr {lr:.3e} Memory {peak_memory_mb(device):.0f} MB"
             )
-        if saving and not last:
+        if saving:
             save(f"train_epoch_{state.epoch}_iter_{state.step}.pth")
-            if stopping:
-                return False
+        if stopping:
+            return False
         bar.show(state.step)
         end = time.time()
     bar.clear()
@@ -285,7 +319,6 @@ def report_iterations(state, steps, pending, out):
         state.areas = (area + state.areas).tolist() if state.areas else area.tolist()
         batch = scores(*area)
         out.scalars(
-            state.epoch * steps + step,
             iteration=state.epoch * steps + step,
             loss_train_batch=loss,
             main_loss_train_batch=main_loss,
@@ -307,8 +340,8 @@ def finish_epoch(cfg, state, steps, out) -> None:
         f"mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}."
     )
     out.scalars(
-        state.epoch,
         iteration=state.epoch * steps,
+        epoch=state.epoch,
         loss_train=loss,
         mIoU_train=result.mIoU,
         mAcc_train=result.mAcc,
@@ -317,14 +350,15 @@ def finish_epoch(cfg, state, steps, out) -> None:
 
 
 @torch.inference_mode()
-def validate(cfg, network, data, state, steps, device, out) -> float:
+def validate(cfg, network, data, state, steps, device, out, stop) -> float | None:
     """mIoU over the whole validation images: one scale, no mirror images, windows as in the test. Each process takes every
-    n-th image; the counts are added up once, so the result does not depend on the number of processes."""
+    n-th image; the counts are added up once, so the result does not depend on the number of processes. None if a signal asked
+    to stop."""
     out.log.info(">>>>>>>>>>>>>>>> Start Evaluation >>>>>>>>>>>>>>>>")
     network.eval()
     rank, world = distributed.rank(), distributed.world_size()
     mine = range(rank, len(data), world)
-    images = DataLoader(data, None, sampler=mine, num_workers=loader_workers(cfg), worker_init_fn=worker_init)
+    images = DataLoader(data, None, sampler=mine, worker_init_fn=worker_init, **loader_workers(cfg))
     palette = load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else None
     confusion = torch.zeros(cfg.classes, cfg.classes, dtype=torch.int64, device=device)
     loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum of -log p over the labelled pixels, their number
@@ -353,7 +387,11 @@ def validate(cfg, network, data, state, steps, device, out) -> float:
             picture = panel(image, label.cpu().numpy(), pred.cpu().numpy(), palette, cfg.ignore_label)
             out.writer.add_image(f"val/{i}_input_label_prediction", picture, state.epoch, dataformats="HWC")
         bar.show(i + 1)
+        if stop.received:
+            break
     bar.clear()
+    if stop.requested():
+        return None
     result = scores(distributed.all_reduce_sum(confusion))
     nll, pixels = distributed.all_reduce_sum(loss).tolist()
     out.log.info(f"Val result: mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}.")
@@ -362,8 +400,8 @@ def validate(cfg, network, data, state, steps, device, out) -> float:
         iou, accuracy = number(result.iou[i]), number(result.accuracy[i])
         out.log.info(f"Class_{i} Result: iou/accuracy {iou}/{accuracy}. {name}".rstrip())
     out.scalars(
-        state.epoch,
         iteration=state.epoch * steps,
+        epoch=state.epoch,
         loss_val=nll / max(pixels, 1),
         mIoU_val=result.mIoU,
         mAcc_val=result.mAcc,
@@ -401,17 +439,23 @@ def build_loader(cfg, data, seed, device):
     return DataLoader(
         data,
         batch_sampler=sampler,
-        num_workers=workers,
         worker_init_fn=worker_init,
-        persistent_workers=workers > 0,
+        persistent_workers=workers["num_workers"] > 0,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(seed * 1009 + distributed.rank()),  # for transforms with numbers of their own
+        **workers,
     )
 
 
-def loader_workers(cfg) -> int:
+def loader_workers(cfg) -> dict:
     """Worker processes of this process: `workers` is for the whole machine, and more than it has cores only cost memory."""
-    workers = min(cfg.workers, os.cpu_count() or 1)
-    return math.ceil(workers / distributed.world_size())
+    workers = math.ceil(min(cfg.workers, os.cpu_count() or 1) / distributed.local_world_size())
+    return {"num_workers": workers, "timeout": cfg.loader_timeout if workers else 0}
+
+
+def evaluates(cfg, epoch) -> bool:
+    """Does a validation follow this epoch?"""
+    return cfg.evaluate and (epoch % cfg.eval_freq == 0 or epoch == cfg.epochs)
 
 
 def checkpoint_of(cfg, network, optimizer, state) -> dict:
@@ -444,9 +488,20 @@ def check_data(*datasets) -> None:
             mistakes += [found] if found else []
             bar.show(done)
     bar.clear()
+    mistakes = distributed.gather(mistakes)
     if mistakes:
         more = f"\n... and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""
-        raise ValueError(f"{len(mistakes)} of {len(mine)} samples are faulty:\n" + "\n".join(mistakes[:10]) + more)
+        raise ValueError(f"{len(mistakes)} of {len(samples)} samples are faulty:\n" + "\n".join(mistakes[:10]) + more)
+
+
+def check_finite(network, state) -> None:
+    """A checkpoint with a weight that is not a number would be worse than none."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise FloatingPointError(
+                f"{name} became infinite or nan in epoch {state.epoch + 1}, iteration {state.step}; the checkpoints written so "
+                "far are sound. Try a smaller base_lr"
+            )
 
 
 def check_resumed(cfg, resumed, log) -> None:
@@ -470,6 +525,14 @@ def check_batch(cfg) -> None:
             f"{cfg.accumulate_steps} leaves {smallest} image(s) at a time, and BatchNorm over the 1x1 bin of the pyramid needs "
             "two or more; raise batch_size, lower accumulate_steps, or train on several processes with sync_bn: True"
         )
+
+
+def launch_notes(cfg):
+    """What old keys of the config meant, where that is not what happens."""
+    if cfg.world_size not in (1, int(os.environ.get("GROUP_WORLD_SIZE", 1))):
+        yield f"world_size: {cfg.world_size}, rank and dist_url are not used: the launcher knows the machines"
+    if not cfg.multiprocessing_distributed and cfg.train_gpu and len(cfg.train_gpu) > 1:
+        yield "multiprocessing_distributed: False meant DataParallel; every GPU has a process of its own now"
 
 
 def needed_files(cfg) -> list[str]:

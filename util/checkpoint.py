@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+NAME = re.compile(r"train_epoch_(\d+)(?:_iter_(\d+))?\.pth")
+
 
 def save_checkpoint(state: dict, path) -> None:
     """Write `state` so that `path` is always the old file or the whole new one, also when the power or the disk goes."""
@@ -59,7 +61,7 @@ def load_checkpoint(path) -> dict:
 
 def newest_checkpoint(folder, warn):
     """The newest sound checkpoint of a run, or None if there is none; `warn(message)` hears of each damaged one."""
-    for path in sorted(Path(folder).glob("train_epoch_*.pth"), key=position_of, reverse=True):
+    for path in reversed(_checkpoints(folder)):
         try:
             return load_checkpoint(path)
         except ValueError as error:
@@ -72,7 +74,7 @@ def prune_checkpoints(folder, keep: int) -> None:
 
     Nothing goes unless one of those that stay is whole, so the only good one is never removed.
     """
-    paths = sorted(Path(folder).glob("train_epoch_*.pth"), key=position_of)
+    paths = _checkpoints(folder)
     ended = [path for path in paths if position_of(path)[1] == 0]
     inside = [path for path in paths if not ended or position_of(path) > position_of(ended[-1])]
     stay = ended[-keep:] + inside[-keep:]
@@ -81,21 +83,26 @@ def prune_checkpoints(folder, keep: int) -> None:
             path.unlink()
 
 
-def clear_folder(folder, position, log) -> None:
+def set_aside_checkpoints(folder, position, warn) -> None:
     """Before a run that starts at `position`: remove what a killed one left half-written, and set aside, as NAME.old, the
     checkpoints of an earlier run beyond it, which would pass for newer ones of this run."""
     for path in Path(folder).glob(".*.pth.*.tmp"):
         path.unlink()
-    for path in Path(folder).glob("train_epoch_*.pth"):
+    for path in _checkpoints(folder):
         if position_of(path) > position:
             path.rename(f"{path}.old")
-            log(f"{path} is of an earlier run, or damaged; it is {path.name}.old now")
+            warn(f"{path} is of an earlier run, or damaged; it is {path.name}.old now")
 
 
 def position_of(path) -> tuple[int, int]:
     """(finished epochs, finished iterations of the next) that the name of a checkpoint states."""
-    epoch, iteration = re.fullmatch(r"train_epoch_(\d+)(?:_iter_(\d+))?", Path(path).stem).groups()
+    epoch, iteration = NAME.fullmatch(Path(path).name).groups()
     return int(epoch), int(iteration or 0)
+
+
+def _checkpoints(folder) -> list[Path]:
+    """Those of a run, oldest first; names that people gave are not among them."""
+    return sorted((path for path in Path(folder).glob("*.pth") if NAME.fullmatch(path.name)), key=position_of)
 
 
 def _damage(path):

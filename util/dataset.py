@@ -6,6 +6,7 @@ alone: any number of processes and workers sees the same training.
 
 import random
 import re
+import signal
 from pathlib import Path
 
 import cv2
@@ -207,3 +208,5 @@ def worker_init(worker_id):
     """One thread a DataLoader worker: OpenCV's pool can deadlock after a fork, and threads of many workers fight for cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Ctrl-C and schedulers reach the workers too, and the
+        signal.signal(number, signal.SIG_IGN)  # training still needs them to finish its iteration

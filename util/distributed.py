@@ -1,15 +1,26 @@
 """Who am I among the processes? Every function also answers in a single process, so callers never branch."""
 
 import functools
+import math
 import os
+import re
 import signal
+import sys
+import time
 import warnings
+import zlib
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn as dist_nn
 from torch import nn
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
+
+REQUEUE = 75  # EX_TEMPFAIL, the exit status after a signal: schedulers can be told to start a job that ends so again
 
 
 def rank() -> int:
@@ -20,9 +31,82 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_world_size() -> int:
+    """Processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def is_main() -> bool:
     """True in the one process that prints and writes files."""
     return rank() == 0
+
+
+# ---- start ----
+
+
+def adopt_launcher() -> None:
+    """Hand on what mpirun or srun says in torchrun's variables, which torch reads: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
+
+    torchrun comes first, since srun may start it, then mpirun, which srun may start as well.
+    """
+    env = os.environ
+    if "RANK" in env:
+        return
+    if "OMPI_COMM_WORLD_RANK" in env:
+        ours, size, local = (env[f"OMPI_COMM_WORLD_{name}"] for name in ("RANK", "SIZE", "LOCAL_RANK"))
+        local_size = env["OMPI_COMM_WORLD_LOCAL_SIZE"]
+        host = "127.0.0.1" if local_size == size else None
+        job = env.get("PMIX_NAMESPACE", "")
+    elif "SLURM_STEP_NUM_TASKS" in env:  # set by srun alone; SLURM_PROCID stands in a batch script too, which is one process
+        ours, size, local = env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"], env["SLURM_LOCALID"]
+        local_size = str(-(-int(size) // int(env["SLURM_STEP_NUM_NODES"])))
+        host = first_host(env["SLURM_STEP_NODELIST"])
+        job = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
+    else:
+        return
+    if size == "1":
+        return
+    env.setdefault("MASTER_PORT", str(20000 + zlib.crc32(job.encode()) % 10000))  # another one for every job
+    if "MASTER_ADDR" not in env and host is None:
+        raise ValueError("mpirun over several machines: say where the first process is, `mpirun -x MASTER_ADDR=HOST ...`")
+    env.setdefault("MASTER_ADDR", host or "")
+    env.update(RANK=ours, WORLD_SIZE=size, LOCAL_RANK=local, LOCAL_WORLD_SIZE=local_size)
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's list of machines: gpu[03-05,9],login -> gpu03."""
+    first = re.match(r"([^,\[]|\[[^\]]*\])+", nodes).group()
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
+    """Start `script argv` once for each of `gpus` with torch's own launcher and wait; returns the status to exit with.
+
+    Returns None where there is nothing to start: this process is one of a launcher's, or the only one. With several
+    machines the same command starts on each, with its own number `machine`, and they meet at `url`, tcp://HOST:PORT.
+    """
+    processes = len(gpus) if gpus and torch.cuda.is_available() else 1
+    if "RANK" in os.environ or processes * machines == 1:
+        return None
+    where = ["--standalone"]
+    if machines > 1:
+        found = re.fullmatch(r"tcp://(.+):(\d+)", url)
+        if not found:
+            raise ValueError(f"dist_url: {url}: expected tcp://HOST:PORT, the address of the first of the {machines} machines")
+        address, port = found.groups()
+        where = [f"--nnodes={machines}", f"--node-rank={machine}", f"--master-addr={address}", f"--master-port={port}"]
+
+    def hand_on(number, _frame):  # torch's launcher does so for SIGTERM and SIGINT
+        raise SignalException("handed on", signal.Signals(number))
+
+    signal.signal(signal.SIGUSR1, hand_on)
+    try:
+        torchrun.run(torchrun.parse_args([*where, f"--nproc-per-node={processes}", str(script), *argv]))
+    except ChildFailedError as failed:
+        return failed.get_first_failure()[1].exitcode % 256  # that of a killed process is negative
+    except SignalException:
+        return REQUEUE  # the processes got the signal too and have saved
+    return 0
 
 
 def pick_device(gpus) -> torch.device:
@@ -36,6 +120,8 @@ def pick_device(gpus) -> torch.device:
         warnings.warn(f"GPUs {list(gpus)} are configured but CUDA is not available; running on the CPU", stacklevel=2)
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if "SLURM_STEP_ID" in os.environ and torch.cuda.device_count() == 1:
+        local_rank = 0  # srun --gpus-per-task=1 shows each process its own GPU alone
     if local_rank >= len(gpus) or gpus[local_rank] >= torch.cuda.device_count():
         raise ValueError(
             f"process {local_rank} of this machine has no GPU: configured are {list(gpus)}, "
@@ -52,6 +138,16 @@ def init_process_group(device: torch.device, backend: str = "nccl") -> None:
         dist.init_process_group(backend if device.type == "cuda" else "gloo")
 
 
+def make_deterministic() -> None:
+    """Kernels that repeat their results bit by bit; where CUDA has none, torch warns with the name of the operation."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+# ---- exchange ----
+
+
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all processes, in place."""
     if world_size() > 1:
@@ -66,6 +162,42 @@ def from_main(value):
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def gather(items: list) -> list:
+    """The items of all processes in one list, in all of them."""
+    if world_size() == 1:
+        return items
+    lists = [None] * world_size()
+    dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
+
+
+@contextmanager
+def same_errors():
+    """For what goes wrong in all processes alike: the first of each machine says so, the others end without a word."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError):
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            raise
+        sys.exit(1)
+
+
+def on_main(function):
+    """`function()` in the main process while the others wait, None in those; if it fails, all of them end."""
+    result = error = None
+    if is_main():
+        try:
+            result = function()
+        except (ValueError, OSError) as caught:
+            error = caught
+    if not from_main(error is None):
+        raise error or SystemExit(1)
+    return result
+
+
+# ---- network ----
 
 
 def wrap(network: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
@@ -107,17 +239,20 @@ def _convert_cpu_sync_batchnorm(module: nn.Module) -> nn.Module:
     return module
 
 
+# ---- end ----
+
 class StopSignal:
     """Remembers SIGTERM and SIGUSR1 (schedulers) and the first Ctrl-C; the program finishes its iteration and saves."""
 
     def __init__(self):
-        self.received = 0
+        self.received, self.time = 0, math.inf
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._remember)
 
     def _remember(self, number, _frame):
-        self.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C means: now
+        if number == signal.SIGINT and time.monotonic() - self.time > 1:  # sooner it is the same one, handed on by a launcher
+            raise KeyboardInterrupt  # the second Ctrl-C means: now
+        self.received, self.time = number, min(self.time, time.monotonic())
 
     def requested(self) -> bool:
         """True once any process got a signal, in all of them at the same iteration."""

@@ -43,9 +43,17 @@ def report_errors(program) -> int:
     """Run `program()`; a mistake of the user ends with one message and status 1, its traceback goes to the log file."""
     try:
         return program() or 0
-    except (ValueError, OSError, FloatingPointError) as error:
-        # An error inside a loader worker arrives as text, traceback first; what it says stands behind the last type name.
-        message = str(error).rsplit("Error: ", 1)[-1] if "DataLoader worker" in str(error) else str(error)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        message = str(error)
+        if isinstance(error, RuntimeError):
+            if not message.startswith("DataLoader"):
+                raise
+            message += (
+                " A worker that was killed mostly means that memory ran out: lower `workers`. A time-out means that reading "
+                "hangs: look at the disk or the network behind data_root, or raise `loader_timeout`"
+            )
+        elif "DataLoader worker" in message:  # arrives as text, traceback first; what it says stands behind the last type
+            message = message.rsplit("Error: ", 1)[-1]
         print(f"error: {message.strip()}", file=sys.stderr)
         for handler in logging.getLogger("semseg").handlers:
             if isinstance(handler, logging.FileHandler):
@@ -55,16 +63,19 @@ def report_errors(program) -> int:
 
 
 def lock_folder(folder):
-    """Refuse a folder that another running program writes to. The lock is the returned open file and ends with it, also
-    when the process is killed."""
+    """Make the folder, or refuse it if another running program writes to it. The lock is the returned open file and ends with
+    it, also when the process is killed, and whatever its children do (that is why it is not `flock`, which they inherit)."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     file = (Path(folder) / ".lock").open("a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         file.seek(0)
         raise ValueError(
             f"{folder}: another run writes here ({file.read().strip()}); wait for it, end it, or set another save_path"
         ) from None
+    except OSError:
+        return file  # some file systems of clusters cannot lock
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -120,15 +131,15 @@ class ProgressBar:
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, for plots and scripts.
 
-    A run that resumes at `iteration` drops the lines after it first, so that every iteration stands there once.
+    A run that resumes drops the lines beyond the iteration and the finished epochs of its checkpoint first, so that
+    everything stands there once.
     """
 
-    def __init__(self, path, iteration: int = 0):
+    def __init__(self, path, iteration: int = 0, epoch: int = 0):
         path = Path(path)
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _iteration_of(line) <= iteration]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(line + "\n" for line in lines if _stands(line, iteration, epoch)), encoding="utf-8")
         temporary.replace(path)
         self.file = path.open("a", encoding="utf-8")
 
@@ -139,8 +150,9 @@ class MetricsFile:
         self.file.flush()
 
 
-def _iteration_of(line: str) -> float:
+def _stands(line: str, iteration: int, epoch: int) -> bool:
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that a crash cut off
+        values = json.loads(line)
+        return values["iteration"] <= iteration and values.get("epoch", 0) <= epoch
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # a line that a crash cut off
