@@ -68,7 +68,7 @@ def confusion_picture(confusion, names, dark=False):
     text, small = _font(min(cell - 1, 14)), _font(12)
     rows, tops = ([_shorten(name) for name in some] for some in (names, columns))
     width = max(_width(name, text) for name in [*rows, *tops]) + 12
-    caption = "rows: label, columns: prediction; share of the row, in blue where right, in orange where wrong"
+    caption = "rows: label, columns: prediction; per cent of the row, blue where right, orange where wrong"
     image = Image.new("RGB", (max(width + cell * len(columns), _width(caption, small)) + 13, width + cell * K + 34), back)
     grid = np.rint(cells).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
     line = 1 if K <= 60 else 5  # fewer lines where cells are small
@@ -87,7 +87,7 @@ def confusion_picture(confusion, names, dark=False):
     image.paste(Image.new("RGB", sideways.size, ink), (width, 0), sideways)
     if K <= 30:
         for i, j in np.argwhere(share >= 0.005):
-            colour = back if share[i, j] > 0.35 else ink
+            colour = back if share[i, j] > 0.5 else ink
             draw.text((width + (j + 0.5) * cell, width + (i + 0.5) * cell), f"{100 * share[i, j]:.0f}", colour, small, "mm")
     draw.text((6, image.height - 8), caption, ink, small, anchor="ls")
     return np.asarray(image)
@@ -132,10 +132,10 @@ def _font(size):
 def error_map(image, label, pred, ignore_label=255):
     """(H, W, 3) uint8 RGB: the image pale and gray, wrong pixels orange, ignored ones dark."""
     gray = cv2.cvtColor(np.uint8(image), cv2.COLOR_RGB2GRAY)
-    shown = np.repeat((150 + 0.4 * gray[..., None]).astype(np.uint8), 3, 2)
-    shown[(pred != label) & (label != ignore_label)] = (224, 74, 0)
-    shown[label == ignore_label] //= 4
-    return shown
+    shown = np.repeat((150 + 0.4 * gray[..., None]), 3, 2)
+    shown[(pred != label) & (label != ignore_label)] *= (1.0, 0.36, 0.05)
+    shown[label == ignore_label] /= 4
+    return shown.astype(np.uint8)
 
 
 def _pictures(example, palette, ignore_label):
@@ -232,7 +232,7 @@ prediction (precision); the means leave it out. The accuracy of a class is its r
 <section>
 <h2>Confusion</h2>
 <div class="wide"><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}"
-alt="Confusion matrix of {len(names)} classes" class="matrix"></picture></div>
+alt="Confusion matrix of {len(names)} classes" class="matrix{' large' if len(names) > 60 else ''}"></picture></div>
 <ol class="columns">{mistakes}</ol>
 <p class="note">The counts are in <a href="confusion.csv">confusion.csv</a>, the picture in
 <a href="confusion.png">confusion.png</a>.</p>
@@ -336,6 +336,7 @@ tbody tr:hover { background: var(--card) }
 tfoot td, tfoot th { font-weight: 600; border: 0; color: var(--ink) }
 .bar { min-width: 180px; background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 50% / calc(var(--v) * 100%) 60% }
 .matrix { display: block; max-width: 100%; height: auto; margin: 0 auto }
+.matrix.large { max-width: none }
 .columns { columns: 320px; column-gap: 40px; padding-left: 28px; font-size: 14px }
 .columns b { font-weight: 600 }
 .columns i { font-style: normal; color: var(--ink); border-bottom: 1px solid var(--line) }

@@ -1,0 +1,35 @@
+"""What TensorBoard shows of a run beside its scalars: config, settings to compare runs by, scores by class, confusion."""
+
+import textwrap
+
+from tensorboardX.summary import hparams
+
+from util.config import Config, dump_config
+from util.metric import Scores, table
+from util.report import confusion_picture
+
+# Settings that may explain why one run is better than another: the columns of the HParams tab.
+COMPARED = """arch layers stem zoom_factor initmodel sync_bn dropout train_h train_w scale_min scale_max rotate_min rotate_max
+    aux_weight batch_size base_lr head_lr_factor power momentum weight_decay epochs manual_seed""".split()
+JUDGED_BY = ("mIoU_val", "mAcc_val", "allAcc_val", "loss_val")  # scalars of the same run
+
+
+def log_start(writer, cfg: Config) -> None:
+    """The config as text, and what the HParams tab compares."""
+    writer.add_text("config", textwrap.indent(dump_config(cfg), "    "))
+    settings = {key: getattr(cfg, key) for key in COMPARED}
+    if cfg.initmodel:
+        settings["initmodel"] = cfg.initmodel.rpartition("/")[2]
+    # Not writer.add_hparams, which opens a folder of its own for them, apart from the run's scalars.
+    experiment, session, _ = hparams(settings, dict.fromkeys(JUDGED_BY, 0.0))
+    for summary in (experiment, session):
+        writer.file_writer.add_summary(summary, 0)
+
+
+def log_validation(writer, result: Scores, confusion, names: list[str], step: int) -> None:
+    """IoU of each class, the table of all scores, and the confusion matrix (K, K) as a picture."""
+    for name, iou in zip(names, result.iou):
+        if iou == iou:  # nan: an absent class
+            writer.add_scalar(f"IoU_val/{name.replace('/', ' ')}", iou, step)
+    writer.add_text("val/table", table(result, names, markdown=True), step)
+    writer.add_image("val/confusion", confusion_picture(confusion, names), step, dataformats="HWC")
