@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 
 def widen(logits):
@@ -88,8 +87,9 @@ class _WithGradient(torch.autograd.Function):
         return total.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, scale):
+        if torch.is_grad_enabled():  # create_graph=True: the gradient would pass for a constant
+            raise RuntimeError("the fused loss cannot be differentiated twice; build the network with fused_loss=False")
         return scale * ctx.saved_tensors[0], None, None
 
 
@@ -108,9 +108,7 @@ def _loss_by_strips(logits, size, label, criterion, align_corners, predict, diff
     coefficient = valid.to(logits.dtype)
     if criterion.weight is not None:
         coefficient *= criterion.weight.to(logits.dtype)[target]
-    # A CPU wants the strip in its cache; on other devices the number of kernels counts.
-    strip_bytes = 2**22 if logits.device.type == "cpu" else 2**26
-    step = max(1, strip_bytes // (classes * width * logits.element_size()))
+    step = _strip_rows(logits, width)
     losses = []
     gradient = torch.empty_like(logits) if differentiate else None
     pred = torch.empty_like(label) if predict else None
@@ -138,6 +136,12 @@ def _loss_by_strips(logits, size, label, criterion, align_corners, predict, diff
         if differentiate:
             gradient[i] = (wide_gradient @ across.T).transpose(0, 1)
     return torch.stack(losses).sum(), gradient, pred
+
+
+def _strip_rows(logits, width):
+    """Rows of large logits at a time: on a CPU they should stay in its cache; elsewhere the number of kernels counts."""
+    strip_bytes = 2**22 if logits.device.type == "cpu" else 2**26
+    return max(1, strip_bytes // (logits.shape[1] * width * logits.element_size()))
 
 
 def _resize_matrix(like, small, large, align_corners):

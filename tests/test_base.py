@@ -134,9 +134,9 @@ def test_a_batch_without_a_valid_pixel_trains_on_nothing(make, batch):
     assert all((p.grad == 0).all() for p in net.parameters())
 
 
-@every_network
-def test_a_batch_of_one_image_trains(make, batch):
-    net = make()
+@pytest.mark.parametrize("make, options", [(psanet, {}), (pspnet, {"bins": (2, 3, 6)})])
+def test_a_batch_of_one_image_trains_unless_it_is_averaged_to_one_value(make, options, batch):
+    net = make(**options)
     pred, main_loss, aux_loss = net(batch[0][:1], batch[1][:1])
     (main_loss + aux_loss).backward()
     assert torch.isfinite(main_loss) and all(torch.isfinite(p.grad).all() for p in net.parameters())
