@@ -5,7 +5,7 @@ from model.pspnet import PSPNet
 
 # A key of the config is the keyword argument of the same name.
 FRAME_KEYS = ("layers", "classes", "zoom_factor", "ignore_label", "dropout", "stem", "contract_dilation",
-              "align_corners", "size_rule", "loss_mean")
+              "align_corners", "size_rule", "loss_mean", "fused_loss", "checkpoint_layers")
 PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
 
 
@@ -13,7 +13,7 @@ def build_model(cfg, pretrained=None):
     """cfg.arch "psp" or "psa" -> the network; pretrained is the path of the backbone's ImageNet weights."""
     frame = {key: getattr(cfg, key) for key in FRAME_KEYS}
     if cfg.arch == "psp":
-        return PSPNet(**frame, pretrained=pretrained)
+        return PSPNet(**frame, fast_head=cfg.fast_head, pretrained=pretrained)
     if cfg.arch == "psa":
         attention = {key: getattr(cfg, key) for key in PSA_KEYS}
         for key, pixels in (("mask_h", cfg.train_h), ("mask_w", cfg.train_w)):

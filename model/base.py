@@ -1,10 +1,11 @@
 """What every network here shares: backbone, the two heads, sizes, losses. A network adds its context module only."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model.loss import CrossEntropy, upsample, upsampled_loss
-from model.resnet import ResNet, feature_channels, load_backbone
+from model.resnet import ResNet, feature_channels, load_backbone, recomputed
 
 
 def make_head(inplanes, hidden, classes, dropout):
@@ -28,6 +29,8 @@ class SceneParser(nn.Module):
         bottom and right with 0 (the mean colour) and the logits are cut back.
         "input" (MMSegmentation): any size, logits of the image's size.
     align_corners: how logits (and what the context module resizes) are interpolated.
+    checkpoint_layers: names of backbone stages, layer0 to layer4, whose insides are computed again in the backward pass
+        instead of kept: same numbers, less memory, up to a third more time.
     fused_loss: compute the losses a few rows at a time, see `upsampled_loss`; False keeps all large logits.
 
     forward(image (N, 3, H, W) normalised), with logits of n*z+1 a side (the image's own size for zoom_factor z = 8):
@@ -40,7 +43,7 @@ class SceneParser(nn.Module):
 
     def __init__(self, layers, dropout, classes, zoom_factor, criterion=None, pretrained=None, *, context, stem="deep",
                  contract_dilation=False, align_corners=True, size_rule="grid", loss_mean="valid", ignore_label=255,
-                 fused_loss=True):
+                 fused_loss=True, checkpoint_layers=()):
         super().__init__()
         if zoom_factor not in (1, 2, 4, 8):
             raise ValueError(f"zoom_factor: {zoom_factor!r} is not possible; choose one of 1, 2, 4, 8")
@@ -50,6 +53,7 @@ class SceneParser(nn.Module):
             raise ValueError(f"zoom_factor: {zoom_factor} needs size_rule grid; with input only 8 is possible")
         self.classes, self.zoom_factor, self.ignore_label = classes, zoom_factor, ignore_label
         self.align_corners, self.size_rule, self.fused_loss = align_corners, size_rule, fused_loss
+        self.checkpoint_layers = tuple(checkpoint_layers)
         self.criterion = CrossEntropy(ignore_label, mean=loss_mean) if criterion is None else criterion
 
         backbone = ResNet(layers, stem, contract_dilation)
@@ -89,8 +93,10 @@ class SceneParser(nn.Module):
                 self._check_size(h, w)
             else:
                 image = F.pad(image, (0, (1 - w) % self.stride, 0, (1 - h) % self.stride))
-        third = self.layer3(self.layer2(self.layer1(self.layer0(image))))
-        logits = self.head(self.layer4(third))
+        third = image
+        for name in ("layer0", "layer1", "layer2", "layer3"):
+            third = self._stage(name, third)
+        logits = self.head(self._stage("layer4", third))
         size = tuple(self._logit_side(side) for side in image.shape[-2:])
         if not self.training:
             return upsample(logits, size, self.align_corners)[..., : self._logit_side(h), : self._logit_side(w)]
@@ -106,6 +112,14 @@ class SceneParser(nn.Module):
         main_loss, pred = upsampled_loss(logits, *how, fused=self.fused_loss)
         aux_loss, _ = upsampled_loss(aux_logits, *how, predict=False, fused=self.fused_loss)
         return pred, main_loss, aux_loss
+
+    def _stage(self, name, x):
+        stage = getattr(self, name)
+        if name not in self.checkpoint_layers or not torch.is_grad_enabled():
+            return stage(x)
+        for block in [stage] if name == "layer0" else stage:
+            x = recomputed(block, x)
+        return x
 
     def label_of_logits(self, label):
         """label (N, H, W) at the places of the logits: every (8 / zoom_factor)-th pixel, all of them for 8."""

@@ -1,6 +1,9 @@
 """ResNet with output stride 8 (dilation instead of stride in the last two stages)."""
 
+from contextlib import contextmanager, nullcontext
+
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from model.weights import load_backbone as load_backbone  # one import for the network and its ImageNet weights
 
@@ -95,6 +98,25 @@ def make_stage(block, inplanes, planes, blocks, stride=1, dilation=1, contract_d
     stage = [block(inplanes, planes, stride, first_dilation, downsample, contract_dilation)]
     stage += [block(outplanes, planes, 1, dilation, None, contract_dilation) for _ in range(blocks - 1)]
     return nn.Sequential(*stage)
+
+
+def recomputed(block, x):
+    """block(x), of which autograd keeps x alone: the backward pass computes the rest again (Chen et al. 2016)."""
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False,
+                      context_fn=lambda: (nullcontext(), _without_statistics(block)))
+
+
+@contextmanager
+def _without_statistics(block):
+    """BatchNorm normalises by its batch as before, and leaves its running statistics alone: they have seen it."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class ResNet(nn.Module):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from golden_rules import draw, golden_image
 
+from model.psanet import PSANet
+from model.pspnet import PSPNet
 from util.inference import predict, predict_probability, scaled_size, window_starts
 
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
@@ -136,6 +138,39 @@ def test_any_number_of_classes_is_predicted(classes, dtype):
     assert pred.dtype == dtype and pred.shape == (20, 24) and (pred == classes - 1).all()
 
 
+def test_whole_images_go_through_in_one_piece_at_every_scale():
+    image, _ = golden_image("whole", 52, 70, 5)
+    seen = []
+
+    def model(x):
+        seen.append(tuple(x.shape))
+        return convolution(x)
+
+    prob = run(model, image, mode="whole", scales=(0.5, 1.0))
+    assert seen == [(2, 3, 26, 35), (2, 3, 52, 70)] and prob.shape == (5, 52, 70)
+    one_window = run(convolution, image, crop_h=52, crop_w=70)
+    assert torch.equal(run(convolution, image, mode="whole"), one_window)
+
+
+@pytest.mark.parametrize("network, shape", [(PSPNet(18, classes=5), (42, 61)), (PSPNet(18, classes=5, zoom_factor=1), (41, 50)),
+                                            (PSPNet(18, classes=5, size_rule="input"), (30, 35)),
+                                            (PSANet(18, classes=5, mask_h=3, mask_w=3), (42, 61))])  # fmt: skip
+def test_networks_take_whole_images_of_any_size(network, shape):
+    image, _ = golden_image("whole network", *shape, 5)
+    prob = run(network.eval(), image, mode="whole", scales=(0.7, 1.0, 1.3))
+    assert prob.shape == (5, *shape) and torch.allclose(prob.sum(0), torch.ones(shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_the_host_never_waits_for_the_device(mode):
+    """A tensor on the meta device has no values: whatever asks for one raises."""
+    network = PSPNet(18, classes=5).eval().to("meta")
+    prob = run(network, np.zeros((50, 70, 3), np.uint8), mode=mode, scales=(0.75, 1.0), test_batch=2)
+    assert prob.device.type == "meta" and prob.shape == (5, 50, 70)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        prob.max().item()
+
+
 def test_mistakes_are_refused_with_a_reason():
     image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(ValueError, match="call model.eval"):
@@ -144,6 +179,8 @@ def test_mistakes_are_refused_with_a_reason():
         run(convolution, image, classes=19)
     with pytest.raises(ValueError, match=r"shape \(H, W, 3\), not \(20, 20\)"):
         run(convolution, image[..., 0])
+    with pytest.raises(ValueError, match="mode: 'tiles' is unknown; choose slide or whole"):
+        run(convolution, image, mode="tiles")
     with pytest.raises(ValueError, match="scales"):
         run(convolution, image, scales=())
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 Floats = tuple[float, ...]
 Ints = tuple[int, ...]
+Stages = tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Data:
     train_list: str | None = None  # text file, `image label` a line
     val_list: str | None = None
     classes: int  # label ids are 0..classes-1 and ignore_label
+    cache: str | None = None  # folder for decoded images, far larger than the files but read in no time; empty = none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,13 @@ class Train:
     mask_w: int | None = None
     normalization_factor: float | None = 1.0  # empty = mask_h * mask_w
     psa_softmax: bool = True
+    # speed and memory: the numbers stay the same but for rounding
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the layers, in training and test; weights and loss stay fp32
+    channels_last: bool = False  # memory format; mostly faster with bf16 and fp16
+    compile: bool = False  # torch.compile: the first iterations take minutes, the others are faster on most GPUs
+    checkpoint_layers: Stages = ()  # stages computed twice to keep less in memory: [layer1, layer2, layer3, layer4]
+    fast_head: bool = True  # False: the pyramid's convolution as it stands in the paper, to compare with
+    fused_loss: bool = True  # False: all logits at label size in memory, to compare with
     # augmentation
     train_h: int = 473  # crop
     train_w: int = 473
@@ -109,6 +118,7 @@ class Test:
     base_size: int | None = None  # long side of the image at scale 1; empty = as it is
     test_h: int | None = None  # window; empty = train_h, train_w
     test_w: int | None = None
+    test_mode: Literal["slide", "whole"] = "slide"  # overlapping windows, or each scaled image in one piece
     scales: Floats = (1.0,)
     flip: bool = True  # average with the mirror image
     test_batch: int = 1  # windows, with their mirror images, that go through the network at once
@@ -135,7 +145,7 @@ class Config(Test, Distributed, Train, Data):
 SECTIONS = {"DATA": Data, "TRAIN": Train, "Distributed": Distributed, "TEST": Test}
 SECTION_OF = {f.name: name for name, section in SECTIONS.items() for f in dataclasses.fields(section)}
 PATHS = (
-    *("data_root", "train_list", "val_list", "test_list", "colors_path", "names_path"),
+    *("data_root", "cache", "train_list", "val_list", "test_list", "colors_path", "names_path"),
     *("save_path", "initmodel", "weight", "resume", "model_path", "save_folder"),  # may start with {save_path}
 )
 POSITIVE = (
@@ -358,6 +368,8 @@ def _mistakes(cfg: Config):
     for key in ("mask_h", "mask_w"):
         if getattr(cfg, key) is not None and getattr(cfg, key) % 2 == 0:
             yield key, f"{getattr(cfg, key)} must be odd, so that the mask has a centre"
+    if cfg.compile and cfg.checkpoint_layers:
+        yield "checkpoint_layers", f"{list(cfg.checkpoint_layers)} cannot go with compile: True; leave one of them out"
     if cfg.start_epoch >= cfg.epochs:
         yield "start_epoch", f"{cfg.start_epoch} leaves nothing to do, since epochs is {cfg.epochs}"
 

@@ -1,7 +1,8 @@
 """The one inference engine: test, demo and validation all predict through it.
 
-Every scale of the image goes through the network in overlapping windows and their mirror images, and the class
-probabilities are averaged over mirror images, overlapping windows and scales: all on the model's device, in float32.
+Every scale of the image goes through the network, in overlapping windows or in one piece, and so do their mirror images;
+the class probabilities are averaged over mirror images, overlapping windows and scales: all on the model's device, in
+float32, without waiting for it. Whoever wants the network in half precision calls in an autocast context.
 """
 from math import ceil
 
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 
 @torch.inference_mode()
 def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, scales, mean, std, flip=True,
-                        stride_rate=2 / 3, test_batch=1, device=None):
+                        stride_rate=2 / 3, test_batch=1, mode="slide", device=None):
     """Class probabilities (K, H, W) float32 of one image, on the model's device; they sum to 1 over K.
 
     model: network in eval mode, or any function, (N, 3, crop_h, crop_w) float32 normalised -> logits (N, K, h, w);
-        logits of another size are brought to the window's bilinearly (align_corners=True).
+        logits of another size are brought to the window's bilinearly (align_corners=True). In mode "whole" it must take
+        any height and width.
     image: (H, W, 3) RGB array, uint8 or float, 0..255; of any size from one pixel on.
     classes: K, checked against the logits.
     base_size: pixels of the long side at scale 1; None = the image's own.
@@ -26,9 +28,11 @@ def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, sca
     flip: average each window with its mirror image.
     stride_rate: windows start every ceil(crop * stride_rate) pixels, the last one ends at the border.
     test_batch: windows, and as many mirror images, in one call of the model.
+    mode: "slide", or "whole": each scaled image is one window, whatever its size; crop, stride and batch mean nothing then.
     device: where to compute; None = where the model's weights are.
 
-    Memory: two (K, H, W) float32 tensors of the largest scale, and the model's own for 2 * test_batch windows.
+    Memory, on the device: one (K, H, W) float32 tensor of the scale at work, with several scales two more of the image's
+    size; while the model works also its own for 2 * test_batch windows, and their logits twice.
     """
     if getattr(model, "training", False):
         raise ValueError("the model is in training mode, and dropout and batch statistics would spoil its predictions: "
@@ -37,6 +41,8 @@ def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, sca
         raise ValueError(f"expected an image of shape (H, W, 3), not {tuple(image.shape)}")
     if not len(scales):
         raise ValueError("scales: at least one is needed")
+    if mode not in ("slide", "whole"):
+        raise ValueError(f"mode: {mode!r} is unknown; choose slide or whole")
     device = device or _device(model)
     x = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device).permute(2, 0, 1)[None].float()
     # Normalising is linear, so once before resizing does for all windows, and padding with the mean becomes zeros.
@@ -45,7 +51,10 @@ def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, sca
     total = None
     for scale in scales:
         scaled = _resize(x, scaled_size(*size, scale, base_size or max(size)))
-        prob = _slide(model, scaled, classes, crop_h, crop_w, flip, stride_rate, test_batch)
+        if mode == "whole":
+            prob = _window_probability(model, scaled, classes, flip)[0]
+        else:
+            prob = _slide(model, scaled, classes, crop_h, crop_w, flip, stride_rate, test_batch)
         prob = _resize(prob[None], size)[0]
         total = prob if total is None else total.add_(prob)
     return total.div_(len(scales)) if len(scales) > 1 else total
@@ -93,24 +102,24 @@ def _slide(model, x, classes, crop_h, crop_w, flip, stride_rate, test_batch):
 
 def _window_probability(model, windows, classes, flip):
     """(N, K, crop_h, crop_w) float32 of windows (N, 3, crop_h, crop_w)."""
-    logits = model(torch.cat([windows, windows.flip(3)]) if flip else windows).float()
-    if logits.shape[1] != classes:
-        raise ValueError(f"the model speaks of {logits.shape[1]} classes, but `classes` is {classes}")
-    if logits.shape[2:] != windows.shape[2:]:
-        logits = F.interpolate(logits, windows.shape[2:], mode="bilinear", align_corners=True)
-    prob = logits.softmax(1)
+    y = model(torch.cat([windows, windows.flip(3)]) if flip else windows).float()
+    if y.shape[1] != classes:
+        raise ValueError(f"the model speaks of {y.shape[1]} classes, but `classes` is {classes}")
+    if y.shape[2:] != windows.shape[2:]:
+        y = F.interpolate(y, windows.shape[2:], mode="bilinear", align_corners=True)
+    y = y.softmax(1)
     if flip:
-        prob, mirrored = prob.chunk(2)
-        prob = (prob + mirrored.flip(3)) / 2
-    return prob
+        y, mirrored = y.chunk(2)
+        y = mirrored.flip(3).add_(y).div_(2)
+    return y
 
 
 def _cover(starts, crop, side, like):
     """(side,) how many windows cover each pixel of one axis; the windows form a grid, so the two axes multiply."""
-    count = np.zeros(side, np.float32)
+    count = like.new_zeros(side)
     for start in starts:
         count[start:start + crop] += 1
-    return torch.from_numpy(count).to(like.device)
+    return count
 
 
 def _resize(x, size):
