@@ -1,5 +1,7 @@
 """Cross entropy with an ignored label, and the one function between small logits and the loss."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -52,6 +54,56 @@ class CrossEntropy(nn.Module):
         """The loss, given the sum over the pixels."""
         n = self.normaliser(label)
         return total / n.where(n > 0, 1.0)
+
+
+class OhemCrossEntropy(nn.Module):
+    """Cross entropy of the hard pixels alone (online hard example mining: Shrivastava et al., CVPR 2016, for pixels).
+
+    logits (N, K, H, W), label (N, H, W) int64 -> 0-d: the mean over the valid pixels whose right class has a probability
+    below `threshold`, and over at least the `min_kept` hardest ones. Without a valid pixel it is 0.
+    """
+
+    def __init__(self, ignore_label=255, weight=None, threshold=0.7, min_kept=100_000):
+        super().__init__()
+        self.ignore_label, self.least_loss, self.min_kept = ignore_label, -math.log(threshold), min_kept
+        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight).float(), persistent=False)
+
+    def forward(self, logits, label):
+        logits, valid = widen(logits), label != self.ignore_label
+        loss = F.cross_entropy(logits, label, reduction="none", ignore_index=self.ignore_label)
+        # Ignored pixels come last in the order; the threshold is a tensor, since to read it would stop the host.
+        hardness = loss.detach().where(valid, -1).flatten()
+        last_kept = hardness.topk(min(self.min_kept, hardness.numel())).values[-1]
+        kept = valid & (loss.detach() >= last_kept.clamp(max=self.least_loss))
+        share = kept.to(loss.dtype)
+        if self.weight is not None:
+            share = share * self.weight.to(loss.dtype)[label.where(valid, 0)]
+        total = share.sum()
+        return (loss * share).sum() / total.where(total > 0, 1.0)
+
+
+class DiceLoss(nn.Module):
+    """1 - the mean over the classes in the label of 2 sum(p g) / (sum(p^2) + sum(g^2)) (Milletari et al., V-Net, 3DV 2016).
+
+    logits (N, K, H, W), label (N, H, W) int64 -> 0-d in [0, 1]; p is the softmax, g one-hot, the sums run over the valid
+    pixels of the batch, and the mean is weighted if weight (K,) is given. Without a valid pixel it is 0.
+    """
+
+    def __init__(self, ignore_label=255, weight=None):
+        super().__init__()
+        self.ignore_label = ignore_label
+        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight).float(), persistent=False)
+
+    def forward(self, logits, label):
+        valid = (label != self.ignore_label)[:, None]
+        p = widen(logits).softmax(1) * valid
+        g = torch.zeros_like(p).scatter_(1, label[:, None].where(valid, 0), valid.to(p.dtype))
+        dims = (0, 2, 3)
+        dice = 2 * (p * g).sum(dims) / (p.square().sum(dims) + g.sum(dims)).clamp(min=1e-12)
+        share = (g.sum(dims) > 0).to(p.dtype)
+        if self.weight is not None:
+            share = share * self.weight.to(p.dtype)
+        return (share * (1 - dice)).sum() / share.sum().clamp(min=1e-12)
 
 
 _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in torch 2.1
