@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from tensorboardX import SummaryWriter
+
+from util.board import COMPARED, log_start, log_validation
+from util.config import ROOT, load_config
+from util.metric import scores
+
+accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="pip install tensorboard")
+
+
+@pytest.fixture
+def events(tmp_path):
+    cfg = load_config(ROOT / "config/toy/toy_pspnet18.yaml")
+    confusion = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    with SummaryWriter(str(tmp_path)) as writer:
+        log_start(writer, cfg)
+        log_validation(writer, scores(confusion), confusion, ["road", "sky/cloud", "absent"], step=5)
+    found = accumulator.EventAccumulator(str(tmp_path), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def text(events, tag):
+    return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
+
+
+def test_every_present_class_has_its_own_curve(events):
+    assert events.Tags()["scalars"] == ["IoU_val/road", "IoU_val/sky_cloud"]
+    (point,) = events.Scalars("IoU_val/road")
+    assert (point.step, point.value) == (5, 0.75)
+
+
+def test_config_and_table_are_texts_and_the_confusion_is_a_picture(events):
+    assert "    base_lr: 0.02\n" in text(events, "config") and "| 1 | sky/cloud | 0.8000 |" in text(events, "val/table")
+    (image,) = events.Images("val/confusion")
+    assert image.step == 5 and image.height > 100
+
+
+def test_runs_are_compared_by_settings_and_by_scalars_of_their_own(events):
+    from tensorboard.plugins.hparams import metadata
+
+    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    experiment = metadata.parse_experiment_plugin_data(content)
+    assert {metric.name.tag for metric in experiment.metric_infos} == {"mIoU_val", "mAcc_val", "allAcc_val", "loss_val"}
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = metadata.parse_session_start_info_plugin_data(content).hparams
+    assert settings["base_lr"].number_value == 0.02 and settings["arch"].string_value == "psp"
+    assert set(settings) == set(COMPARED) - {"initmodel"}  # empty in this config
