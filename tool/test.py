@@ -35,6 +35,7 @@ from util.image import read_label
 from util.inference import predict
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU, number, scores, table
+from util.precision import Precision
 from util.report import Example, build_report, confusion_picture, write_confusion
 from util.transform import MEAN, STD
 from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, save_jpeg, save_png
@@ -90,7 +91,7 @@ def test(args) -> None:
         log.info(f"Weights {cfg.model_path}:\n{weights}")
         network.to(device).eval()
         protocol = protocol_of(cfg, weights.epoch, device)
-        predictions = predict_images(cfg, network, data, mine, log)
+        predictions = predict_images(cfg, network, data, mine, device, log)
 
     def finish(item):
         """Write the files of one image and count its pixels."""
@@ -129,15 +130,17 @@ def test(args) -> None:
     distributed.close()
 
 
-def predict_images(cfg, network, data, indices, log):
+def predict_images(cfg, network, data, indices, device, log):
     """Yield (index, (prediction, label)) of these images; threads read the next ones while the network works."""
+    precision = Precision(cfg.precision, device)
     data_time, batch_time = AverageMeter(), AverageMeter()
     end = time.time()
     for done, (index, image, label) in enumerate(ahead(lambda i: (i, *data.read(i)), indices), 1):
         data_time.update(time.time() - end)
-        pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size,
-                       crop_h=cfg.test_h or cfg.train_h, crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales,
-                       mean=MEAN, std=STD, flip=cfg.flip, test_batch=cfg.test_batch)
+        with precision.autocast():
+            pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size,
+                           crop_h=cfg.test_h or cfg.train_h, crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales,
+                           mean=MEAN, std=STD, flip=cfg.flip, test_batch=cfg.test_batch, mode=cfg.test_mode)
         batch_time.update(time.time() - end)
         if done % cfg.print_freq == 0 or done == len(indices):
             log.info(f"Test: [{done}/{len(indices)}] Data {data_time.val:.3f} ({data_time.avg:.3f}) "
@@ -248,9 +251,11 @@ def protocol_of(cfg, epoch, device):
         "epoch": epoch,
         "scales": list(cfg.scales),
         "flip": cfg.flip,
+        "mode": cfg.test_mode,
         "crop": [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w],
         "stride": "2/3",
         "base_size": cfg.base_size or "the image's own long side",
+        "precision": cfg.precision,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": environment(device),
     }
