@@ -1,17 +1,21 @@
 """The networks. `build_model` is the only place here that knows the config."""
 
+from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 
 # A key of the config is the keyword argument of the same name.
 FRAME_KEYS = ("layers", "classes", "zoom_factor", "ignore_label", "dropout", "stem", "contract_dilation",
-              "align_corners", "size_rule", "loss_mean", "fused_loss", "checkpoint_layers")
+              "align_corners", "size_rule", "fused_loss", "checkpoint_layers")
 PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
 
 
-def build_model(cfg, pretrained=None):
-    """cfg.arch "psp" or "psa" -> the network; pretrained is the path of the backbone's ImageNet weights."""
-    frame = {key: getattr(cfg, key) for key in FRAME_KEYS}
+def build_model(cfg, pretrained=None, class_weights=None):
+    """cfg.arch "psp" or "psa" -> the network, with the criterion of cfg.loss.
+
+    pretrained: path of the backbone's ImageNet weights. class_weights: (K,) numbers for the criterion.
+    """
+    frame = {key: getattr(cfg, key) for key in FRAME_KEYS} | {"criterion": build_criterion(cfg, class_weights)}
     if cfg.arch == "psp":
         return PSPNet(**frame, fast_head=cfg.fast_head, pretrained=pretrained)
     if cfg.arch == "psa":
@@ -22,3 +26,12 @@ def build_model(cfg, pretrained=None):
                 attention[key] = side if cfg.compact else 2 * side - 1
         return PSANet(**frame, **attention, pretrained=pretrained)
     raise ValueError(f"arch: {cfg.arch!r} is unknown; choose psp or psa")
+
+
+def build_criterion(cfg, class_weights=None):
+    """cfg.loss "ce", "ohem" or "dice" -> the loss, a module of (logits, label)."""
+    if cfg.loss == "ohem":
+        return OhemCrossEntropy(cfg.ignore_label, class_weights, cfg.ohem_threshold, cfg.ohem_min_kept)
+    if cfg.loss == "dice":
+        return DiceLoss(cfg.ignore_label, class_weights)
+    return CrossEntropy(cfg.ignore_label, class_weights, cfg.loss_mean)

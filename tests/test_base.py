@@ -1,4 +1,3 @@
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from model.loss import CrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.resnet import ResNet
+from util.config import Config
 
 K, H, W = 5, 33, 49  # both sides are of the form 16n+1, which PSANet with shrink_factor 2 needs
 
@@ -200,11 +200,8 @@ def test_pretrained_fills_the_backbone_and_leaves_the_heads_random(tmp_path):
 
 
 def config(**changes):
-    return SimpleNamespace(**{
-        "arch": "psa", "layers": 18, "classes": K, "zoom_factor": 8, "ignore_label": 255, "dropout": 0.0,
-        "stem": "deep", "contract_dilation": False, "align_corners": True, "size_rule": "grid", "loss_mean": "valid",
-        "train_h": H, "train_w": W, "psa_type": 2, "compact": False, "shrink_factor": 2, "mask_h": None, "mask_w": None,
-        "normalization_factor": 1.0, "psa_softmax": True} | changes)
+    keys = {"arch": "psa", "layers": 18, "classes": K, "dropout": 0.0, "train_h": H, "train_w": W}
+    return Config(**{"data_root": "", "save_path": "", "path": ""} | keys | changes)
 
 
 def test_build_model_follows_the_config(batch, tmp_path):

@@ -162,6 +162,8 @@ def test_key_in_two_sections_is_refused(write):
         ("batch_size: 16", "batch_size: 0", "0 must be greater than 0"),
         ("base_lr: 0.01", "base_lr: -1", "-1.0 must not be negative"),
         ("start_epoch: 0", "start_epoch: 50", "leaves nothing to do"),
+        ("ignore_label: 255", "ignore_label: 255\n  class_weights: [1, 2]", "2 numbers for 21 classes"),
+        ("ignore_label: 255", "ignore_label: 255\n  class_weights: some", "expected a number, not 'some'"),
         ("scales: [1.0]", "scales: []", "must be a list of numbers greater than 0"),
         ("sync_bn: True", "sync_bn: 1", "expected True or False, not 1"),
         ("batch_size: 16", "batch_size: 16.5", "expected a whole number, not 16.5"),

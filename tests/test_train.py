@@ -179,6 +179,15 @@ def test_resuming_inside_an_epoch_with_another_batch_size_is_refused(toy_options
     assert "changed batch_size: 4 -> 6" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("loss", ["ce", "ohem", "dice"])
+def test_every_loss_trains_with_automatic_class_weights(finished, toy_options, loss):
+    more = ["loss", loss, "class_weights", "auto", "ohem_min_kept", 100, "epochs", 1, "evaluate", "False"]
+    assert run(toy_options, *more) == 0
+    first = losses(toy_options)[0][1]
+    assert 0 < first != losses(finished)[0][1]
+    assert loss != "dice" or first < 1.4  # main + 0.4 aux, each below 1
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_place(toy_options, capsys):
     assert run(toy_options, "base_lr", 1e20, "print_freq", 1) == 1
     error = capsys.readouterr().err

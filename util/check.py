@@ -81,6 +81,19 @@ def class_weights(pixels):
     return np.nanmedian(frequency) / frequency if inside.any() else frequency
 
 
+def automatic_class_weights(pairs, classes):
+    """Median frequency balancing, (K,) list of floats, of the labels of [(image path, label path)]; 1 for absent classes."""
+    with ThreadPoolExecutor() as pool:
+        weights = class_weights(list(pool.map(lambda pair: _pixels_of(read_label(pair[1]), classes), pairs)))
+    return np.nan_to_num(weights, nan=1.0).tolist()
+
+
+def _pixels_of(ids, classes):
+    """Pixels of each class and, last, of everything else (K + 1,)."""
+    count = np.bincount(ids.ravel(), minlength=classes)[:classes]
+    return np.append(count, ids.size - count.sum())
+
+
 def _look_at(name, pairs, cfg):
     """For each pair (hash of the image file, pixels of the K classes and void (K + 1,) or None, fault or "")."""
 
@@ -98,8 +111,7 @@ def _look_at(name, pairs, cfg):
             check_ids(ids, cfg.classes, cfg.ignore_label, label)
         except (ValueError, OSError) as error:
             return None, None, str(error)
-        count = np.bincount(ids.ravel(), minlength=cfg.classes)[: cfg.classes]
-        return digest, np.append(count, ids.size - count.sum()), ""
+        return digest, _pixels_of(ids, cfg.classes), ""
 
     bar, found = ProgressBar(name, len(pairs)), []
     with ThreadPoolExecutor() as pool:

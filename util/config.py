@@ -5,13 +5,14 @@ of them in one flat namespace, as the original scripts use it: `cfg.base_lr`, no
 keys in braces: `model_path: '{save_path}/train_epoch_{epochs}.pth'`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -66,6 +67,10 @@ class Train:
     rotate_min: float = -10  # degrees
     rotate_max: float = 10
     # loss
+    loss: Literal["ce", "ohem", "dice"] = "ce"  # cross entropy, the same of the hard pixels alone, overlap of each class
+    class_weights: Literal["auto"] | Floats | None = None  # one a class; auto: median frequency balancing
+    ohem_threshold: float = 0.7  # a pixel is hard if its right class has a lower probability
+    ohem_min_kept: int = 100000  # pixels of a batch that count at least
     ignore_label: int = 255
     aux_weight: float = 0.4  # total = main + aux_weight * aux
     loss_mean: Literal["valid", "all"] = "valid"  # over the pixels that are not ignored; over all in MMSegmentation
@@ -150,7 +155,7 @@ PATHS = (
 )
 POSITIVE = (
     *("classes", "train_h", "train_w", "test_h", "test_w", "base_size", "scale_min", "epochs", "world_size"),
-    *("batch_size", "batch_size_val", "test_batch", "accumulate_steps", "mask_h", "mask_w", "shrink_factor"),
+    *("ohem_min_kept", "batch_size", "batch_size_val", "test_batch", "accumulate_steps", "mask_h", "mask_w", "shrink_factor"),
     *("print_freq", "save_freq", "eval_freq", "keep_checkpoints"),
 )
 NOT_NEGATIVE = (
@@ -225,10 +230,14 @@ def convert(value: Any, kind: Any) -> Any:
 
     YAML 1.1 reads `1e-2` as a string and command lines carry nothing but strings, so numbers in strings are accepted.
     """
-    if isinstance(kind, UnionType):  # X | None
+    if get_origin(kind) in (Union, UnionType):  # X | None
         if value is None or value in ("", "None"):
             return None
-        return convert(value, next(k for k in get_args(kind) if k is not NoneType))
+        *others, last = (k for k in get_args(kind) if k is not NoneType)
+        for other in others:
+            with contextlib.suppress(ValueError):
+                return convert(value, other)
+        return convert(value, last)  # whose error is the one to show
     if get_origin(kind) is Literal:
         for choice in get_args(kind):
             if value == choice and not isinstance(value, bool):
@@ -351,6 +360,12 @@ def _mistakes(cfg: Config):
     if cfg.ignore_label < cfg.classes:
         yield "ignore_label", (f"{cfg.ignore_label} is the id of a class, since classes is {cfg.classes}; "
                                "take 255, or 65535 with 16-bit labels")  # fmt: skip
+    if isinstance(cfg.class_weights, tuple) and (len(cfg.class_weights) != cfg.classes or min(cfg.class_weights) < 0):
+        yield "class_weights", f"{len(cfg.class_weights)} numbers for {cfg.classes} classes; give one a class, none negative"
+    if not 0 < cfg.ohem_threshold < 1:
+        yield "ohem_threshold", f"{cfg.ohem_threshold} must be in (0, 1)"
+    if cfg.loss != "ce" and cfg.loss_mean == "all":
+        yield "loss_mean", f"all goes with loss: ce alone, not with {cfg.loss}"
     if cfg.classes > 65535:
         yield "classes", f"{cfg.classes} do not fit into 16-bit labels"
     if not 0 <= cfg.dropout < 1:
