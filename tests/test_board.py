@@ -11,7 +11,7 @@ accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_ac
 
 @pytest.fixture
 def events(tmp_path):
-    cfg = load_config(ROOT / "config/toy/toy_pspnet18.yaml")
+    cfg = load_config(ROOT / "config/toy/toy_pspnet18.yaml", ["base_lr", "0.03"])
     confusion = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
     with SummaryWriter(str(tmp_path)) as writer:
         log_start(writer, cfg)
@@ -32,7 +32,7 @@ def test_every_present_class_has_its_own_curve(events):
 
 
 def test_config_and_table_are_texts_and_the_confusion_is_a_picture(events):
-    assert "    base_lr: 0.02\n" in text(events, "config") and "| 1 | sky/cloud | 0.8000 |" in text(events, "val/table")
+    assert "    base_lr: 0.03\n" in text(events, "config") and "| 1 | sky/cloud | 0.8000 |" in text(events, "val/table")
     (image,) = events.Images("val/confusion")
     assert image.step == 5 and image.height > 100
 
@@ -45,5 +45,5 @@ def test_runs_are_compared_by_settings_and_by_scalars_of_their_own(events):
     assert {metric.name.tag for metric in experiment.metric_infos} == {"mIoU_val", "mAcc_val", "allAcc_val", "loss_val"}
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = metadata.parse_session_start_info_plugin_data(content).hparams
-    assert settings["base_lr"].number_value == 0.02 and settings["arch"].string_value == "psp"
+    assert settings["base_lr"].number_value == 0.03 and settings["arch"].string_value == "psp"
     assert set(settings) == set(COMPARED) - {"initmodel"}  # empty in this config
