@@ -108,15 +108,15 @@ def recomputed(block, x):
 
 @contextmanager
 def _without_statistics(block):
-    """BatchNorm normalises by its batch as before, and leaves its running statistics alone: they have seen it."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
+    """BatchNorm does as before, but its running statistics, which have seen this batch, stay as they are."""
+    buffers = [(m, name, buffer) for m in block.modules() for name, buffer in m.named_buffers(recurse=False)]
+    for m, name, buffer in buffers:
+        setattr(m, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for m, name, buffer in buffers:
+            setattr(m, name, buffer)
 
 
 class ResNet(nn.Module):

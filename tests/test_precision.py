@@ -1,0 +1,204 @@
+"""Half precision, recomputed stages, folded BatchNorm, channels_last: each against the plain form."""
+
+import copy
+
+import pytest
+import torch
+from golden_rules import fill_, golden_input, golden_label
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from model.fold import fold_batchnorm
+from model.psanet import PSANet
+from model.pspnet import PSPNet
+from util.optim import build_optimizer
+from util.precision import Precision
+
+CPU = torch.device("cpu")
+STAGES = ("layer0", "layer1", "layer2", "layer3", "layer4")
+
+
+def psp(layers=18, **changes):
+    return fill_(PSPNet(layers, classes=5, dropout=0, **changes))
+
+
+def psa(layers=18, **changes):
+    return fill_(PSANet(layers, classes=5, dropout=0, mask_h=5, mask_w=5, **changes))
+
+
+def batch(n=2, h=33, w=49):
+    return golden_input("precision", n, h, w), golden_label("precision", n, h, w, 5)
+
+
+def step(network, precision=None, **changes):
+    """Losses, and gradients by name, of one training step."""
+    image, label = batch(**changes)
+    precision = precision or Precision("fp32", CPU)
+    with precision.autocast():
+        _, main_loss, aux_loss = network.train()(image, label)
+    (main_loss + 0.4 * aux_loss).backward()
+    return torch.stack([main_loss, aux_loss]).detach(), {name: p.grad for name, p in network.named_parameters()}
+
+
+def similarity(a, b):
+    """Cosine of the angle between two tensors."""
+    return torch.cosine_similarity(a.flatten().double(), b.flatten().double(), 0)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_layers_compute_in_half_precision_and_losses_in_float32(name):
+    network, precision, seen = psp(), Precision(name, CPU), []
+    network.aux[0].register_forward_hook(lambda module, x, y: seen.append(y.dtype))
+    losses, gradients = step(network, precision, h=97, w=97)
+    exact, exact_gradients = step(psp(), h=97, w=97)
+    assert seen == [precision.dtype]
+    assert losses.dtype == torch.float32 and torch.allclose(losses, exact, rtol=2e-2)
+    assert not torch.equal(losses, exact)
+    assert all(g.dtype == torch.float32 for g in gradients.values())
+    assert similarity(gradients["cls.4.weight"], exact_gradients["cls.4.weight"]) > 0.999
+
+
+def test_fp32_changes_nothing():
+    precision, network = Precision("fp32", CPU), nn.Linear(3, 2)
+    x = torch.randn(4, 3)
+    with precision.autocast():
+        y = network(x)
+    assert torch.equal(y, network(x)) and precision.state_dict() == {}
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = network.bias.detach().clone()
+    precision.backward(y.sum())
+    precision.step(optimizer)
+    assert torch.equal(network.bias, before - 4)
+
+
+def test_fp16_keeps_gradients_that_would_vanish():
+    x = torch.full((1, 8), 1e-4)
+    found = {}
+    for scaled in (True, False):
+        layer, precision = nn.Linear(8, 8, bias=False), Precision("fp16", CPU)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        nn.init.zeros_(layer.weight)
+        with precision.autocast():
+            loss = layer(x).float().sum() * 1e-5
+        precision.backward(loss) if scaled else loss.backward()
+        precision.step(optimizer) if scaled else optimizer.step()
+        found[scaled] = layer.weight.detach()
+    assert torch.allclose(found[True], torch.full((8, 8), -1e-9), rtol=1e-2, atol=0)
+    assert not found[False].any()
+
+
+def test_fp16_leaves_out_a_step_that_overflows_and_halves_its_factor():
+    layer, precision = nn.Linear(2, 1), Precision("fp16", CPU)
+    before, factor = copy.deepcopy(layer.state_dict()), precision.state_dict()["scale"]
+    precision.backward(layer(torch.full((1, 2), 1e38)).sum())
+    precision.step(torch.optim.SGD(layer.parameters(), lr=1.0))
+    assert all(torch.equal(layer.state_dict()[k], before[k]) for k in before)
+    assert precision.state_dict()["scale"] == factor / 2
+
+
+def test_a_run_goes_on_with_its_factor_and_starts_one_where_it_had_none():
+    old, new = Precision("fp16", CPU), Precision("fp16", CPU)
+    layer = nn.Linear(2, 1)
+    for _ in range(3):
+        old.backward(layer(torch.full((1, 2), 1e38)).sum())
+        old.step(torch.optim.SGD(layer.parameters(), lr=1.0))
+    new.load_state_dict(old.state_dict())
+    assert new.state_dict() == old.state_dict() and new.state_dict()["scale"] == 65536 / 8
+    fresh = Precision("fp16", CPU)
+    fresh.load_state_dict({})  # of a run in fp32
+    assert fresh.state_dict()["scale"] == 65536
+    Precision("bf16", CPU).load_state_dict(old.state_dict())
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision: 'half' is unknown; choose one of fp32, bf16, fp16"):
+        Precision("half", CPU)
+
+
+# ---- stages computed twice ----
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("make, layers, stages", [(psp, 18, STAGES), (psp, 50, ("layer1", "layer3")), (psa, 18, STAGES[1:])])
+def test_recomputed_stages_change_no_bit(make, layers, stages, precision):
+    plain, recomputing = make(layers), make(layers, checkpoint_layers=stages)
+    for _ in range(2):  # twice: running statistics that were counted double would show
+        expected, got = (step(network, Precision(precision, CPU)) for network in (plain, recomputing))
+        assert torch.equal(got[0], expected[0])
+        assert all(torch.equal(a, b) for a, b in zip(got[1].values(), expected[1].values()))
+    assert plain.state_dict().keys() == recomputing.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(recomputing.state_dict()[name], tensor), name
+    assert recomputing.layer1[0].bn1.num_batches_tracked == 2
+
+
+def test_recomputed_stages_keep_little_in_memory():
+    def kept(**changes):
+        network, seen = psp(50, use_ppm=False, **changes).train(), {}
+        weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                seen[storage.data_ptr()] = storage
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(*batch(2, 65, 65))
+        return sum(storage.nbytes() for storage in seen.values())
+
+    every, some, none = (kept(checkpoint_layers=names) for names in (STAGES, ("layer3",), ()))
+    assert every < 0.35 * none < some < none
+
+
+def test_recomputing_is_for_training_alone():
+    network = psp(checkpoint_layers=STAGES).eval()
+    network.layer1[0].register_forward_hook(lambda *_: None)
+    image, _ = batch()
+    with torch.inference_mode():
+        assert torch.equal(network(image), psp().eval()(image))
+
+
+# ---- BatchNorm in the convolutions ----
+
+
+@pytest.mark.parametrize("stem", ["deep", "plain"])
+@pytest.mark.parametrize("make, changes", [(psp, {}), (psp, {"fast_head": False}), (psp, {"use_ppm": False}), (psa, {})])
+@pytest.mark.parametrize("layers", [18, 50])
+def test_folded_network_gives_the_same_logits(make, changes, layers, stem):
+    network = make(layers, stem=stem, **changes).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    folded = fold_batchnorm(network)
+    image, _ = batch()
+    with torch.inference_mode():
+        assert (folded(image) - network(image)).abs().max() < 1e-5
+    left = [name for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert left == (["cls.1"] if make is psp and not changes else [])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_network_in_training_is_not_folded():
+    with pytest.raises(ValueError, match="call network.eval"):
+        fold_batchnorm(psp().train())
+
+
+# ---- memory format, optimizer ----
+
+
+@pytest.mark.parametrize("make", [psp, psa])
+def test_channels_last_gives_the_same_numbers(make):
+    last = make().to(memory_format=torch.channels_last)
+    (losses, gradients), (expected, expected_gradients) = step(last), step(make())
+    assert last.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(losses, expected, rtol=1e-5)
+    assert all(similarity(gradients[name], expected_gradients[name]) > 0.9999 for name in gradients)
+
+
+def test_a_checkpoint_brings_no_kernel_of_another_device():
+    network = psp()
+    optimizer = build_optimizer(network.backbone_modules(), network.head_modules(), base_lr=0.1)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = True  # as on a GPU
+    optimizer.load_state_dict(state)
+    assert all(not group["fused"] for group in optimizer.param_groups)
