@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 
 from model import build_model
 from model.weights import fetch_torchvision, load_backbone, load_network_weights
-from util import distributed, transform
+from util import board, distributed, transform
+from util.check import automatic_class_weights
 from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_checkpoints
 from util.config import ROOT, changed_keys, dump_config, load_config
 from util.dataset import EpochSampler, SemData, worker_init
@@ -40,7 +41,7 @@ from util.log import MetricsFile, ProgressBar, build_logger, environment, lock_f
 from util.metric import AverageMeter, confusion_matrix, intersectionAndUnionGPU, number, scores
 from util.optim import build_optimizer, poly_learning_rate, set_learning_rate
 from util.transform import MEAN, STD
-from util.visual import load_colors, load_names, panel
+from util.visual import default_palette, load_colors, load_names, panel
 
 PANELS = 4  # validation images shown in TensorBoard
 
@@ -87,8 +88,9 @@ def main(argv=None) -> int:
     try:
         return report_errors(lambda: train(args, argv))
     finally:
-        for worker in multiprocessing.active_children():  # a loader worker that hangs would keep the program from ending
-            worker.kill()
+        for child in multiprocessing.active_children():
+            if child.daemon:  # a loader worker that hangs would keep the program from ending
+                child.kill()
 
 
 def train(args, argv) -> int:
@@ -151,7 +153,9 @@ def train(args, argv) -> int:
 
     # ---- network, optimizer ----
     torch.manual_seed(state.seed)  # the same first weights in every process
-    network = build_model(cfg)
+    auto = cfg.class_weights == "auto"
+    weights = automatic_class_weights(train_data.data_list, cfg.classes) if auto else cfg.class_weights
+    network = build_model(cfg, class_weights=weights)
     if resumed:
         network.load_state_dict(resumed["state_dict"])
     elif cfg.weight:
@@ -188,6 +192,7 @@ def train(args, argv) -> int:
         set_aside_checkpoints(save_path, (state.epoch, state.step), out.log.warning)
         (save_path / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
         out.writer = SummaryWriter(str(save_path), purge_step=first + 1 if first else None)
+        board.log_start(out.writer, cfg)
         out.metrics = MetricsFile(save_path / "metrics.jsonl", first, state.epoch)
 
     # ---- loop ----
@@ -239,9 +244,7 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, 
         iteration = state.epoch * steps + state.step
         lr = poly_learning_rate(cfg.base_lr, iteration, max_iter, cfg.power)
         set_learning_rate(optimizer, lr)
-        # Dropout depends on (seed, iteration, process) alone, so that a resumed run draws what an uninterrupted one draws, and
-        # a checkpoint needs no state of random numbers.
-        torch.manual_seed((state.seed + iteration) * 1009 + cfg.diff_seed * distributed.rank())
+        seed_iteration(cfg, state, iteration)
         image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
         pending.append((*update(cfg, net, network, optimizer, image, label), lr))
         state.step += 1
@@ -254,6 +257,8 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, 
             with distributed.same_errors():
                 main_loss, aux_loss, loss, accuracy = report_iterations(state, steps, pending, out)
             pending = []
+            if out.writer is not None:
+                out.writer.add_scalar("images_per_second", cfg.batch_size / batch_time.avg, iteration + 1)
             bar.clear()
             out.log.info(
                 f"Epoch: [{state.epoch + 1}/{cfg.epochs}][{state.step}/{steps}] "
@@ -275,6 +280,12 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, 
     return True
 
 
+def seed_iteration(cfg, state, iteration) -> None:
+    """Dropout depends on (seed, iteration, process) alone, so that a resumed run draws what an uninterrupted one draws, and a
+    checkpoint needs no state of random numbers. Without diff_seed it is the same in every process."""
+    torch.manual_seed((state.seed + iteration) * 1009 + cfg.diff_seed * distributed.rank())
+
+
 def update(cfg, net, network, optimizer, image, label):
     """One optimizer step on this process's part of the global batch, in `accumulate_steps` parts.
 
@@ -283,7 +294,7 @@ def update(cfg, net, network, optimizer, image, label):
     counts (3, K) int64, on the device: summed over processes they are those of the global batch.
     """
     world = distributed.world_size()
-    normaliser = distributed.all_reduce_sum(network.valid_pixels(label)).clamp(min=1)
+    normaliser = distributed.all_reduce_sum(network.valid_pixels(label)).clamp(min=1e-12)
     losses, areas = 0, 0
     parts = list(zip(image.tensor_split(cfg.accumulate_steps), label.tensor_split(cfg.accumulate_steps)))
     optimizer.zero_grad(set_to_none=True)
@@ -359,7 +370,7 @@ def validate(cfg, network, data, state, steps, device, out, stop) -> float | Non
     rank, world = distributed.rank(), distributed.world_size()
     mine = range(rank, len(data), world)
     images = DataLoader(data, None, sampler=mine, worker_init_fn=worker_init, **loader_workers(cfg))
-    palette = load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else None
+    palette = load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
     confusion = torch.zeros(cfg.classes, cfg.classes, dtype=torch.int64, device=device)
     loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum of -log p over the labelled pixels, their number
     bar = ProgressBar("Validation", len(mine))
@@ -383,7 +394,7 @@ def validate(cfg, network, data, state, steps, device, out, stop) -> float | Non
         labelled = label != cfg.ignore_label
         p = probability.gather(0, label.long().where(labelled, 0)[None])[0][labelled]
         loss += torch.stack([-p.clamp(min=1e-12).log().double().sum(), labelled.sum().double()])
-        if out.writer is not None and palette is not None and i < PANELS:
+        if out.writer is not None and i < PANELS:
             picture = panel(image, label.cpu().numpy(), pred.cpu().numpy(), palette, cfg.ignore_label)
             out.writer.add_image(f"val/{i}_input_label_prediction", picture, state.epoch, dataformats="HWC")
         bar.show(i + 1)
@@ -395,10 +406,12 @@ def validate(cfg, network, data, state, steps, device, out, stop) -> float | Non
     result = scores(distributed.all_reduce_sum(confusion))
     nll, pixels = distributed.all_reduce_sum(loss).tolist()
     out.log.info(f"Val result: mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}.")
-    names = load_names(cfg.names_path, cfg.classes) if cfg.names_path else [""] * cfg.classes
+    names = load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {i}" for i in range(cfg.classes)]
     for i, name in enumerate(names):
         iou, accuracy = number(result.iou[i]), number(result.accuracy[i])
         out.log.info(f"Class_{i} Result: iou/accuracy {iou}/{accuracy}. {name}".rstrip())
+    if out.writer is not None:
+        board.log_validation(out.writer, result, confusion.cpu().numpy(), names, state.epoch)
     out.scalars(
         iteration=state.epoch * steps,
         epoch=state.epoch,

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn as dist_nn
 from torch import nn
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -210,20 +209,30 @@ def wrap(network: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
-class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """nn.SyncBatchNorm works on GPUs alone; this is the same on CPUs: mean and variance over the batches of all processes.
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; the loss is one over all of them, so the gradients of the sum add up likewise."""
 
-    The all-reduce is differentiable, so autograd finds the gradient through the shared statistics by itself.
-    """
+    @staticmethod
+    def forward(ctx, x):
+        return all_reduce_sum(x.clone())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return all_reduce_sum(grad.clone())
+
+
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """nn.SyncBatchNorm works on GPUs alone; this is the same on CPUs: mean and variance over the batches of all processes."""
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
         dims = (0, 2, 3)
-        n = all_reduce_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype))
-        mean = dist_nn.all_reduce(x.sum(dims)) / n
+        total = _Sum.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
+        n = total[-1].detach()
+        mean = total[:-1] / n
         centred = x - mean[:, None, None]
-        variance = dist_nn.all_reduce(centred.square().sum(dims)) / n
+        variance = _Sum.apply(centred.square().sum(dims)) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

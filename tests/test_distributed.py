@@ -1,0 +1,288 @@
+"""Any number of processes does what one does; who a process is, by the variables of its launcher."""
+
+import json
+import os
+import signal
+import time
+import types
+
+import pytest
+import torch
+from processes import CONFIG, finish, said, seen, start
+
+from tool import train
+from util import distributed
+from util.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def options(toy):
+    """Two epochs of three iterations, four images each; no dropout, whose numbers each process draws for itself."""
+    options = {"data_root": toy, "train_list": toy / "list/train.txt", "val_list": toy / "list/val.txt"}
+    options |= {"test_list": toy / "list/val.txt", "train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
+    options |= {"batch_size": 4, "epochs": 2, "print_freq": 1, "workers": 0, "manual_seed": 7, "save_freq": 2, "dropout": 0}
+    options |= {"base_lr": 1e-3, "head_lr_factor": 10}
+    return [str(word) for pair in options.items() for word in pair]
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss_train_batch"] for line in lines if "loss_train_batch" in line]
+
+
+# BatchNorm over the 1x1 bin of four small crops makes ten times more of a rounding error in every iteration, so the arithmetic
+# is compared in double precision (the loss itself is always float32).
+DOUBLE = {"dtype": torch.float64}
+
+
+@pytest.fixture(scope="module")
+def alone(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    assert finish(start(options, "save_path", folder, "evaluate", False, log=folder / "log", **DOUBLE)) == [0]
+    return folder
+
+
+@pytest.mark.parametrize("world, workers", [(1, 2), (2, 0), (2, 2), (3, 0), (4, 0), (4, 2)])
+def test_any_number_of_processes_and_workers_trains_like_one(world, workers, options, alone, tmp_path):
+    more = ["save_path", tmp_path, "workers", workers, "evaluate", False]
+    processes = start(options, *more, world=world, log=tmp_path / "log", **DOUBLE)
+    assert finish(processes) == [0] * world, said(tmp_path / "log")
+    parts = [seen(tmp_path / "log", rank) for rank in range(world)]
+    assert [sum(batch, []) for batch in zip(*parts)] == seen(alone / "log")  # the same samples, augmented in the same way
+    torch.testing.assert_close(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+    ours, theirs = (load_checkpoint(path / "train_epoch_2.pth")["state_dict"] for path in (tmp_path, alone))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def before_validation(options, tmp_path_factory):
+    """A checkpoint that stands between the last iteration and the validation."""
+    folder = tmp_path_factory.mktemp("validation")
+    more = ["save_path", folder, "epochs", 1, "keep_checkpoints", 9]
+    prune, train.prune_checkpoints = train.prune_checkpoints, lambda *_, **__: None
+    try:
+        assert train.main(["--config", CONFIG, *options, *map(str, more)]) == 0
+    finally:
+        train.prune_checkpoints = prune
+    return folder / "train_epoch_0_iter_3.pth"
+
+
+def test_validation_and_test_score_the_same_to_the_last_digit_over_1_2_and_3_processes(options, before_validation, tmp_path):
+    results = []
+    for world in (1, 2, 3):
+        folder, log = tmp_path / str(world), tmp_path / f"log{world}"
+        more = ["save_path", folder, "resume", before_validation, "epochs", 1]
+        assert finish(start(options, *more, world=world, log=log)) == [0] * world, said(log)
+        more = ["model_path", before_validation, "save_folder", folder, "scales", "[0.75, 1.0]"]
+        assert finish(start(options, *more, world=world, log=log, program="tool.test")) == [0] * world, said(log)
+        *_, validation = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        tested = json.loads((folder / "result.json").read_text())
+        assert len(list((folder / "gray").iterdir())) == 5 and tested["protocol"]["images"] == 5
+        results.append([validation[f"{name}_val"] for name in ("mIoU", "mAcc", "allAcc")])
+        results[-1] += [tested[name] for name in ("mIoU", "mAcc", "allAcc")] + [c["intersection"] for c in tested["classes"]]
+    assert results[0] == results[1] == results[2] and results[0][0] > 0
+
+
+# ---- launchers ----
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """os.environ without a launcher's variables; restored afterwards, whatever the code under test sets."""
+    launchers = ("SLURM", "OMPI", "PMIX", "MASTER", "RANK", "WORLD", "LOCAL")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    monkeypatch.setattr(os, "environ", kept)
+    return kept
+
+
+SLURM = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
+SLURM |= {"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_NUM_NODES": "2"}
+MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}
+MPI |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "665583617"}
+
+
+def who(variables):
+    return [variables.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")]
+
+
+def test_variables_of_srun_become_those_of_torchrun(variables):
+    variables |= SLURM
+    distributed.adopt_launcher()
+    assert who(variables) == ["5", "8", "1", "4", "gpu07"]
+    port = variables["MASTER_PORT"]
+    assert 20000 <= int(port) < 30000
+    for name in ("RANK", "MASTER_PORT"):
+        del variables[name]
+    variables["SLURM_STEP_ID"] = "1"  # two trainings on one machine do not meet
+    distributed.adopt_launcher()
+    assert variables["MASTER_PORT"] != port
+
+
+def test_variables_of_mpirun_become_those_of_torchrun_also_under_slurm(variables):
+    variables |= SLURM | MPI
+    distributed.adopt_launcher()
+    assert who(variables) == ["2", "4", "2", "4", "127.0.0.1"]
+
+
+def test_mpirun_over_several_machines_asks_for_the_address_of_the_first(variables):
+    variables |= MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    with pytest.raises(ValueError, match="mpirun -x MASTER_ADDR=HOST"):
+        distributed.adopt_launcher()
+    variables["MASTER_ADDR"] = "gpu07"
+    distributed.adopt_launcher()
+    assert who(variables) == ["2", "4", "2", "2", "gpu07"]
+
+
+def test_torchrun_inside_srun_knows_better(variables):
+    own = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "here"}
+    variables |= SLURM | own
+    distributed.adopt_launcher()
+    assert who(variables) == list(own.values())
+
+
+@pytest.mark.parametrize("alone", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "77"},
+                                   SLURM | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+                                   MPI | {"OMPI_COMM_WORLD_SIZE": "1"}],
+                         ids=["no launcher", "batch script", "srun of one task", "mpirun of one"])
+def test_a_single_process_is_left_alone(variables, alone):
+    variables |= alone
+    distributed.adopt_launcher()
+    assert who(variables) == [None] * 5
+
+
+@pytest.mark.parametrize("nodes, first", [("vm", "vm"), ("gpu07,gpu09", "gpu07"), ("gpu[07-08,12],login", "gpu07"),
+                                          ("rack[2-3]n[1,4]-ib,x", "rack2n1-ib"), ("a-b[3]", "a-b3")])
+def test_first_host_of_a_slurm_list(nodes, first):
+    assert distributed.first_host(nodes) == first
+
+
+@pytest.fixture
+def torchrun(variables, monkeypatch):
+    """Calls of torch's launcher, parsed and remembered instead of run."""
+    calls, before = [], signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr(distributed.torchrun, "run", calls.append)
+    yield calls
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_several_gpus_start_one_process_each(torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert distributed.launch("train.py", ["--config", "a b.yaml", "epochs", "3"], (0, 1, 5)) == 0
+    (call,) = torchrun
+    assert call.nproc_per_node == "3" and call.standalone and call.training_script == "train.py"
+    assert call.training_script_args == ["--config", "a b.yaml", "epochs", "3"]
+
+
+def test_nothing_is_started_for_one_gpu_on_a_cpu_or_inside_a_launcher(torchrun, variables, monkeypatch):
+    assert distributed.launch("train.py", [], (0, 1)) is None  # no CUDA here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert distributed.launch("train.py", [], (3,)) is None
+    assert distributed.launch("train.py", [], None) is None
+    variables["RANK"] = "0"
+    assert distributed.launch("train.py", [], (0, 1)) is None
+    assert not torchrun
+
+
+def test_old_keys_for_several_machines_become_the_launchers(torchrun):
+    assert distributed.launch("train.py", [], None, machines=2, machine=1, url="tcp://10.0.0.1:6789") == 0
+    (call,) = torchrun
+    assert (call.nnodes, call.node_rank, call.master_addr, call.master_port) == ("2", 1, "10.0.0.1", 6789)
+    with pytest.raises(ValueError, match="dist_url: env://: expected tcp://HOST:PORT"):
+        distributed.launch("train.py", [], None, machines=2, url="env://")
+
+
+@pytest.mark.parametrize("ends, status", [(75, 75), (1, 1), (-9, 247)])
+def test_status_of_a_failed_process_is_that_of_the_program(torchrun, monkeypatch, ends, status):
+    def run(_):
+        failure = types.SimpleNamespace(exitcode=ends, timestamp=0, local_rank=0, pid=1, signal_name=lambda: "", message="")
+        failed = distributed.ChildFailedError.__new__(distributed.ChildFailedError)
+        failed.failures, failed.name = {0: failure}, "train.py"
+        raise failed
+
+    monkeypatch.setattr(distributed.torchrun, "run", run)
+    assert distributed.launch("train.py", [], None, machines=2, url="tcp://a:1") == status
+
+
+def test_signal_to_the_launching_process_is_handed_on_and_means_start_again(torchrun, monkeypatch):
+    monkeypatch.setattr(distributed.torchrun, "run", lambda _: os.kill(os.getpid(), signal.SIGUSR1) or time.sleep(1))
+    assert distributed.launch("train.py", [], None, machines=2, url="tcp://a:1") == distributed.REQUEUE
+
+
+def test_gpu_of_a_process_is_the_one_at_its_local_rank(variables, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    variables["LOCAL_RANK"] = "1"
+    assert distributed.pick_device((2, 3)) == torch.device("cuda", 3)
+    variables["LOCAL_RANK"] = "2"
+    with pytest.raises(ValueError, match=r"process 2 of this machine has no GPU: configured are \[2, 3\]"):
+        distributed.pick_device((2, 3))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    variables["SLURM_STEP_ID"] = "0"
+    assert distributed.pick_device((0, 1, 2)) == torch.device("cuda", 0)  # srun --gpus-per-task=1
+
+
+# ---- signals and errors ----
+
+
+@pytest.fixture
+def stop():
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield distributed.StopSignal()
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_first_signal_is_remembered(stop, number):
+    assert not stop.requested()
+    os.kill(os.getpid(), number)
+    assert stop.requested() and stop.name() == number.name
+
+
+def test_second_ctrl_c_ends_at_once_but_not_the_copy_that_a_launcher_hands_on(stop):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested()
+    stop.time -= 2
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_error_of_all_processes_is_said_by_the_first_of_each_machine(variables):
+    def fail():
+        with distributed.same_errors():
+            raise ValueError("wrong")
+
+    variables["LOCAL_RANK"] = "0"
+    with pytest.raises(ValueError):
+        fail()
+    variables["LOCAL_RANK"] = "1"
+    with pytest.raises(SystemExit, match="1"):
+        fail()
+
+
+# ---- seeds ----
+
+
+def dropped(cfg, rank, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    train.seed_iteration(cfg, types.SimpleNamespace(seed=7), 11)
+    return torch.rand(5).tolist()
+
+
+def test_dropout_differs_between_processes_unless_diff_seed_is_off(monkeypatch):
+    on, off = types.SimpleNamespace(diff_seed=True), types.SimpleNamespace(diff_seed=False)
+    assert dropped(on, 0, monkeypatch) == dropped(off, 0, monkeypatch) == dropped(off, 1, monkeypatch)
+    assert dropped(on, 1, monkeypatch) != dropped(on, 0, monkeypatch)
+
+
+def test_deterministic_switches_to_kernels_that_repeat_themselves(variables):
+    try:
+        distributed.make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert variables["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
