@@ -183,7 +183,7 @@ def _loss_by_strips(logits, size, label, criterion, align_corners, predict, diff
             losses.append((c * (s.log() - y_t)).sum())
             if differentiate:
                 y *= c / s
-                y.scatter_add_(1, t, -c)
+                y.scatter_(1, t, c * (y_t.exp() / s - 1))
                 wide_gradient[near].flatten(1).addmm_(down[rows, near].T, y.flatten(1))
         if differentiate:
             gradient[i] = (wide_gradient @ across.T).transpose(0, 1)
