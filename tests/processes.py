@@ -70,9 +70,9 @@ def _run(program, argv, log, variables, dtype):
     torch.set_num_threads(1)
     checksums, update, build_model = [], train.update, train.build_model
 
-    def update_and_note(cfg, net, network, optimizer, image, label):
+    def update_and_note(cfg, net, network, optimizer, precision, image, label):
         checksums.append([zlib.crc32(a.numpy().tobytes() + b.numpy().tobytes()) for a, b in zip(image, label)])
-        return update(cfg, net, network, optimizer, image.to(dtype), label)
+        return update(cfg, net, network, optimizer, precision, image.to(dtype), label)
 
     train.update = update_and_note
     train.build_model = lambda *args, **more: build_model(*args, **more).to(dtype)

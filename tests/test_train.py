@@ -24,6 +24,7 @@ from model.weights import to_mmseg
 from tool import train
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
+from util.precision import Precision
 
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
 
@@ -306,7 +307,7 @@ def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(par
     net, reference = TinyNet(), TinyNet()
     cfg = SimpleNamespace(accumulate_steps=parts, aux_weight=0.4, classes=4, ignore_label=255)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    loss, areas = train.update(cfg, net, net, optimizer, image, label)
+    loss, areas = train.update(cfg, net, net, optimizer, Precision("fp32", torch.device("cpu")), image, label)
 
     main = F.cross_entropy(reference.main(image), label, ignore_index=255)
     aux = F.cross_entropy(reference.aux(image), label, ignore_index=255)
@@ -322,7 +323,8 @@ def test_batch_without_a_valid_pixel_changes_nothing_but_momentum():
     before = net.main.weight.clone()
     cfg = SimpleNamespace(accumulate_steps=1, aux_weight=0.4, classes=4, ignore_label=255)
     label = torch.full((2, 4, 4), 255)
-    loss, areas = train.update(cfg, net, net, torch.optim.SGD(net.parameters(), lr=1.0), torch.randn(2, 3, 4, 4), label)
+    optimizer, image = torch.optim.SGD(net.parameters(), lr=1.0), torch.randn(2, 3, 4, 4)
+    loss, areas = train.update(cfg, net, net, optimizer, Precision("fp32", torch.device("cpu")), image, label)
     assert loss.tolist() == [0, 0, 0] and areas.sum() == 0
     assert torch.equal(net.main.weight, before)
 

@@ -40,6 +40,7 @@ from util.inference import predict_probability
 from util.log import MetricsFile, ProgressBar, build_logger, environment, lock_folder, peak_memory_mb, report_errors
 from util.metric import AverageMeter, confusion_matrix, intersectionAndUnionGPU, number, scores
 from util.optim import build_optimizer, poly_learning_rate, set_learning_rate
+from util.precision import Precision
 from util.transform import MEAN, STD
 from util.visual import default_palette, load_colors, load_names, panel
 
@@ -164,8 +165,10 @@ def train(args, argv) -> int:
     elif cfg.initmodel:
         path = initmodel_file(cfg)
         out.log.info(f"Backbone {path}:\n{load_backbone(network, path, read=load_checkpoint)}")
-    network.to(device)
+    network.to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
     net = distributed.wrap(network, device, sync_bn=cfg.sync_bn)
+    if cfg.compile:
+        net = torch.compile(net)
     optimizer = build_optimizer(
         network.backbone_modules(),
         network.head_modules(),
@@ -174,8 +177,10 @@ def train(args, argv) -> int:
         momentum=cfg.momentum,
         weight_decay=cfg.weight_decay,
     )
+    precision = Precision(cfg.precision, device)
     if resumed:
         optimizer.load_state_dict(resumed["optimizer"])
+        precision.load_state_dict(resumed.get("precision"))
 
     # ---- say what will happen ----
     origin = f"resumed at epoch {state.epoch}, iteration {state.step}" if resumed else cfg.weight or cfg.initmodel or "random"
@@ -201,7 +206,7 @@ def train(args, argv) -> int:
             check_finite(network, state)
         if distributed.is_main():
             out.flush()
-            save_checkpoint(checkpoint_of(cfg, network, optimizer, state), save_path / name)
+            save_checkpoint(checkpoint_of(cfg, network, optimizer, precision, state), save_path / name)
             prune_checkpoints(save_path, keep=cfg.keep_checkpoints)
             out.log.info(f"Saved {save_path / name}")
 
@@ -212,11 +217,11 @@ def train(args, argv) -> int:
         return REQUEUE
 
     while state.epoch < cfg.epochs:
-        if not train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, out, stop, save):
+        if not train_one_epoch(cfg, net, network, loader, steps, optimizer, precision, state, device, out, stop, save):
             return stopped()
         finish_epoch(cfg, state, steps, out)
         if evaluates(cfg, state.epoch):
-            mIoU = validate(cfg, network, val_data, state, steps, device, out, stop)
+            mIoU = validate(cfg, network, val_data, precision, state, steps, device, out, stop)
             if mIoU is None:
                 return stopped()
             if mIoU > state.best_mIoU:
@@ -230,7 +235,7 @@ def train(args, argv) -> int:
     return 0
 
 
-def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, out, stop, save) -> bool:
+def train_one_epoch(cfg, net, network, loader, steps, optimizer, precision, state, device, out, stop, save) -> bool:
     """Go on with the epoch at `state.step`; False if a signal asked to stop."""
     net.train()
     loader.batch_sampler.set_epoch(state.epoch, start_batch=state.step)
@@ -246,7 +251,7 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, state, device, 
         set_learning_rate(optimizer, lr)
         seed_iteration(cfg, state, iteration)
         image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
-        pending.append((*update(cfg, net, network, optimizer, image, label), lr))
+        pending.append((*update(cfg, net, network, optimizer, precision, image, label), lr))
         state.step += 1
         batch_time.update(time.time() - end)
 
@@ -286,7 +291,7 @@ def seed_iteration(cfg, state, iteration) -> None:
     torch.manual_seed((state.seed + iteration) * 1009 + cfg.diff_seed * distributed.rank())
 
 
-def update(cfg, net, network, optimizer, image, label):
+def update(cfg, net, network, optimizer, precision, image, label):
     """One optimizer step on this process's part of the global batch, in `accumulate_steps` parts.
 
     The loss is the mean over the valid pixels of the GLOBAL batch: each part's own mean is weighted with its share of
@@ -301,14 +306,15 @@ def update(cfg, net, network, optimizer, image, label):
     for i, (part_image, part_label) in enumerate(parts):
         share = network.valid_pixels(part_label) / normaliser
         with nullcontext() if world == 1 or i == len(parts) - 1 else net.no_sync():
-            pred, main_loss, aux_loss = net(part_image, part_label)
+            with precision.autocast():
+                pred, main_loss, aux_loss = net(part_image, part_label)
             main_loss, aux_loss = main_loss * share, aux_loss * share
             loss = main_loss + cfg.aux_weight * aux_loss
-            (loss * world).backward()  # since DistributedDataParallel divides the sum of gradients by the processes
+            precision.backward(loss * world)  # since DistributedDataParallel divides the sum of gradients by the processes
         losses = losses + torch.stack([main_loss, aux_loss, loss]).detach()
         part_label = network.label_of_logits(part_label)
         areas = areas + torch.stack(intersectionAndUnionGPU(pred, part_label, cfg.classes, cfg.ignore_label))
-    optimizer.step()
+    precision.step(optimizer)
     return losses, areas
 
 
@@ -361,7 +367,7 @@ def finish_epoch(cfg, state, steps, out) -> None:
 
 
 @torch.inference_mode()
-def validate(cfg, network, data, state, steps, device, out, stop) -> float | None:
+def validate(cfg, network, data, precision, state, steps, device, out, stop) -> float | None:
     """mIoU over the whole validation images: one scale, no mirror images, windows as in the test. Each process takes every
     n-th image; the counts are added up once, so the result does not depend on the number of processes. None if a signal asked
     to stop."""
@@ -376,19 +382,21 @@ def validate(cfg, network, data, state, steps, device, out, stop) -> float | Non
     bar = ProgressBar("Validation", len(mine))
     for i, (image, label) in enumerate(images):
         image, label = image.numpy(), label.to(device)
-        probability = predict_probability(
-            network,
-            image,
-            classes=cfg.classes,
-            base_size=cfg.base_size,
-            crop_h=cfg.test_h or cfg.train_h,
-            crop_w=cfg.test_w or cfg.train_w,
-            scales=(1.0,),
-            mean=MEAN,
-            std=STD,
-            flip=False,
-            test_batch=cfg.batch_size_val,
-        )
+        with precision.autocast():
+            probability = predict_probability(
+                network,
+                image,
+                classes=cfg.classes,
+                base_size=cfg.base_size,
+                crop_h=cfg.test_h or cfg.train_h,
+                crop_w=cfg.test_w or cfg.train_w,
+                scales=(1.0,),
+                mean=MEAN,
+                std=STD,
+                flip=False,
+                test_batch=cfg.batch_size_val,
+                mode=cfg.test_mode,
+            )
         pred = probability.argmax(0)
         confusion += confusion_matrix(pred, label, cfg.classes, cfg.ignore_label).to(device)
         labelled = label != cfg.ignore_label
@@ -438,9 +446,9 @@ def build_data(cfg, seed):
         ],
         lazy=True,
     )
-    ids = {"classes": cfg.classes, "ignore_label": cfg.ignore_label}
-    train_data = SemData("train", cfg.data_root, cfg.train_list, augmentation, seed=seed, **ids)
-    return train_data, SemData("val", cfg.data_root, cfg.val_list, None, **ids) if cfg.evaluate else None
+    how = {"classes": cfg.classes, "ignore_label": cfg.ignore_label, "cache": cfg.cache}
+    train_data = SemData("train", cfg.data_root, cfg.train_list, augmentation, seed=seed, **how)
+    return train_data, SemData("val", cfg.data_root, cfg.val_list, None, **how) if cfg.evaluate else None
 
 
 def build_loader(cfg, data, seed, device):
@@ -471,11 +479,12 @@ def evaluates(cfg, epoch) -> bool:
     return cfg.evaluate and (epoch % cfg.eval_freq == 0 or epoch == cfg.epochs)
 
 
-def checkpoint_of(cfg, network, optimizer, state) -> dict:
+def checkpoint_of(cfg, network, optimizer, precision, state) -> dict:
     return {
         "epoch": state.epoch,
         "state_dict": network.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "precision": precision.state_dict(),
         "state": asdict(state),
         "config": dump_config(cfg),
     }
