@@ -1,31 +1,387 @@
 """Measure; every subcommand prints a Markdown table.
 
+    python tool/benchmark.py
     python tool/benchmark.py model --config config/cityscapes/cityscapes_pspnet50.yaml
     python tool/benchmark.py model --config config/toy/toy_pspnet18.yaml --step
 
+speed (what runs without a subcommand): loader, training step, loss, test of a frame, scores and start, each against the plain
+form of the same work, which is how the original does it, in the same process and in turns; on the GPU if there is one.
 model: parameters, multiply-adds and memory of each part of a network.
 """
 
 import argparse
+import copy
+import ctypes
+import gc
+import io
+import os
+import platform
+import re
+import statistics
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections import Counter
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cv2
+import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import build_model
-from util.config import load_config
-from util.log import peak_memory_mb, report_errors
+from model.fold import fold_batchnorm
+from model.loss import CrossEntropy, upsampled_loss
+from model.pspnet import PSPNet
+from util import transform
+from util.config import ROOT, load_config
+from util.dataset import SemData
+from util.inference import predict, window_starts
+from util.log import environment, peak_memory_mb, report_errors
+from util.metric import confusion_matrix
+from util.optim import build_optimizer
+from util.precision import Precision
+from util.prepare import toy
+from util.toy import write_scene
+from util.transform import MEAN, STD
 
 REST = "between the parts"
 
 
 def main(argv=None) -> int:
-    args = parse_args(argv)
+    args = parse_args(sys.argv[1:] if argv is None else argv)
     return report_errors(lambda: args.command(args))
+
+
+# ---- speed ----
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the rows of the speed table have in common."""
+
+    device: torch.device
+    repeats: int = 9  # at most
+    layers: int = 50
+    train: int = 473  # crop of a training step
+    frame: tuple = (1024, 2048)  # of the images that are loaded and tested
+    crop: int = 713  # window of the test, crop of the loader
+
+
+@dataclass
+class Result:
+    seconds: float  # median
+    memory: float | None  # median of the peaks above what was there before, in bytes
+    runs: int
+
+
+def speed(args) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setup = Setup(device, 1, 18, 65, (80, 160), 65) if args.quick else Setup(device)
+    torch.manual_seed(0)
+    print("| work | plain form | time | memory | here | time | memory | ratio | runs |")
+    print("|---|---|--:|--:|---|--:|--:|--:|--:|", flush=True)
+    notes = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        # (rows, share of the time): a slow machine repeats less, but does everything once
+        for rows, share in ((loader, 0.1), (train_21, 0.25), (train_150, 0.25), (loss, 0.03), (sliding, 0.3), (scoring, 0.02),
+                            (start, 0.05)):  # fmt: skip
+            for line in rows(setup, Path(folder), 60 * args.minutes * share, notes):
+                print(line, flush=True)
+            gc.collect()
+    print(f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(device)}. Times: median of the runs, which take turns. "
+          "Memory: median of the peaks above what was in use before, "
+          f"{'torch.cuda.max_memory_allocated' if device.type == 'cuda' else 'resident memory'}.")
+    for note in notes:
+        print(note)
+
+
+def loader(setup, folder, seconds, notes):
+    """One core: read, augment and crop samples, from rendered PNGs and from the cache."""
+    images, samples = (1, 2) if setup.repeats == 1 else (3, 9)
+    for i in range(images):
+        write_scene((i, *setup.frame, str(folder), f"{i}.png"))
+    (folder / "list.txt").write_text("".join(f"image/{i}.png label/{i}.png\n" for i in range(images)))
+    ops = [
+        transform.RandScale([0.5, 2.0]),
+        transform.RandRotate([-10, 10], padding=MEAN),
+        transform.RandomGaussianBlur(),
+        transform.RandomHorizontalFlip(),
+        transform.Crop([setup.crop, setup.crop], "rand", padding=MEAN),
+        transform.ToTensor(),
+        transform.Normalize(MEAN, STD),
+    ]
+    data = {"op by op": SemData("train", folder, folder / "list.txt", transform.Compose(ops)),
+            "lazy": SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=True))}
+    with redirect_stdout(io.StringIO()):
+        data["lazy, cached"] = SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=True), cache=folder)
+    keys = [(i // images, i % images) for i in range(samples)]
+    forms = {"decode alone": lambda: [data["lazy"].read(i) for _, i in keys]}
+    forms |= {name: lambda which=which: [which[key] for key in keys] for name, which in data.items()}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    result = compare(forms, seconds, setup.repeats, torch.device("cpu"), samples)
+    torch.set_num_threads(threads)
+    h, w = setup.frame
+    work = f"a training sample, {h}x{w} PNGs, crop {setup.crop}, one core"
+    for plain, ours in (("op by op", "lazy"), ("op by op", "lazy, cached"), ("decode alone", "lazy")):
+        yield row(work, plain, ours, result)
+
+
+def train_21(setup, folder, seconds, notes):
+    return training(setup, 21, seconds)
+
+
+def train_150(setup, folder, seconds, notes):
+    return training(setup, 150, seconds)
+
+
+def training(setup, classes, seconds):
+    """Forward, backward and update."""
+    device, size = setup.device, setup.train
+    plain = PSPNet(setup.layers, classes=classes, fast_head=False, fused_loss=False)
+    fast = PSPNet(setup.layers, classes=classes)
+    forms = {"plain fp32": (plain, "fp32", torch.contiguous_format), "fp32": (fast, "fp32", torch.contiguous_format),
+             "bf16, channels_last": (copy.deepcopy(fast), "bf16", torch.channels_last)}  # fmt: skip
+
+    def form(network, precision, memory_format):
+        network.to(device, memory_format=memory_format).train()
+        precision = Precision(precision, device)
+        optimizer = build_optimizer(network.backbone_modules(), network.head_modules(), base_lr=1e-4)
+
+        def step(size=size):
+            image = torch.randn(2, 3, size, size, device=device)
+            label = torch.randint(0, classes, (2, size, size), device=device)
+            with precision.autocast():
+                _, main_loss, aux_loss = network(image, label)
+            precision.backward(main_loss + 0.4 * aux_loss)
+            precision.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+
+        step(65 if device.type == "cpu" else size)  # starts the libraries, makes the momenta
+        return step
+
+    result = compare({name: form(*what) for name, what in forms.items()}, seconds, setup.repeats, device)
+    for name in list(forms)[1:]:
+        yield row(f"training step, PSPNet{setup.layers}, 2 x {size}x{size}, {classes} classes", "plain fp32", name, result)
+
+
+def loss(setup, folder, seconds, notes):
+    """From small logits to the loss and back, the part of the step above that grows with the classes."""
+    size, classes = setup.train, 150
+    side = (size - 1) // 8 + 1
+    logits = torch.randn(2, classes, side, side, device=setup.device, requires_grad=True)
+    label = torch.randint(0, classes, (2, size, size), device=setup.device)
+
+    def run(fused):
+        loss, _ = upsampled_loss(logits, (size, size), label, CrossEntropy(), True, fused=fused)
+        torch.autograd.grad(loss, logits)
+
+    result = compare({"upsample, then compare": lambda: run(False), "fused": lambda: run(True)}, seconds, setup.repeats,
+                     setup.device)  # fmt: skip
+    yield row(f"the loss alone and its gradient, {classes} classes", *result, result)
+
+
+def sliding(setup, folder, seconds, notes):
+    """One frame, windows and their mirror images."""
+    classes, device, (h, w) = 19, setup.device, setup.frame
+    plain = PSPNet(setup.layers, classes=classes, fast_head=False).to(device).eval()
+    fast = PSPNet(setup.layers, classes=classes).to(device).eval()
+    fast.load_state_dict(plain.state_dict())
+    fast = fold_batchnorm(fast)
+    half = copy.deepcopy(fast).to(memory_format=torch.channels_last)
+    image = np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)
+    pred = {}
+
+    def run(name, network, precision, image=image):
+        settings = {"base_size": None, "scales": (1.0,), "mean": MEAN, "std": STD}
+        with Precision(precision, device).autocast():
+            pred[name] = predict(network, image, classes=classes, crop_h=setup.crop, crop_w=setup.crop, **settings)
+
+    def run_plain(image=image):
+        pred["plain"] = plain_predict(plain, image, classes, setup.crop, device)
+
+    forms = {"window by window, sums on the host": run_plain, "fp32": lambda: run("fp32", fast, "fp32"),
+             "bf16, channels_last": lambda: run("bf16", half, "bf16")}  # fmt: skip
+    window = image[: setup.crop, : setup.crop]  # starts the libraries
+    run_plain(window)
+    run("fp32", fast, "fp32", window)
+    run("bf16", half, "bf16", window)
+    result = compare(forms, seconds, setup.repeats, device)
+    for name in list(forms)[1:]:
+        yield row(f"test of a {h}x{w} frame, PSPNet{setup.layers}, windows of {setup.crop}, flip, {classes} classes",
+                  next(iter(forms)), name, result)  # fmt: skip
+    same = (pred["plain"] == pred["fp32"]).mean()
+    notes.append(f"The two fp32 tests (of random weights) give {same:.3%} of the pixels the same class.")
+
+
+@torch.inference_mode()
+def plain_predict(network, image, classes, crop, device):
+    """The class of every pixel the way the original finds it: one window at a time, normalised on the host and averaged with
+    its mirror image, probabilities summed on the host in float64."""
+    h, w = image.shape[:2]
+    total, count = np.zeros((h, w, classes)), np.zeros((h, w, 1))
+    for i in window_starts(h, crop, 2 / 3):
+        for j in window_starts(w, crop, 2 / 3):
+            window = torch.from_numpy(image[i : i + crop, j : j + crop].transpose(2, 0, 1).astype(np.float32))
+            for channel, mean, std in zip(window, MEAN, STD):
+                channel.sub_(mean).div_(std)
+            x = window[None].to(device)
+            prob = network(torch.cat([x, x.flip(3)])).softmax(1)
+            prob = (prob[0] + prob[1].flip(2)) / 2
+            total[i : i + crop, j : j + crop] += prob.cpu().numpy().transpose(1, 2, 0)
+            count[i : i + crop, j : j + crop] += 1
+    return (total / count).argmax(2)
+
+
+def scoring(setup, folder, seconds, notes):
+    """Count the pixels of one frame by class."""
+    classes, (h, w), times = 19, setup.frame, 5
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, classes, (h // 8, w // 8), np.uint8).repeat(8, 0).repeat(8, 1)
+    pred = np.where(rng.random((h, w)) < 0.2, rng.integers(0, classes, (h, w), np.uint8), label).astype(np.uint8)
+    label[:: h // 8] = 255
+
+    def histograms():
+        """Intersection, union and target the way the original counts them."""
+        output = pred.copy()
+        output[label == 255] = 255
+        same = output[output == label]
+        intersection, area, target = (np.histogram(ids, bins=np.arange(classes + 1))[0] for ids in (same, output, label))
+        return intersection, area + target - intersection, target
+
+    forms = {"numpy histograms": histograms, "one histogram of pairs": lambda: confusion_matrix(pred, label, classes)}
+    repeated = {name: lambda form=form: [form() for _ in range(times)] for name, form in forms.items()}
+    for form in repeated.values():
+        form()
+    yield row(f"scores of a {h}x{w} frame, {classes} classes", *forms, compare(repeated, seconds, 3 * setup.repeats,
+                                                                              torch.device("cpu"), times))  # fmt: skip
+
+
+def start(setup, folder, seconds, notes):
+    """From the start of the process until the first iteration is done, toy data, on the CPU."""
+    with redirect_stdout(io.StringIO()):
+        toy(folder / "toy", 16, 1, 96, 128, 0)
+    program = [sys.executable, str(ROOT / "tool/train.py"), "--config", str(ROOT / "config/toy/toy_pspnet18.yaml")]
+    options = {"data_root": folder / "toy", "train_list": folder / "toy/list/train.txt", "save_path": folder / "run",
+               "epochs": 1, "print_freq": 1, "evaluate": False}  # fmt: skip
+    program += [str(word) for option in options.items() for word in option]
+    baseline, first = [], []
+    begin = time.perf_counter()
+    while not first or len(first) < setup.repeats and time.perf_counter() - begin < seconds:
+        baseline.append(time_until([sys.executable, "-c", "import torch; print(1)"], "1"))
+        first.append(time_until(program, "Epoch: [1/1][1/"))
+    a, b = statistics.median(baseline), statistics.median(first)
+    yield (f"| from process start to the first iteration | import torch | {a:.2f} s | - | tool/train.py on toy | {b:.2f} s | - "
+           f"| +{b - a:.2f} s | {len(first)} |")  # fmt: skip
+
+
+def time_until(program, text):
+    """Seconds until a program prints a line with `text`; it is asked to stop then."""
+    begin = time.perf_counter()
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if text in line:
+                seconds = time.perf_counter() - begin
+                process.terminate()
+                process.communicate()
+                return seconds
+        raise RuntimeError(f"{' '.join(program)} ended without printing {text!r}:\n{process.stderr.read()}")
+
+
+def compare(forms, seconds, repeats, device, per=1):
+    """{name: Result} of functions {name: form}, each of which does the work `per` times: rounds in which all take their turn,
+    each in the opposite order of the one before, until `seconds` are over; at least one, at most `repeats`."""
+    taken, order = {name: [] for name in forms}, list(forms)
+    begin = time.perf_counter()
+    for done in range(repeats):
+        if done and (time.perf_counter() - begin) * (done + 1) / done > seconds:
+            break
+        for name in order:
+            taken[name].append(observe(forms[name], device))
+        order.reverse()
+    results = {}
+    for name, runs in taken.items():
+        times, peaks = zip(*runs)
+        results[name] = Result(statistics.median(times) / per, None if None in peaks else statistics.median(peaks), len(runs))
+    return results
+
+
+def observe(form, device):
+    """(seconds, peak of the memory above what was in use before, in bytes or None) of form()."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        begin = time.perf_counter()
+        form()
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin, torch.cuda.max_memory_allocated() - before
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left must not count as free room for this one
+    with ResidentPeak() as peak:
+        begin = time.perf_counter()
+        form()
+        seconds = time.perf_counter() - begin
+    return seconds, peak.above
+
+
+class ResidentPeak(threading.Thread):
+    """Watches this process's resident memory while the block runs; `above` is its rise in bytes, None without Linux's /proc."""
+
+    def __enter__(self):
+        self.before = self.highest = self.resident()
+        self.ended = threading.Event()
+        if self.before is not None:
+            self.start()
+        return self
+
+    def run(self):
+        while not self.ended.wait(0.005):
+            self.highest = max(self.highest, self.resident())
+
+    def __exit__(self, *_):
+        self.above = None
+        if self.before is not None:
+            self.ended.set()
+            self.join()
+            self.above = max(self.highest, self.resident()) - self.before
+
+    @staticmethod
+    def resident():
+        path = Path("/proc/self/statm")
+        return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else None
+
+
+def row(work, plain, ours, results):
+    """A line of the table: two of the results."""
+    a, b = results[plain], results[ours]
+    cells = [work]
+    for name, result in ((plain, a), (ours, b)):
+        memory = "-" if result.memory is None else f"{result.memory / 2**20:.0f} MiB"
+        cells += [name, f"{1000 * result.seconds:.3g} ms" if result.seconds < 1 else f"{result.seconds:.2f} s", memory]
+    return f"| {' | '.join([*cells, f'{a.seconds / b.seconds:.2f}', str(b.runs)])} |"
+
+
+def processor():
+    """Name and number of the processors, and the memory, as far as the system tells."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{os.cpu_count()} x {name}, {memory:.0f} GiB"
+
+
+# ---- model ----
 
 
 def model(args) -> None:
@@ -85,11 +441,21 @@ def measure(network, batch, h, w):
         for module in {part, *(m for m in part.modules() if not list(m.children()))}:
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
             handles.append(module.register_forward_hook(lambda *_: leave()))
+    head = network.head
+
+    def counted_head(features):  # a fast head computes the convolution of `cls` itself
+        enter("cls")
+        logits = head(features)
+        leave()
+        return logits
+
+    network.head = counted_head
     with counter, saved_tensors_hooks(pack, lambda tensor: tensor), torch.set_grad_enabled(network.training):
         network(torch.empty(batch, 3, h, w, device="meta"))
         account()
     for handle in handles:
         handle.remove()
+    del network.head
     return macs, kept
 
 
@@ -111,6 +477,10 @@ def training_step(cfg, batch, h, w) -> str:
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sub = commands.add_parser("speed", aliases=["all"], help="every fast path against the plain form (default)")
+    sub.set_defaults(command=speed)
+    sub.add_argument("--minutes", type=float, default=8.0, help="how long it may take, about (default: %(default)s)")
+    sub.add_argument("--quick", action="store_true", help="tiny sizes, one run each: whether it works at all")
     sub = commands.add_parser("model", help="parameters, multiply-adds and memory of each part of a network")
     sub.set_defaults(command=model)
     sub.add_argument("--config", required=True, help="YAML file of the experiment")
@@ -119,7 +489,8 @@ def parse_args(argv):
     sub.add_argument("--batch", type=int, help="images at a time (default: batch_size over train_gpu and accumulate_steps)")
     sub.add_argument("--step", action="store_true", help="do one training step too, for its peak memory")
     sub.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config")
-    return parser.parse_args(argv)
+    options_only = not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help")
+    return parser.parse_args(["speed", *argv] if options_only else argv)
 
 
 if __name__ == "__main__":
