@@ -9,8 +9,11 @@ import pytest
 import torch
 from test_dataset import AUGMENT, picture, root, save  # noqa: F401
 
+from tool import prepare, train
 from util import cache as C
 from util import transform as T
+from util.checkpoint import load_checkpoint
+from util.config import ROOT
 from util.dataset import SemData, read_list, worker_init
 from util.image import read_image, read_label
 
@@ -158,6 +161,24 @@ def test_workers_share_the_cache(root, tmp_path):
     loaders = [torch.utils.data.DataLoader(data, batch_size=2, num_workers=n, worker_init_fn=worker_init) for n in (0, 2)]
     for alone, shared in zip(*loaders):
         assert torch.equal(alone[0], shared[0]) and torch.equal(alone[1], shared[1])
+
+
+def test_prepare_builds_the_cache_that_training_then_reads(toy_options, tmp_path, capsys, monkeypatch):
+    config, options = str(ROOT / "config/toy/toy_pspnet18.yaml"), [*toy_options, "epochs", "1", "evaluate", "True"]
+    assert train.main(["--config", config, *options]) == 0
+    plain = load_checkpoint(tmp_path / "exp/model/train_epoch_1.pth")["state_dict"]
+    options += ["cache", str(tmp_path / "cache"), "save_path", str(tmp_path / "cached")]
+    prepare.main(["cache", "--config", config, *options])
+    assert len(entries(tmp_path / "cache")) == 18 and "train.txt and" in capsys.readouterr().out
+    monkeypatch.setattr(SemData, "_decode", None)  # nothing is left to decode
+    assert train.main(["--config", config, *options]) == 0
+    cached = load_checkpoint(tmp_path / "cached/train_epoch_1.pth")["state_dict"]
+    assert all(torch.equal(cached[name], plain[name]) for name in plain)
+
+
+def test_prepare_says_where_to_set_the_folder_of_the_cache(toy_options):
+    with pytest.raises(ValueError, match="DATA.cache: no folder is set"):
+        prepare.main(["cache", "--config", str(ROOT / "config/toy/toy_pspnet18.yaml"), *toy_options])
 
 
 @pytest.mark.skipif(C.fcntl is None, reason="no lock on this system")

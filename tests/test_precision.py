@@ -1,6 +1,9 @@
 """Half precision, recomputed stages, folded BatchNorm, channels_last: each against the plain form."""
 
 import copy
+import functools
+import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,13 +11,21 @@ from golden_rules import fill_, golden_input, golden_label
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from model.fold import fold_batchnorm
+from model import build_model
+from model.fold import fold_batchnorm, for_test
 from model.psanet import PSANet
 from model.pspnet import PSPNet
+from tool import train
+from util.checkpoint import load_checkpoint
+from util.config import ROOT
+from util.dataset import SemData
+from util.inference import predict
 from util.optim import build_optimizer
 from util.precision import Precision
+from util.transform import MEAN, STD
 
 CPU = torch.device("cpu")
+CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
 STAGES = ("layer0", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -182,6 +193,18 @@ def test_network_in_training_is_not_folded():
         fold_batchnorm(psp().train())
 
 
+def test_network_for_test_is_folded_in_its_format_and_may_be_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # the tracing without g++
+    network, (image, _) = psp().train(), batch()
+    folded, compiled = (for_test(network, CPU, channels_last=True, compile=flag) for flag in (False, True))
+    with torch.inference_mode():
+        expected = network.eval()(image)
+        assert torch.allclose(folded(image), expected, atol=1e-5) and torch.allclose(compiled(image), expected, atol=1e-5)
+    assert not folded.training and not compiled.training
+    assert folded.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.layer4.modules())
+
+
 # ---- memory format, optimizer ----
 
 
@@ -202,3 +225,73 @@ def test_a_checkpoint_brings_no_kernel_of_another_device():
         group["fused"] = True  # as on a GPU
     optimizer.load_state_dict(state)
     assert all(not group["fused"] for group in optimizer.param_groups)
+
+
+# ---- programs ----
+
+
+def run(options, *more):
+    assert train.main(["--config", CONFIG, *options, "evaluate", "False", *map(str, more)]) == 0
+
+
+def test_an_fp16_run_that_is_resumed_ends_as_one_that_is_not(toy_options, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "exp/model"
+    monkeypatch.setattr(Precision, "autocast", lambda _: nullcontext())  # CPUs take half a minute; this is about the factor
+    run(toy_options, "precision", "fp16")
+    whole, first = (load_checkpoint(folder / f"train_epoch_{i}.pth") for i in (2, 1))
+    states = [Precision("fp16", CPU).state_dict(), first["precision"], whole["precision"]]
+    assert len({tuple(state.items()) for state in states}) == 3  # a factor that started anew would show
+    run(toy_options, "precision", "fp16", "resume", folder / "train_epoch_1.pth", "save_path", tmp_path / "again")
+    again = load_checkpoint(tmp_path / "again/train_epoch_2.pth")
+    assert again["precision"] == whole["precision"]
+    assert all(torch.equal(again["state_dict"][name], tensor) for name, tensor in whole["state_dict"].items())
+    capsys.readouterr()
+    run(toy_options, "resume", folder / "train_epoch_1.pth", "save_path", tmp_path / "changed")
+    assert "Resuming with a changed precision: fp16 -> fp32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("switches", [{"channels_last": True}, {"checkpoint_layers": "[layer1, layer2, layer3, layer4]"},
+                                      {"fast_head": False, "fused_loss": False}, {"compile": True}])  # fmt: skip
+def test_switches_of_speed_leave_the_run_what_it_is(toy_options, tmp_path, monkeypatch, switches):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # the tracing without g++
+    toy_options += ["epochs", "1", "base_lr", "0.001"]
+    run(toy_options)
+    run(toy_options, *(word for switch in switches.items() for word in switch), "save_path", tmp_path / "switched")
+    folders = tmp_path / "exp/model", tmp_path / "switched"
+    plain, switched = (load_checkpoint(folder / "train_epoch_1.pth")["state_dict"] for folder in folders)
+    assert plain.keys() == switched.keys()
+    assert plain["layer1.0.bn1.num_batches_tracked"] == switched["layer1.0.bn1.num_batches_tracked"] == 3
+    lines = [map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()[:3]) for folder in folders]
+    (first, *expected), (got, *later) = ([line["loss_train_batch"] for line in found] for found in lines)
+    assert got == pytest.approx(first, rel=1e-6) and later == pytest.approx(expected, rel=1e-3)
+
+
+def test_bf16_sees_what_fp32_sees_after_training(toy, toy_options, tmp_path):
+    run(toy_options, "epochs", 8, "save_freq", 8)
+    cfg = train.load_config(CONFIG, toy_options)
+    network = build_model(cfg)
+    network.load_state_dict(load_checkpoint(tmp_path / "exp/model/train_epoch_8.pth")["state_dict"])
+    how = {"classes": 9, "base_size": None, "crop_h": 33, "crop_w": 33, "scales": (1.0,), "mean": MEAN, "std": STD}
+    data, same, seen = SemData("val", toy, toy / "list/val.txt"), 0, set()
+    fast = for_test(network, CPU, channels_last=True)
+    for i in range(len(data)):
+        image, _ = data.read(i)
+        expected = predict(network.eval(), image, **how)
+        with Precision("bf16", CPU).autocast():
+            same += (predict(fast, image, **how) == expected).mean() / len(data)
+        seen |= set(expected.flatten().tolist())
+    assert same >= 0.99 and len(seen) >= 3
+
+
+def test_an_update_never_waits_for_the_device(monkeypatch):
+    """A tensor on the meta device has no values: whatever asks for one raises."""
+    device = torch.device("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
+    cfg = train.load_config(CONFIG, ["accumulate_steps", "2"])
+    network = build_model(cfg).to(device).train()
+    optimizer = build_optimizer(network.backbone_modules(), network.head_modules(), base_lr=0.1)
+    image, label = torch.empty(4, 3, 33, 33, device=device), torch.empty(4, 33, 33, dtype=torch.int64, device=device)
+    precision = Precision("fp32", device)
+    for _ in range(2):
+        losses, areas = train.update(cfg, network, network, optimizer, precision, image, label)
+    assert losses.shape == (3,) and areas.shape == (3, cfg.classes) and losses.device == device

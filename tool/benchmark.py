@@ -441,21 +441,17 @@ def measure(network, batch, h, w):
         for module in {part, *(m for m in part.modules() if not list(m.children()))}:
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
             handles.append(module.register_forward_hook(lambda *_: leave()))
-    head = network.head
-
-    def counted_head(features):  # a fast head computes the convolution of `cls` itself
-        enter("cls")
-        logits = head(features)
-        leave()
-        return logits
-
-    network.head = counted_head
+    fast = getattr(network, "fast_head", False)
+    if fast:  # it computes the convolution of `cls` itself
+        head = network.head
+        network.head = lambda features: (enter("cls"), head(features), leave())[1]
     with counter, saved_tensors_hooks(pack, lambda tensor: tensor), torch.set_grad_enabled(network.training):
         network(torch.empty(batch, 3, h, w, device="meta"))
         account()
     for handle in handles:
         handle.remove()
-    del network.head
+    if fast:
+        del network.head
     return macs, kept
 
 

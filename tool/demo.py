@@ -18,12 +18,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from model import build_model
+from model.fold import for_test
 from model.weights import load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
 from util.config import load_config
 from util.inference import predict
 from util.log import report_errors
+from util.precision import Precision
 from util.transform import MEAN, STD
 from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, save_png
 
@@ -44,14 +46,16 @@ def demo(args) -> None:
     device = distributed.pick_device(cfg.test_gpu)
     network = build_model(cfg)
     load_network_weights(network, cfg.model_path, read=load_checkpoint)
-    network.to(device).eval()
+    network = for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile)
+    precision = Precision(cfg.precision, device)
 
     for path, name in zip(paths, output_names(paths)):
         start = time.time()
         image = read_upright(path)
-        pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size, crop_h=cfg.test_h or cfg.train_h,
-                       crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales, mean=MEAN, std=STD, flip=cfg.flip,
-                       test_batch=cfg.test_batch)
+        with precision.autocast():
+            pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size, crop_h=cfg.test_h or cfg.train_h,
+                           crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales, mean=MEAN, std=STD, flip=cfg.flip,
+                           test_batch=cfg.test_batch, mode=cfg.test_mode)
         save_png(f"{args.out}/{name}_gray.png", pred)
         save_png(f"{args.out}/{name}_color.png", colorize(pred, palette))
         save_png(f"{args.out}/{name}_overlay.png", overlay(image, pred, palette))

@@ -4,10 +4,11 @@
     python tool/prepare.py cityscapes --source /data/cityscapes
     python tool/prepare.py folder --images photos --masks masks --out dataset/mine
     python tool/prepare.py check --config config/toy/toy_pspnet18.yaml
+    python tool/prepare.py cache --config config/toy/toy_pspnet18.yaml cache dataset/toy/cache
 
-All but `check` write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, where the configs look;
-the source is never changed, and an interrupted run is simply started again. Exit status: 0 = done; 1 = a mistake or faults
-in the data, said in words.
+All but `check` and `cache` write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, where the
+configs look; the source is never changed, and an interrupted run is simply started again. Exit status: 0 = done; 1 = a mistake
+or faults in the data, said in words.
 """
 
 import argparse
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from util import layout, prepare
 from util.check import check
 from util.config import ROOT, load_config
+from util.dataset import SemData
 from util.log import report_errors
 
 LAYOUTS = {
@@ -74,6 +76,17 @@ def run_check(args):
     return "no faults"
 
 
+def run_cache(args):
+    """Decode the images of a config's training and validation list into its cache; training does so where it is missing."""
+    cfg = load_config(args.config, args.overrides, must_exist=["data_root", "train_list"])
+    if cfg.cache is None:
+        raise ValueError(f"{args.config}: DATA.cache: no folder is set; set one in the file or here: cache dataset/NAME/cache")
+    lists = {"train": cfg.train_list, **({"val": cfg.val_list} if cfg.val_list else {})}
+    for split, path in lists.items():
+        SemData(split, cfg.data_root, path, classes=cfg.classes, ignore_label=cfg.ignore_label, cache=cfg.cache)
+    return f"{cfg.cache} holds {' and '.join(lists.values())}"
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
@@ -110,10 +123,12 @@ def parse(argv):
     sub.add_argument("--seed", type=natural, default=0, help="of the draw of the validation images (0)")
     add_common(sub)
 
-    sub = commands.add_parser("check", help="look at every file of a config's lists", description=check.__doc__)
-    sub.set_defaults(run=run_check)
-    sub.add_argument("--config", type=Path, required=True, metavar="FILE")
-    sub.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config to change")
+    for name, run, about, text in (("check", run_check, "look at every file of a config's lists", check.__doc__),
+                                   ("cache", run_cache, "decode a config's images into its cache", run_cache.__doc__)):
+        sub = commands.add_parser(name, help=about, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--config", type=Path, required=True, metavar="FILE")
+        sub.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config to change")
     return parser.parse_args(argv)
 
 

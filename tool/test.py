@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from model import build_model
+from model.fold import for_test
 from model.weights import load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
@@ -89,7 +90,7 @@ def test(args) -> None:
         network = build_model(cfg)
         weights = load_network_weights(network, cfg.model_path, read=load_checkpoint)
         log.info(f"Weights {cfg.model_path}:\n{weights}")
-        network.to(device).eval()
+        network = for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile)
         protocol = protocol_of(cfg, weights.epoch, device)
         predictions = predict_images(cfg, network, data, mine, device, log)
 

@@ -1,5 +1,7 @@
 """Half precision: which layers compute in it, and what keeps small gradients from vanishing."""
 
+from contextlib import nullcontext
+
 import torch
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,7 +31,7 @@ class Precision:
 
     def autocast(self):
         """The context of the forward pass: convolutions and matrix products in half precision."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
 
     def backward(self, loss) -> None:
         self.scaler.scale(loss).backward()
