@@ -19,6 +19,7 @@ from tool import train
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.dataset import SemData
+from util.distributed import CpuSyncBatchNorm
 from util.inference import predict
 from util.optim import build_optimizer
 from util.precision import Precision
@@ -67,6 +68,14 @@ def test_layers_compute_in_half_precision_and_losses_in_float32(name):
     assert not torch.equal(losses, exact)
     assert all(g.dtype == torch.float32 for g in gradients.values())
     assert similarity(gradients["cls.4.weight"], exact_gradients["cls.4.weight"]) > 0.999
+
+
+def test_statistics_over_processes_are_float32_in_half_precision():
+    x = (torch.randn(2, 3, 40, 40) + 5).bfloat16()
+    ours, theirs = CpuSyncBatchNorm(3), nn.BatchNorm2d(3)
+    a, b = ours(x), theirs(x)
+    assert a.dtype == torch.bfloat16 and (a.float() - b.float()).abs().max() < 0.02
+    assert torch.allclose(ours.running_mean, theirs.running_mean) and torch.allclose(ours.running_var, theirs.running_var)
 
 
 def test_fp32_changes_nothing():

@@ -227,7 +227,8 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        dims = (0, 2, 3)
+        dims, dtype = (0, 2, 3), x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))  # half precision cannot even count the pixels
         total = _Sum.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
         n = total[-1].detach()
         mean = total[:-1] / n
@@ -238,7 +239,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(dtype)
 
 
 def _convert_cpu_sync_batchnorm(module: nn.Module) -> nn.Module:
