@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-import torchvision
 
 from util.config import ROOT
 
@@ -85,8 +85,8 @@ def lock_folder(folder):
 def environment(device: torch.device) -> str:
     """One line for the log: what this result was made with."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return (
-        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+    return (  # torchvision is not imported for its version alone: that takes a second
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {version('torchvision')}, "
         f"OpenCV {cv2.__version__}, NumPy {np.__version__}, {platform.platform()}, {hardware}, git {git_revision()}"
     )
 
