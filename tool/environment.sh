@@ -1,6 +1,9 @@
 # Read by the other scripts, in the project's root: finds, or makes, a Python that has what the project needs, and leaves
 # its name in $PYTHON. An active environment that satisfies the requirements comes before .venv.
 
+# Threads that spin while they wait slow everything down where there are more of them than free cores.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 find_python() { # REQUIREMENTS
     for PYTHON in python python3 .venv/bin/python; do
         if command -v "$PYTHON" > /dev/null && "$PYTHON" tool/requirements.py "$1" 2> /dev/null; then
