@@ -3,21 +3,33 @@
 They fork from a server that has imported the program already, which saves seconds for each.
 """
 
+import atexit
+import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import socket
 import sys
+import time
 import zlib
 from pathlib import Path
 
 import torch
 
 from tool import train
+from util.checkpoint import load_checkpoint
 from util.config import ROOT
 
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
+
+
+def small_training(toy, **changes) -> list[str]:
+    """Options of two epochs of three iterations, four images each."""
+    options = {"data_root": toy, "train_list": toy / "list/train.txt", "val_list": toy / "list/val.txt"}
+    options |= {"test_list": toy / "list/val.txt", "train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
+    options |= {"batch_size": 4, "epochs": 2, "print_freq": 1, "eval_freq": 2, "workers": 0, "manual_seed": 7} | changes
+    return [str(word) for pair in options.items() for word in pair]
 
 
 def free_port() -> int:
@@ -53,6 +65,32 @@ def finish(processes, seconds=120):
     return [process.exitcode for process in processes]
 
 
+def wait_for(condition, seconds=120):
+    """The first true value of `condition()`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise TimeoutError(f"not within {seconds} seconds: {condition}")
+
+
+def children(pid) -> list[int]:
+    """The processes that `pid` has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it may just have ended
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def losses(folder) -> list:
+    """[(iteration, loss)] as they stand in metrics.jsonl"""
+    lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+    return [(line["iteration"], line["loss_train_batch"]) for line in lines if "loss_train_batch" in line]
+
+
 def said(log, rank=0) -> str:
     return Path(f"{log}.{rank}").read_text()
 
@@ -60,6 +98,15 @@ def said(log, rank=0) -> str:
 def seen(log, rank=0) -> list:
     """[[checksum of each sample] of each update]"""
     return json.loads(Path(f"{log}.{rank}.json").read_text())
+
+
+def same_tensors(a, b) -> bool:
+    """Are all tensors of two checkpoints, momenta included, the same bytes?"""
+    a, b = load_checkpoint(a), load_checkpoint(b)
+    momenta = [[state["momentum_buffer"] for state in c["optimizer"]["state"].values()] for c in (a, b)]
+    named = a["state_dict"].keys() == b["state_dict"].keys()
+    pairs = [*zip(a["state_dict"].values(), b["state_dict"].values()), *zip(*momenta)]
+    return named and len(momenta[0]) == len(momenta[1]) and all(torch.equal(x, y) for x, y in pairs)
 
 
 def _run(program, argv, log, variables, dtype):
@@ -78,4 +125,5 @@ def _run(program, argv, log, variables, dtype):
     train.build_model = lambda *args, **more: build_model(*args, **more).to(dtype)
     status = importlib.import_module(program).main(argv)
     Path(f"{log}.json").write_text(json.dumps(checksums))
+    atexit._run_exitfuncs()  # as at the end of a program; multiprocessing leaves them out
     sys.exit(status)

@@ -8,7 +8,7 @@ import types
 
 import pytest
 import torch
-from processes import CONFIG, finish, said, seen, start
+from processes import CONFIG, finish, losses, said, seen, small_training, start
 
 from tool import train
 from util import distributed
@@ -17,17 +17,8 @@ from util.checkpoint import load_checkpoint
 
 @pytest.fixture(scope="module")
 def options(toy):
-    """Two epochs of three iterations, four images each; no dropout, whose numbers each process draws for itself."""
-    options = {"data_root": toy, "train_list": toy / "list/train.txt", "val_list": toy / "list/val.txt"}
-    options |= {"test_list": toy / "list/val.txt", "train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
-    options |= {"batch_size": 4, "epochs": 2, "print_freq": 1, "workers": 0, "manual_seed": 7, "save_freq": 2, "dropout": 0}
-    options |= {"base_lr": 1e-3, "head_lr_factor": 10}
-    return [str(word) for pair in options.items() for word in pair]
-
-
-def losses(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["loss_train_batch"] for line in lines if "loss_train_batch" in line]
+    """No dropout, whose numbers each process draws for itself."""
+    return small_training(toy, save_freq=2, dropout=0, base_lr=1e-3, head_lr_factor=10)
 
 
 # BatchNorm over the 1x1 bin of four small crops makes ten times more of a rounding error in every iteration, so the arithmetic

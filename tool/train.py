@@ -16,10 +16,11 @@ import math
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -86,12 +87,12 @@ class Output:
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    try:
-        return report_errors(lambda: train(args, argv))
-    finally:
-        for child in multiprocessing.active_children():
-            if child.daemon:  # a loader worker that hangs would keep the program from ending
-                child.kill()
+
+    def run():
+        with end_workers():
+            return train(args, argv)
+
+    return report_errors(run)
 
 
 def train(args, argv) -> int:
@@ -471,7 +472,22 @@ def build_loader(cfg, data, seed, device):
 def loader_workers(cfg) -> dict:
     """Worker processes of this process: `workers` is for the whole machine, and more than it has cores only cost memory."""
     workers = math.ceil(min(cfg.workers, os.cpu_count() or 1) / distributed.local_world_size())
-    return {"num_workers": workers, "timeout": cfg.loader_timeout if workers else 0}
+    if not workers:
+        return {"num_workers": 0}
+    fork = "fork" if sys.platform == "linux" else None  # Python 3.14 would put a server between, and a worker's death go unseen
+    return {"num_workers": workers, "timeout": cfg.loader_timeout, "multiprocessing_context": fork}
+
+
+@contextmanager
+def end_workers():
+    """At the end, kill the loader workers that an error leaves behind: the program would wait for ever for one that hangs."""
+    try:
+        yield
+    finally:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their death as another error
+                child.kill()
 
 
 def evaluates(cfg, epoch) -> bool:

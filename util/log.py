@@ -48,8 +48,8 @@ def report_errors(program) -> int:
         if isinstance(error, RuntimeError):
             if not message.startswith("DataLoader"):
                 raise
-            message += (
-                " A worker that was killed mostly means that memory ran out: lower `workers`. A time-out means that reading "
+            message = message.rstrip(". ") + (
+                ". A worker that was killed mostly means that memory ran out: lower `workers`. A time-out means that reading "
                 "hangs: look at the disk or the network behind data_root, or raise `loader_timeout`"
             )
         elif "DataLoader worker" in message:  # arrives as text, traceback first; what it says stands behind the last type

@@ -1,0 +1,183 @@
+"""What happens to a training that is killed, stopped, or let down by its disk, its data or its workers."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from processes import CONFIG, children, finish, losses, said, same_tensors, small_training, start, wait_for
+
+from tool import train
+from util.checkpoint import load_checkpoint
+
+REPORTED = 60  # seconds within which a fault must have ended the program, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def options(toy):
+    return small_training(toy, save_iters=1)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert finish(start(options, "save_path", folder, log=folder / "log")) == [0], said(folder / "log")
+    return folder
+
+
+def ended_alike(folder, other):
+    assert losses(folder) == losses(other) and len(losses(folder)) == 6
+    assert (folder / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    assert same_tensors(folder / "train_epoch_2.pth", other / "train_epoch_2.pth")
+    assert load_checkpoint(folder / "train_epoch_2.pth")["state"] == load_checkpoint(other / "train_epoch_2.pth")["state"]
+    return True
+
+
+def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, uninterrupted, tmp_path):
+    def first_iteration():
+        return "Epoch: [" in said(log)
+
+    def saving():
+        return list(folder.glob(".*.tmp"))
+
+    def validation():
+        return "Start Evaluation" in said(log)
+
+    rng, folder, log = random.Random(0), tmp_path / "model", tmp_path / "log"
+    for moment, most in ((first_iteration, 0.5), (saving, 0.1), (first_iteration, 0.5), (saving, 0), (validation, 0.3)):
+        (process,) = start(options, "save_path", folder, "workers", 1, "resume", "auto", log=log)
+        wait_for(lambda now=moment: log.with_name("log.0").exists() and now())
+        time.sleep(rng.uniform(0, most))
+        process.kill()
+        assert finish([process]) == [-signal.SIGKILL], said(log)
+        log.with_name("log.0").unlink()
+    assert finish(start(options, "save_path", folder, "resume", "auto", log=log)) == [0], said(log)
+    assert ended_alike(folder, uninterrupted)
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("number, moment", [(signal.SIGTERM, "[1/2][2/3]"), (signal.SIGINT, "[1/2][1/3]"),
+                                            (signal.SIGUSR1, "Start Evaluation")], ids=lambda p: str(p))  # fmt: skip
+def test_run_stopped_by_a_signal_saves_and_goes_on_later(number, moment, options, uninterrupted, tmp_path):
+    """The signal reaches the loader workers too, as that of a scheduler or a Ctrl-C does."""
+    folder, log = tmp_path / "model", tmp_path / "log"
+    (process,) = start(options, "save_path", folder, "workers", 2, "save_iters", 0, log=log)
+    wait_for(lambda: log.with_name("log.0").exists() and moment in said(log))
+    for pid in (process.pid, *children(process.pid)):
+        os.kill(pid, number)
+    assert finish([process]) == [train.REQUEUE], said(log)
+    assert f"Stopped by {number.name}; everything is saved, start again with `resume auto`" in said(log)
+    assert finish(start(options, "save_path", folder, "resume", "auto", log=log)) == [0], said(log)
+    assert ended_alike(folder, uninterrupted)
+
+
+@pytest.mark.parametrize("damage", ["one bit", "cut off"])
+def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(damage, options, uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted, tmp_path / "model")
+    newest = folder / "train_epoch_2.pth"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content if damage == "one bit" else content[:-1000])
+    assert finish(start(options, "save_path", folder, "resume", "auto", log=tmp_path / "log")) == [0]
+    text = said(tmp_path / "log")
+    assert "WARNING" in text and f"{newest}: " in text and "trying the one before" in text
+    assert "resumed at epoch 1, iteration 0" in text and (folder / "train_epoch_2.pth.old").is_file()
+    assert ended_alike(folder, uninterrupted)
+
+
+def test_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(options, tmp_path):
+    folder, log = tmp_path / "model", tmp_path / "log"
+    (process,) = start(options, "save_path", folder, log=log)
+    wait_for(lambda: list(folder.glob("train_epoch_*.pth")))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20))
+    assert finish([process], REPORTED) == [1]
+    assert "could not be written" in said(log) and "earlier checkpoints are untouched" in said(log)
+    assert "Traceback" not in said(log)
+    left = [path for path in folder.iterdir() if path.suffix in (".pth", ".tmp") and path.name != "metrics.tmp"]
+    assert left and all(load_checkpoint(path)["state"]["step"] > 0 for path in left)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image_in_the_middle_of_an_epoch_is_named(workers, toy, options, tmp_path):
+    lines = (toy / "list/train.txt").read_text().splitlines()
+    (tmp_path / "broken.png").write_bytes((toy / lines[0].split()[0]).read_bytes()[:200])
+    (tmp_path / "list.txt").write_text("\n".join([*lines, f"{tmp_path}/broken.png {lines[0].split()[1]}"]))
+    more = ["train_list", tmp_path / "list.txt", "save_path", tmp_path, "check_data", False, "batch_size", 7]
+    assert finish(start(options, *more, "workers", workers, log=tmp_path / "log"), REPORTED) == [1]
+    assert f"error: {tmp_path}/broken.png: cannot be decoded" in said(tmp_path / "log")
+    assert "Traceback" not in said(tmp_path / "log")
+
+
+def under_way(log):
+    wait_for(lambda: log.with_name("log.0").exists() and "Epoch: [" in said(log))
+
+
+def test_killed_loader_worker_is_reported(options, tmp_path):
+    log = tmp_path / "log"
+    (process,) = start(options, "save_path", tmp_path, "workers", 1, log=log)
+    under_way(log)
+    (worker,) = children(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    assert finish([process], REPORTED) == [1]
+    assert f"error: DataLoader worker (pid {worker})" in said(log) and "lower `workers`" in said(log)
+
+
+def test_loader_worker_that_hangs_is_reported_after_the_time_out(toy, options, tmp_path):
+    data, log = shutil.copytree(toy, tmp_path / "toy"), tmp_path / "log"
+    more = ["data_root", data, "save_path", tmp_path, "workers", 1, "loader_timeout", 2, "epochs", 99]
+    (process,) = start(options, *more, log=log)
+    under_way(log)
+    for image in (data / "image").rglob("*.png"):
+        image.unlink()
+        os.mkfifo(image)  # as a file on a disk that does not answer: reading it never ends
+    assert finish([process], REPORTED) == [1]
+    assert "error: DataLoader timed out after 2 seconds." in said(log) and "raise `loader_timeout`" in said(log)
+
+
+def test_second_start_into_the_same_folder_is_refused_by_all_processes_with_one_message(options, tmp_path):
+    (first,) = start(options, "save_path", tmp_path / "model", log=tmp_path / "first")
+    wait_for(lambda: list((tmp_path / "model").glob("train-*.log")))
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        log = tmp_path / "second"
+        assert finish(start(options, "save_path", tmp_path / "model", world=2, log=log), REPORTED) == [1, 1]
+        assert f"another run writes here (process {first.pid} on " in said(log) and "error" not in said(log, 1)
+    finally:
+        first.kill()
+        first.join()
+
+
+def test_processes_that_see_different_checkpoints_do_not_train_together(options, uninterrupted, tmp_path):
+    (tmp_path / "empty").mkdir()
+    variables = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500 + os.getpid() % 400}
+    processes = []
+    for rank, folder in enumerate((shutil.copytree(uninterrupted, tmp_path / "model"), tmp_path / "empty")):
+        own = {**variables, "RANK": rank, "LOCAL_RANK": rank}
+        processes += start(options, "save_path", folder, "resume", "auto", variables=own, log=tmp_path / f"log{rank}")
+    assert finish(processes, REPORTED)[1] == 1
+    assert "not the checkpoint that the main process found; all machines must see the same files" in said(tmp_path / "log1")
+
+
+def test_checkpoint_that_would_run_code_is_refused(options, tmp_path, capsys):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"state_dict": Attack()}, tmp_path / "train_epoch_1.pth")
+    for key in ("resume", "weight"):
+        more = [key, tmp_path / "train_epoch_1.pth", "save_path", tmp_path / "model"]
+        assert train.main(["--config", CONFIG, *options, *map(str, more)]) == 1
+        assert "train_epoch_1.pth: refused, since it holds more than tensors" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved():
+    network = torch.nn.BatchNorm2d(3)
+    train.check_finite(network, train.State(epoch=2, seed=0, step=7))
+    network.running_var[1] = float("inf")
+    with pytest.raises(FloatingPointError, match="running_var became infinite or nan in epoch 3, iteration 7"):
+        train.check_finite(network, train.State(epoch=2, seed=0, step=7))

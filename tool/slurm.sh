@@ -1,0 +1,32 @@
+#!/bin/sh
+# Train one experiment under SLURM, one process a GPU, on one or several machines. From the project's root:
+#   sbatch tool/slurm.sh DATASET EXP [KEY VALUE ...]
+#   sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 tool/slurm.sh cityscapes pspnet50 base_lr 0.02
+# Two minutes before the time limit, and when the job is preempted, the run saves and the job queues up again, to go on there.
+#SBATCH --job-name=semseg
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -u
+if [ $# -lt 2 ]; then
+    echo "usage: sbatch tool/slurm.sh DATASET EXP [KEY VALUE ...]" >&2
+    exit 2
+fi
+cd "$SLURM_SUBMIT_DIR" || exit 1
+. tool/environment.sh
+need_python requirements.txt || exit 1
+config=config/$1/$1_$2.yaml
+shift 2
+export OMP_NUM_THREADS=1
+# A process that dies ends the others after a minute (--wait): they may still be saving.
+srun --wait=60 "$PYTHON" tool/train.py --config "$config" resume auto "$@"
+status=$?
+if [ $status -eq 75 ]; then # stopped by a signal, and saved
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $status
