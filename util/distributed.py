@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import uuid
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -134,7 +135,28 @@ def pick_device(gpus) -> torch.device:
 def init_process_group(device: torch.device, backend: str = "nccl") -> None:
     """Join the process group of the launcher (torchrun's variables RANK, WORLD_SIZE, ...), if one started us."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group(backend if device.type == "cuda" else "gloo")
+        store, rank, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(_name_of_start(store, rank, world), store)
+        dist.init_process_group(backend if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+
+
+def _name_of_start(store, rank, world) -> str:
+    """A name that the processes of this start share, and those of none before.
+
+    torchrun keeps its store when it replaces processes, and the addresses of the dead ones in it: whoever reads those waits
+    in vain. So the main process hangs out a new name, each other one asks under it with a new name of its own (again and
+    again, since it may have read that of a dead main process), and is answered there.
+    """
+    name = uuid.uuid4().hex
+    if rank == 0:
+        store.set("start", name)
+        for other in [store.get(f"{name}/{r}") for r in range(1, world)]:
+            store.set(other.decode(), name)
+        return name
+    while not store.check([name]):
+        store.set(f"{store.get('start').decode()}/{rank}", name)
+        time.sleep(0.05)
+    return store.get(name).decode()
 
 
 def make_deterministic() -> None:
