@@ -72,6 +72,38 @@ def test_two_agents_of_torchrun_that_meet_by_its_rendezvous(launch, two_processe
     assert trained_alike(tmp_path / "model", two_processes)
 
 
+@pytest.fixture
+def two_networks():
+    """Two network namespaces joined by a cable: names, addresses and interfaces. They are two machines for all that matters."""
+    name = f"t{os.getpid()}"
+    commands = [f"ip netns add {name}a", f"ip netns add {name}b"]
+    commands += [f"ip link add {name}a netns {name}a type veth peer name {name}b netns {name}b"]
+    for end, address in zip("ab", ("10.99.0.1", "10.99.0.2")):
+        inside = f"ip netns exec {name}{end} ip"
+        commands += [f"{inside} addr add {address}/24 dev {name}{end}"]
+        commands += [f"{inside} link set {device} up" for device in (f"{name}{end}", "lo")]
+    try:
+        for command in commands:
+            subprocess.run(command.split(), check=True, capture_output=True)
+        yield [(f"{name}a", "10.99.0.1"), (f"{name}b", "10.99.0.2")]
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no right, or no `ip`, to make network namespaces: {error}")
+    finally:
+        for end in "ab":
+            subprocess.run(["sh", "-c", f"ip netns del {name}{end} 2> /dev/null"])
+
+
+def test_two_agents_of_torchrun_in_two_networks(launch, two_processes, two_networks, tmp_path):
+    processes = []
+    for (network, address), is_host in zip(two_networks, (1, 0)):
+        inside = ["ip", "netns", "exec", network, "env", f"GLOO_SOCKET_IFNAME={network}"]
+        where = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=b", "--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29400"]
+        where += [f"--rdzv-conf=is_host={is_host}", f"--local-addr={address}"]  # both have the host name of this machine
+        processes.append(launch(*inside, *TORCHRUN, *where, folder=tmp_path / "model"))
+    assert [ended(process) for process in processes] == [0, 0], said(tmp_path / "log") + said(tmp_path / "log", 1)
+    assert trained_alike(tmp_path / "model", two_processes)
+
+
 def test_two_machines_by_the_old_keys(launch, two_processes, tmp_path):
     where = ["world_size", 2, "dist_url", f"tcp://127.0.0.1:{free_port()}"]
     processes = [launch(sys.executable, folder=tmp_path / "model", more=[*where, "rank", rank]) for rank in (0, 1)]
