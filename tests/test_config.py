@@ -210,7 +210,8 @@ def test_missing_config_file_suggests_a_shipped_one():
 
 
 def test_missing_data_is_reported_with_the_remedy(write):
-    message = errors_of(write(), ["initmodel", "/nowhere/r.pth", "data_root", "/nowhere"], must_exist=["data_root", "initmodel", "weight"])
+    overrides = ["initmodel", "/nowhere/r.pth", "data_root", "/nowhere"]
+    message = errors_of(write(), overrides, must_exist=["data_root", "initmodel", "weight"])
     assert "DATA.data_root" in message and "tool/prepare.py" in message
     assert "initmodel/README.md" in message
     assert "TRAIN.weight: this key must be set" in message

@@ -45,12 +45,14 @@ HARDEST, SHOWN, BEST = 20, 6, 3  # images listed in the report with their overla
 
 
 def main(argv=None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    return report_errors(lambda: test(args))
+    return report_errors(lambda: test(args, argv))
 
 
-def test(args) -> None:
+def test(args, argv) -> int | None:
     # ---- config ----
+    distributed.adopt_launcher()
     overrides = args.opts + (["format", args.format] if args.format else [])
     cfg = load_config(args.config, overrides)
     cfg = load_config(args.config, overrides, must_exist=needed_files(cfg))
@@ -70,6 +72,9 @@ def test(args) -> None:
         check_predictions(cfg, [folder / f"gray/{outputs[i]}.png" for i in indices])
 
     # ---- processes, device, log ----
+    status = distributed.launch(Path(__file__).resolve(), argv, cfg.test_gpu)
+    if status is not None:
+        return status  # the processes that it started have done the work
     device = distributed.pick_device(cfg.test_gpu)
     distributed.init_process_group(device, cfg.dist_backend)
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +134,7 @@ def test(args) -> None:
         log.info(f"Wrote {folder / 'report.html'}: open it in a browser")
     log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
     distributed.close()
+    return None
 
 
 def predict_images(cfg, network, data, indices, device, log):
@@ -316,6 +322,7 @@ def plain(value):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    parser.add_argument("--local-rank", "--local_rank", type=int, help="given by torch.distributed.launch; not needed")
     parser.add_argument("--format", choices=CLASSES, help="also write the PNGs that this evaluation server takes")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config: scales [0.5,1.0]")
     return parser.parse_args(argv)
