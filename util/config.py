@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 Floats = tuple[float, ...]
 Ints = tuple[int, ...]
 Stages = tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...]
+Steps = tuple[dict, ...]  # mappings, each with keys of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class Train:
     # network
-    arch: Literal["psp", "psa"] = "psp"
+    arch: Literal["psp", "psa", "smp_pspnet"] = "psp"  # smp_pspnet: that of the package segmentation_models_pytorch
     layers: Literal[18, 34, 50, 101, 152] = 50  # depth of the ResNet
     stem: Literal["deep", "deep32", "plain"] = "deep"  # 3x3 convs of 64, 64, 128 or (MMSegmentation) 32, 32, 64; one 7x7
     contract_dilation: bool = False  # first block of a dilated stage as in MMSegmentation and torchvision
@@ -44,6 +45,7 @@ class Train:
     zoom_factor: Literal[1, 2, 4, 8] = 8  # logits are this many times finer than the features
     dropout: float = 0.1  # share of channels dropped before the classifiers
     sync_bn: bool = True  # BatchNorm statistics over all processes
+    init: Literal["semseg", "mmseg"] = "semseg"  # how what no file brings starts: as PyTorch does, or Kaiming, heads N(0, 0.01)
     initmodel: str | None = "initmodel/resnet{layers}_v2.pth"  # backbone weights, or `torchvision`; empty = random
     psa_type: Literal[0, 1, 2] = 2  # collect, distribute, both
     compact: bool = False
@@ -59,18 +61,22 @@ class Train:
     checkpoint_layers: Stages = ()  # stages computed twice to keep less in memory: [layer1, layer2, layer3, layer4]
     fast_head: bool = True  # False: the pyramid's convolution as it stands in the paper, to compare with
     fused_loss: bool = True  # False: all logits at label size in memory, to compare with
-    # augmentation
+    # augmentation; semseg: scale, rotate, blur, flip, crop; mmseg: resize into a box, crop, flip, colours, pad
+    augmentation: Steps | Literal["semseg", "mmseg"] = "semseg"  # or Albumentations: [{HorizontalFlip: {p: 0.5}}, ...]
     train_h: int = 473  # crop
     train_w: int = 473
     scale_min: float = 0.5
     scale_max: float = 2.0
-    rotate_min: float = -10  # degrees
+    rotate_min: float = -10  # degrees; mmseg does not rotate
     rotate_max: float = 10
+    resize_box: Ints | None = None  # mmseg: long and short side that the scale is relative to; empty = the image's own
+    cat_max_ratio: float = 1.0  # mmseg: a crop with a class of a larger share is drawn again, ten times at most
     # loss
     loss: Literal["ce", "ohem", "dice"] = "ce"  # cross entropy, the same of the hard pixels alone, overlap of each class
     class_weights: Literal["auto"] | Floats | None = None  # one a class; auto: median frequency balancing
     ohem_threshold: float = 0.7  # a pixel is hard if its right class has a lower probability
     ohem_min_kept: int = 100000  # pixels of a batch that count at least
+    criterion_outside: bool = False  # the network returns logits, the loss is computed from them: the same numbers
     ignore_label: int = 255
     aux_weight: float = 0.4  # total = main + aux_weight * aux
     loss_mean: Literal["valid", "all"] = "valid"  # over the pixels that are not ignored; over all in MMSegmentation
@@ -79,10 +85,26 @@ class Train:
     accumulate_steps: int = 1  # go through the batch in this many parts, to fit a small GPU
     base_lr: float = 0.01  # of the backbone; heads learn 10 times as fast
     head_lr_factor: float = 10.0
-    power: float = 0.9  # lr = base_lr * (1 - iteration / iterations) ** power
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    bias_decay: bool = True  # False: no weight decay on biases
+    norm_decay: bool = True  # False: none on the scales and shifts of BatchNorm
+    param_rules: Steps = ()  # by name, the first that fits: [{name: 'layer*', lr_factor: 0.1, weight_decay: 3e-5}]
+    # schedule of the learning rate, see util/schedule.py
+    schedule: Literal["poly", "onecycle", "step", "cosine"] = "poly"
+    schedule_by: Literal["iteration", "epoch"] = "iteration"  # when it moves
+    power: float = 0.9  # poly: lr = (base_lr - min_lr) * (1 - iteration / iterations) ** power + min_lr
+    min_lr: float = 0.0  # the end of poly, cosine and onecycle
+    step_at: Floats = (0.5, 0.75)  # step: after these shares of the run
+    step_factor: float = 0.1  # the rate is multiplied with this
+    warmup_iters: int = 0  # first the rate rises linearly from warmup_lr
+    warmup_epochs: int = 0  # the same in epochs
+    warmup_lr: float = 0.0
+    momentum_low: float | None = None  # onecycle: momentum where the rate is highest; empty = `momentum` always
+    # length: epochs, or iterations
     epochs: int = 50
+    max_iter: int | None = None  # the run ends after so many iterations, and `epochs` is not used
+    iter_interval: int = 4000  # with max_iter, what save_freq and eval_freq count: intervals of so many iterations
     start_epoch: int = 0  # set by `resume`; a value of your own starts the schedule there
     # run
     check_data: bool = True  # read every image and label once before the first step; skipped when a run resumes
@@ -99,11 +121,13 @@ class Train:
     save_path: str  # where checkpoints and logs go
     weight: str | None = None  # a whole network to start from
     skip_head: bool = False  # of `weight`: leave out the classifiers, if they are for another number of classes
-    resume: str | None = None  # the full state of a run to go on with, or `auto`: the newest in save_path, if any
+    resume: str | None = None  # the full state of a run to go on with; `auto`: the newest in save_path, if any; `best`
     # validation while training
     evaluate: bool = False
     eval_freq: int = 1  # epochs
     batch_size_val: int = 8  # windows that go through the network at once
+    main_metric: Literal["mIoU", "mAcc", "allAcc", "fwIoU", "mDice", "loss"] = "mIoU"  # chooses model_best.pth
+    minimize_metric: bool = False  # True with loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +144,13 @@ class Distributed:
 class Test:
     test_list: str | None = None
     split: Literal["train", "val", "test"] = "val"  # test: images without labels
-    base_size: int | None = None  # long side of the image at scale 1; empty = as it is
+    base_size: int | Ints | None = None  # long side of the image at scale 1, or [long, short] to fit into; empty = as it is
     test_h: int | None = None  # window; empty = train_h, train_w
     test_w: int | None = None
     test_mode: Literal["slide", "whole"] = "slide"  # overlapping windows, or each scaled image in one piece
     scales: Floats = (1.0,)
     flip: bool = True  # average with the mirror image
+    average: Literal["prob", "logit"] = "prob"  # over windows; logit: softmax last, as MMSegmentation
     test_batch: int = 1  # windows, with their mirror images, that go through the network at once
     has_prediction: bool = False  # score the PNGs that are in save_folder already
     boundary_iou: bool = False  # score the contours too; slower
@@ -135,6 +160,7 @@ class Test:
     test_gpu: Ints | None = None  # empty = CPU
     model_path: str | None = None
     save_folder: str | None = None
+    name_by: Literal["image", "label"] = "image"  # whose name a prediction gets
     colors_path: str | None = None
     names_path: str | None = None
 
@@ -154,13 +180,14 @@ PATHS = (
     *("save_path", "initmodel", "weight", "resume", "model_path", "save_folder"),  # may start with {save_path}
 )
 POSITIVE = (
-    *("classes", "train_h", "train_w", "test_h", "test_w", "base_size", "scale_min", "epochs", "world_size"),
+    *("classes", "train_h", "train_w", "test_h", "test_w", "scale_min", "epochs", "world_size"),
     *("ohem_min_kept", "batch_size", "batch_size_val", "test_batch", "accumulate_steps", "mask_h", "mask_w", "shrink_factor"),
-    *("print_freq", "save_freq", "eval_freq", "keep_checkpoints"),
+    *("print_freq", "save_freq", "eval_freq", "keep_checkpoints", "max_iter", "iter_interval", "cat_max_ratio", "step_factor"),
 )
 NOT_NEGATIVE = (
     *("workers", "aux_weight", "base_lr", "head_lr_factor", "power", "momentum", "weight_decay", "ignore_label"),
     *("start_epoch", "save_iters", "loader_timeout", "index_start", "index_step", "rank"),
+    *("min_lr", "warmup_iters", "warmup_epochs", "warmup_lr"),
 )
 
 
@@ -248,6 +275,8 @@ def convert(value: Any, kind: Any) -> Any:
         return tuple(convert(item, get_args(kind)[0]) for item in items)
     if kind is str and isinstance(value, str):
         return value
+    if kind is dict and isinstance(value, dict):
+        return value
     if kind is bool and isinstance(value, bool):
         return value
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
@@ -259,7 +288,7 @@ def convert(value: Any, kind: Any) -> Any:
             return number
         if number is not None and number.is_integer():
             return int(number)
-    expected = {str: "text", bool: "True or False", int: "a whole number", float: "a number"}[kind]
+    expected = {str: "text", bool: "True or False", dict: "`name: value` pairs", int: "a whole number", float: "a number"}[kind]
     raise ValueError(f"expected {expected}, not {value!r}" + (" (this key cannot be empty)" if value is None else ""))
 
 
@@ -333,7 +362,7 @@ def _resolve_paths(values, error) -> list[str]:
     known = {**defaults, **values}
     for key in PATHS:
         value = known[key]
-        if value is None or (key, value) in (("resume", "auto"), ("initmodel", "torchvision")):
+        if value is None or (key, value) in (("resume", "auto"), ("resume", "best"), ("initmodel", "torchvision")):
             continue
         try:
             value = value.format(**known)
@@ -380,12 +409,32 @@ def _mistakes(cfg: Config):
         if cfg.size_rule == "grid" and (size - 1) % 8:
             low = (size - 1) // 8 * 8 + 1
             yield key, f"{size} is not of the form 8n+1 that size_rule: grid needs; the nearest are {low} and {low + 8}"
+    for key in ("base_size", "resize_box"):
+        sides = getattr(cfg, key)
+        sides = sides if isinstance(sides, tuple) else (sides or 1,)
+        if len(sides) > 2 or min(sides, default=0) < 1:
+            yield key, f"{list(sides)} must be the long and the short side in pixels"
     for key in ("mask_h", "mask_w"):
         if getattr(cfg, key) is not None and getattr(cfg, key) % 2 == 0:
             yield key, f"{getattr(cfg, key)} must be odd, so that the mask has a centre"
     if cfg.compile and cfg.checkpoint_layers:
         yield "checkpoint_layers", f"{list(cfg.checkpoint_layers)} cannot go with compile: True; leave one of them out"
-    if cfg.start_epoch >= cfg.epochs:
+    if cfg.min_lr > cfg.base_lr and cfg.schedule != "step":
+        yield "min_lr", f"{cfg.min_lr} is greater than base_lr, {cfg.base_lr}"
+    if cfg.warmup_iters and cfg.warmup_epochs:
+        yield "warmup_iters", "give it or warmup_epochs, not both"
+    if cfg.warmup_epochs and cfg.max_iter:
+        yield "warmup_epochs", "a run of max_iter iterations has no epochs; give warmup_iters"
+    if list(cfg.step_at) != sorted(cfg.step_at) or not all(0 < share < 1 for share in cfg.step_at):
+        yield "step_at", f"{list(cfg.step_at)} must be rising shares of the run, each in (0, 1)"
+    if cfg.momentum_low is not None and not (cfg.schedule == "onecycle" and 0 <= cfg.momentum_low <= cfg.momentum):
+        yield "momentum_low", f"{cfg.momentum_low} needs schedule: onecycle and must be in [0, momentum = {cfg.momentum}]"
+    if (cfg.main_metric == "loss") != cfg.minimize_metric:
+        best = "lowest" if cfg.main_metric == "loss" else "highest"
+        yield "minimize_metric", f"{cfg.minimize_metric} does not fit main_metric: {cfg.main_metric}; the {best} is best"
+    if cfg.cat_max_ratio > 1:
+        yield "cat_max_ratio", f"{cfg.cat_max_ratio} must be a share, at most 1"
+    if cfg.start_epoch >= cfg.epochs and not cfg.max_iter:
         yield "start_epoch", f"{cfg.start_epoch} leaves nothing to do, since epochs is {cfg.epochs}"
 
 
