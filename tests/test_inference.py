@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_rules import draw, golden_image
+from golden_rules import draw, fill_, golden_image
 
 from model.psanet import PSANet
 from model.pspnet import PSPNet
-from util.inference import predict, predict_probability, scaled_size, window_starts
+from util import transform
+from util.config import ROOT, load_config
+from util.inference import build_settings, predict, predict_probability, scaled_size, window_starts
 
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -104,6 +106,24 @@ def test_scaled_sizes_round_half_to_even_and_never_vanish():
     assert scaled_size(1, 1000, 0.25, 1000) == (1, 250)
 
 
+@pytest.mark.parametrize("shape, scale, box, expected", [
+    ((1024, 2048), 1.75, (2048, 1024), (1792, 3584)),
+    ((375, 500), 1.0, (2048, 512), (512, 683)),  # 500 * 512/375 = 682.67
+    ((500, 375), 1.0, (2048, 512), (683, 512)),
+    ((500, 375), 1.0, [512, 2048], (683, 512)),
+    ((400, 1000), 0.5, (901, 501), (180, 450)),  # the long side decides: 450/1000
+    ((100, 100), 0.5, (303, 101), (50, 50)),  # 50.5 is cut off before the ratio
+    ((2, 4), 1.0, (9, 5), (5, 9)),  # 2 * 9/4 = 4.5 goes up
+    ((1, 1000), 0.1, (100, 10), (1, 10)),
+])
+def test_images_fit_into_a_box_and_keep_their_ratio(shape, scale, box, expected):
+    h, w = shape
+    long, short = int(max(box) * scale), int(min(box) * scale)
+    factor = min(long / max(h, w), short / min(h, w))
+    assert scaled_size(h, w, scale, box) == expected == tuple(max(1, int(side * factor + 0.5)) for side in shape)
+    assert scaled_size(w, h, scale, box) == expected[::-1]
+
+
 def test_resizing_equals_opencv():
     image, _ = golden_image("resize", 61, 87, 5)
     for scale in (0.37, 1.9):
@@ -152,6 +172,66 @@ def test_whole_images_go_through_in_one_piece_at_every_scale():
     assert torch.equal(run(convolution, image, mode="whole"), one_window)
 
 
+# ---- softmax last ----
+
+
+def layers(classes=5):
+    """Three layers whose zero padding makes windows differ where they overlap."""
+    modules = [torch.nn.Conv2d(3, 8, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(8, classes, 5, padding=2)]
+    return fill_(torch.nn.Sequential(*modules)).eval()
+
+
+def average_of_logits(model, image, size, scales, flip, mode, align_corners, crop=(33, 41), stride=(22, 28)):
+    """The same window by window. size: scale -> (h, w)."""
+    x = torch.from_numpy((image - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)[None]
+    passes = []
+    for scale in scales:
+        h, w = size(scale)
+        scaled = F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
+        for mirrored in (False, True)[:1 + flip]:
+            seen = scaled.flip(3) if mirrored else scaled
+            if mode == "whole":
+                logits = model(seen)
+            else:
+                total, count = torch.zeros(1, 5, h, w), torch.zeros(h, w)
+                for row in range(max(h - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
+                    for col in range(max(w - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
+                        bottom, right = min(row * stride[0] + crop[0], h), min(col * stride[1] + crop[1], w)
+                        window = np.s_[max(bottom - crop[0], 0):bottom, max(right - crop[1], 0):right]
+                        total[(..., *window)] += model(seen[(..., *window)])
+                        count[window] += 1
+                logits = total / count
+            logits = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=align_corners)
+            prob = logits.softmax(1)
+            passes.append(prob.flip(3) if mirrored else prob)
+    return torch.cat(passes).mean(0)
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+@pytest.mark.parametrize("flip, scales, align_corners", [(False, (1.0,), False), (True, (1.0,), False),
+                                                         (True, (0.5, 1.25, 1.75), False), (True, (0.5, 1.25), True)])
+@torch.inference_mode()
+def test_logits_are_averaged_resized_and_only_then_made_probabilities(mode, flip, scales, align_corners):
+    image, _ = golden_image("logits", 52, 90, 5)  # at 0.5 one side is below the window
+    how = {"base_size": (80, 70), "flip": flip, "scales": scales, "mode": mode}
+    expected = average_of_logits(layers(), image, lambda scale: scaled_size(52, 90, scale, (80, 70)), scales, flip, mode,
+                                 align_corners)
+    for test_batch in (1, 4):
+        prob = run(layers(), image, average="logit", align_corners=align_corners, test_batch=test_batch, **how)
+        assert prob.shape == (5, 52, 90) and prob.dtype == torch.float32
+        torch.testing.assert_close(prob, expected, rtol=0, atol=2e-6)
+    other = run(layers(), image, average="logit", align_corners=not align_corners, **how)
+    assert (other - prob).abs().max() > 1e-3  # the switch is felt
+    assert (run(layers(), image, **how) - prob).abs().max() > 1e-3  # and so is the place of the softmax
+
+
+def test_one_pass_in_one_piece_is_the_same_either_way():
+    image, _ = golden_image("either", 33, 41, 5)
+    prob, logit = (run(layers(), image, average=average, flip=False) for average in ("prob", "logit"))
+    assert torch.equal(prob, logit)
+    assert torch.equal(prob, run(layers(), image, align_corners=True, flip=False))  # which is about resized logits alone
+
+
 @pytest.mark.parametrize("network, shape", [(PSPNet(18, classes=5), (42, 61)), (PSPNet(18, classes=5, zoom_factor=1), (41, 50)),
                                             (PSPNet(18, classes=5, size_rule="input"), (30, 35)),
                                             (PSANet(18, classes=5, mask_h=3, mask_w=3), (42, 61))])  # fmt: skip
@@ -161,11 +241,13 @@ def test_networks_take_whole_images_of_any_size(network, shape):
     assert prob.shape == (5, *shape) and torch.allclose(prob.sum(0), torch.ones(shape), atol=1e-5)
 
 
+@pytest.mark.parametrize("average", ["prob", "logit"])
 @pytest.mark.parametrize("mode", ["slide", "whole"])
-def test_the_host_never_waits_for_the_device(mode):
+def test_the_host_never_waits_for_the_device(mode, average):
     """A tensor on the meta device has no values: whatever asks for one raises."""
     network = PSPNet(18, classes=5).eval().to("meta")
-    prob = run(network, np.zeros((50, 70, 3), np.uint8), mode=mode, scales=(0.75, 1.0), test_batch=2)
+    prob = run(network, np.zeros((50, 70, 3), np.uint8), mode=mode, scales=(0.75, 1.0), test_batch=2,
+               average=average)
     assert prob.device.type == "meta" and prob.shape == (5, 50, 70)
     with pytest.raises((RuntimeError, NotImplementedError)):
         prob.max().item()
@@ -181,6 +263,8 @@ def test_mistakes_are_refused_with_a_reason():
         run(convolution, image[..., 0])
     with pytest.raises(ValueError, match="mode: 'tiles' is unknown; choose slide or whole"):
         run(convolution, image, mode="tiles")
+    with pytest.raises(ValueError, match="average: 'softmax' is unknown; choose prob or logit"):
+        run(convolution, image, average="softmax")
     with pytest.raises(ValueError, match="scales"):
         run(convolution, image, scales=())
 
@@ -189,3 +273,17 @@ def test_prediction_needs_no_gradients_and_leaves_the_mode_alone():
     model = torch.nn.Conv2d(3, 5, 1).eval()
     assert not run(model, np.zeros((20, 20, 3), np.uint8)).requires_grad
     assert not model.training
+
+
+def test_the_config_states_the_settings():
+    options = ["test_h", "41", "test_w", "null", "base_size", "[90, 50]", "scales", "[0.5, 1]", "test_batch", "3"]
+    options += ["flip", "False", "average", "logit", "test_mode", "whole"]
+    cfg = load_config(ROOT / "config/toy/toy_pspnet18.yaml", options)
+    settings = build_settings(cfg)
+    assert settings == {
+        **{"classes": cfg.classes, "base_size": (90, 50), "crop_h": 41, "crop_w": cfg.train_w, "scales": (0.5, 1.0)},
+        **{"mean": transform.MEAN, "std": transform.STD, "flip": False, "test_batch": 3, "mode": "whole"},
+        **{"average": "logit", "align_corners": cfg.align_corners},
+    }
+    pred = predict(layers(cfg.classes), np.zeros((20, 30, 3), np.uint8), **settings)
+    assert pred.shape == (20, 30)

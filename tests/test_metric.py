@@ -108,7 +108,7 @@ def test_scores_leave_absent_classes_out_of_the_means():
     assert np.array_equal(result.accuracy, [0.75, np.nan, np.nan, 0], equal_nan=True)
     assert np.array_equal(result.precision, [0.75, 0, np.nan, np.nan], equal_nan=True)
     assert np.array_equal(result.dice, [0.75, 0, np.nan, 0], equal_nan=True)
-    assert (result.mIoU, result.mAcc, result.allAcc) == (0.6 / 3, 0.375, 0.6)
+    assert (result.mIoU, result.mAcc, result.allAcc, result.mDice) == (0.6 / 3, 0.375, 0.6, 0.25)
 
 
 def test_scores_of_a_confusion_matrix_and_of_counts_are_the_same():
@@ -122,7 +122,7 @@ def test_scores_of_a_confusion_matrix_and_of_counts_are_the_same():
 
 def test_scores_of_nothing_are_nan():
     result = scores(np.zeros((3, 3), np.int64))
-    assert math.isnan(result.mIoU) and math.isnan(result.mAcc) and math.isnan(result.allAcc)
+    assert all(math.isnan(mean) for mean in (result.mIoU, result.mAcc, result.allAcc, result.mDice))
 
 
 def test_table_shows_absent_classes_as_a_dash():

@@ -52,13 +52,14 @@ def run(project, *overrides):
     return test.main(["--config", str(project / "config.yaml"), *map(str, overrides)])
 
 
-def expected_predictions(project, scales=(0.8, 1.0)):
+def expected_predictions(project, scales=(0.8, 1.0), base_size=None, **how):
     cfg = load_config(project / "config.yaml")
     network = build_model(cfg).eval()
     network.load_state_dict(torch.load(project / "train_epoch_7.pth")["state_dict"])
     for name in ("aachen/1", "bonn/1", "bonn/2"):
         image = np.asarray(Image.open(project / f"image/{name}.png"))
-        pred = predict(network, image, classes=3, base_size=None, crop_h=33, crop_w=41, scales=scales, mean=MEAN, std=STD)
+        pred = predict(network, image, classes=3, base_size=base_size, crop_h=33, crop_w=41, scales=scales, mean=MEAN, std=STD,
+                       **how)
         yield name, pred, np.asarray(Image.open(project / f"label/{name}.png"))
 
 
@@ -72,6 +73,7 @@ def test_predictions_and_scores_are_those_of_the_engine(project, tmp_path, capsy
         confusion = confusion + confusion_matrix(pred, label, 3, 255)
     expected, result = scores(confusion), json.loads((tmp_path / "result.json").read_text())
     assert (result["mIoU"], result["mAcc"], result["allAcc"]) == (expected.mIoU, expected.mAcc, expected.allAcc)
+    assert result["mDice"] == expected.mDice
     assert [c["target"] for c in result["classes"]] == confusion.sum(1).tolist()
     assert result["classes"][1]["accuracy"] is None and result["classes"][2]["name"] == "traffic light"
     protocol = result["protocol"]
@@ -82,9 +84,40 @@ def test_predictions_and_scores_are_those_of_the_engine(project, tmp_path, capsy
     summary = f"mIoU/mAcc/allAcc {expected.mIoU:.4f}/{expected.mAcc:.4f}/{expected.allAcc:.4f}"
     assert f"Eval result: {summary}." in screen
     assert f"Class_0 result: iou/accuracy {expected.iou[0]:.4f}/{expected.accuracy[0]:.4f}, name: road." in screen
+    assert f"Further: mDice {expected.mDice:.4f}, frequency-weighted IoU {expected.fwIoU:.4f}\n" in screen
     assert "Test: [2/3] Data " in screen and "Test: [3/3] Data " in screen
     markdown = (tmp_path / "result.md").read_text()
-    assert summary in markdown and "- scales: [0.8, 1.0]" in markdown and "| 2 | traffic light | " in markdown
+    assert summary in markdown and "- scales: [0.8, 1.0]" in markdown and f"- mDice: {expected.mDice:.4f}\n" in markdown
+    assert "| 2 | traffic light | " in markdown
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_testing_as_mmsegmentation_does_is_a_matter_of_keys(project, tmp_path, mode):
+    keys = ("average", "logit", "base_size", "[80, 50]", "test_mode", mode, "align_corners", True)
+    assert run(project, "save_folder", tmp_path, *keys) == 0
+    how = {"base_size": (80, 50), "average": "logit", "mode": mode, "align_corners": True}
+    for name, pred, _ in expected_predictions(project, **how):
+        assert np.array_equal(Image.open(tmp_path / f"gray/{name}.png"), pred)
+    protocol = json.loads((tmp_path / "result.json").read_text())["protocol"]
+    assert (protocol["average"], protocol["base_size"], protocol["mode"]) == ("logit", [80, 50], mode)
+    markdown = (tmp_path / "result.md").read_text()
+    assert "- average: logit\n" in markdown and "- base_size: [80, 50]\n" in markdown
+
+
+def test_predictions_take_the_names_of_the_labels_if_told_to(project, tmp_path):
+    lines = []
+    for i, name in enumerate(("aachen/1", "bonn/1", "bonn/2")):
+        (tmp_path / f"scene{i}_labels.png").write_bytes((project / f"label/{name}.png").read_bytes())
+        lines.append(f"image/{name}.png {tmp_path}/scene{i}_labels.png")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    options = ("save_folder", tmp_path / "out", "test_list", tmp_path / "list.txt", "name_by", "label")
+    assert run(project, *options) == 0
+    assert sorted(p.name for p in (tmp_path / "out/gray").iterdir()) == [f"scene{i}_labels.png" for i in range(3)]
+    for i, (_, pred, _) in enumerate(expected_predictions(project)):
+        assert np.array_equal(Image.open(tmp_path / f"out/gray/scene{i}_labels.png"), pred)
+    first = json.loads((tmp_path / "out/result.json").read_text())
+    assert run(project, *options, "has_prediction", True) == 0
+    assert json.loads((tmp_path / "out/result.json").read_text())["mIoU"] == first["mIoU"]
 
 
 def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path):
@@ -127,6 +160,7 @@ def test_split_without_labels_predicts_and_gives_no_score(project, tmp_path, cap
     (("classes", 4), "names.txt: expected 4 names, one a line, found 3"),
     (("index_start", 3), "TEST.index_start: 3 is behind the last of the 3 images"),
     (("has_prediction", True), "3 of the 3 predictions do not exist: "),
+    (("split", "test", "name_by", "label"), "TEST.name_by: label: split test has no labels; set name_by: image"),
     (("has_prediction", True, "split", "test"), "has_prediction has nothing to score with"),
     (("scale", 1), "did you mean scales?"),
 ])

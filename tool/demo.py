@@ -23,10 +23,9 @@ from model.weights import load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
 from util.config import load_config
-from util.inference import predict
+from util.inference import build_settings, predict
 from util.log import report_errors
 from util.precision import Precision
-from util.transform import MEAN, STD
 from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, save_png
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -53,9 +52,7 @@ def demo(args) -> None:
         start = time.time()
         image = read_upright(path)
         with precision.autocast():
-            pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size, crop_h=cfg.test_h or cfg.train_h,
-                           crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales, mean=MEAN, std=STD, flip=cfg.flip,
-                           test_batch=cfg.test_batch, mode=cfg.test_mode)
+            pred = predict(network, image, **build_settings(cfg))
         save_png(f"{args.out}/{name}_gray.png", pred)
         save_png(f"{args.out}/{name}_color.png", colorize(pred, palette))
         save_png(f"{args.out}/{name}_overlay.png", overlay(image, pred, palette))

@@ -33,12 +33,11 @@ from util.config import ROOT, load_config
 from util.dataset import SemData
 from util.export import CLASSES, save_for_server, server_files
 from util.image import read_label
-from util.inference import predict
+from util.inference import build_settings, predict
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU, number, scores, table
 from util.precision import Precision
 from util.report import Example, build_report, confusion_picture, write_confusion
-from util.transform import MEAN, STD
 from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, save_jpeg, save_png
 
 HARDEST, SHOWN, BEST = 20, 6, 3  # images listed in the report with their overlays; of them in pictures; the best in pictures
@@ -65,7 +64,7 @@ def test(args, argv) -> int | None:
     # ---- images ----
     data = SemData(cfg.split, cfg.data_root, cfg.test_list, None, classes=cfg.classes, ignore_label=cfg.ignore_label)
     images = [image for image, _ in data.data_list]
-    outputs = output_names(images)  # of the whole list: a slice must not change names
+    outputs = names_of_outputs(cfg, data.data_list)  # of the whole list: a slice must not change names
     exports = [folder / file for file in server_files_of(cfg, images)]
     indices = chosen_indices(cfg, len(data))
     if cfg.has_prediction:
@@ -145,9 +144,7 @@ def predict_images(cfg, network, data, indices, device, log):
     for done, (index, image, label) in enumerate(ahead(lambda i: (i, *data.read(i)), indices), 1):
         data_time.update(time.time() - end)
         with precision.autocast():
-            pred = predict(network, image, classes=cfg.classes, base_size=cfg.base_size,
-                           crop_h=cfg.test_h or cfg.train_h, crop_w=cfg.test_w or cfg.train_w, scales=cfg.scales,
-                           mean=MEAN, std=STD, flip=cfg.flip, test_batch=cfg.test_batch, mode=cfg.test_mode)
+            pred = predict(network, image, **build_settings(cfg))
         batch_time.update(time.time() - end)
         if done % cfg.print_freq == 0 or done == len(indices):
             log.info(f"Test: [{done}/{len(indices)}] Data {data_time.val:.3f} ({data_time.avg:.3f}) "
@@ -188,7 +185,8 @@ def report(confusion, contours, names, protocol, folder, log):
     """Print the scores, and write them with their protocol into result.json, result.md, confusion.csv and confusion.png."""
     result, boundary = scores(confusion), None if contours is None else scores(*contours)
     summary = f"mIoU/mAcc/allAcc {number(result.mIoU)}/{number(result.mAcc)}/{number(result.allAcc)}"
-    further = {"frequency-weighted IoU": result.fwIoU} | ({"boundary IoU": boundary.mIoU} if boundary else {})
+    further = {"mDice": result.mDice, "frequency-weighted IoU": result.fwIoU}
+    further |= {"boundary IoU": boundary.mIoU} if boundary else {}
     further = {key: number(value) for key, value in further.items()}
     log.info(f"Eval result: {summary}.")
     for i, name in enumerate(names):
@@ -201,7 +199,7 @@ def report(confusion, contours, names, protocol, folder, log):
     intersection, target = confusion.diagonal(), confusion.sum(1)
     union = target + confusion.sum(0)[:-1] - intersection
     columns |= {"intersection": intersection, "union": union, "target": target}
-    means = {key: getattr(result, key) for key in ("mIoU", "mAcc", "allAcc", "fwIoU")}
+    means = {key: getattr(result, key) for key in ("mIoU", "mAcc", "allAcc", "fwIoU", "mDice")}
     if boundary:
         columns["boundary_iou"], means["boundary_mIoU"] = boundary.iou, boundary.mIoU
     classes = [{"id": i, "name": name} | {key: plain(column[i]) for key, column in columns.items()}
@@ -259,9 +257,10 @@ def protocol_of(cfg, epoch, device):
         "scales": list(cfg.scales),
         "flip": cfg.flip,
         "mode": cfg.test_mode,
+        "average": cfg.average,
         "crop": [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w],
         "stride": "2/3",
-        "base_size": cfg.base_size or "the image's own long side",
+        "base_size": list(cfg.base_size) if isinstance(cfg.base_size, tuple) else cfg.base_size or "the image's own long side",
         "precision": cfg.precision,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": environment(device),
@@ -283,6 +282,12 @@ def chosen_indices(cfg, images):
         raise ValueError(f"{cfg.path}: TEST.index_start: {cfg.index_start} is behind the last of the {images} images in "
                          f"{cfg.test_list}")
     return indices
+
+
+def names_of_outputs(cfg, data_list):
+    if cfg.name_by == "label" and cfg.split == "test":
+        raise ValueError(f"{cfg.path}: TEST.name_by: label: split test has no labels; set name_by: image")
+    return output_names([label if cfg.name_by == "label" else image for image, label in data_list])
 
 
 def check_predictions(cfg, files):

@@ -4,16 +4,37 @@ Every scale of the image goes through the network, in overlapping windows or in 
 the class probabilities are averaged over mirror images, overlapping windows and scales: all on the model's device, in
 float32, without waiting for it. Whoever wants the network in half precision calls in an autocast context.
 """
+from functools import partial
 from math import ceil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from util.transform import MEAN, STD
+
+
+def build_settings(cfg):
+    """The keyword arguments of `predict` that the config states."""
+    return {
+        "classes": cfg.classes,
+        "base_size": cfg.base_size,
+        "crop_h": cfg.test_h or cfg.train_h,
+        "crop_w": cfg.test_w or cfg.train_w,
+        "scales": cfg.scales,
+        "mean": MEAN,
+        "std": STD,
+        "flip": cfg.flip,
+        "test_batch": cfg.test_batch,
+        "mode": cfg.test_mode,
+        "average": cfg.average,
+        "align_corners": cfg.align_corners,
+    }
+
 
 @torch.inference_mode()
 def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, scales, mean, std, flip=True,
-                        stride_rate=2 / 3, test_batch=1, mode="slide", device=None):
+                        stride_rate=2 / 3, test_batch=1, mode="slide", average="prob", align_corners=False, device=None):
     """Class probabilities (K, H, W) float32 of one image, on the model's device; they sum to 1 over K.
 
     model: network in eval mode, or any function, (N, 3, crop_h, crop_w) float32 normalised -> logits (N, K, h, w);
@@ -21,7 +42,8 @@ def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, sca
         any height and width.
     image: (H, W, 3) RGB array, uint8 or float, 0..255; of any size from one pixel on.
     classes: K, checked against the logits.
-    base_size: pixels of the long side at scale 1; None = the image's own.
+    base_size: pixels of the long side at scale 1, or a pair, the box that the image fits into (see `scaled_size`); None =
+        the image's own long side.
     crop_h, crop_w: window. Images below it are padded with the mean, centred, the odd pixel at the bottom and right.
     scales: factors of base_size; the result is the mean over them.
     mean, std: three numbers each, RGB, of 0..255.
@@ -29,10 +51,15 @@ def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, sca
     stride_rate: windows start every ceil(crop * stride_rate) pixels, the last one ends at the border.
     test_batch: windows, and as many mirror images, in one call of the model.
     mode: "slide", or "whole": each scaled image is one window, whatever its size; crop, stride and batch mean nothing then.
+    average: "prob", the mean of the windows' probabilities, resized to the image's size; or "logit", as MMSegmentation does:
+        the mean of the windows' logits, resized, then softmax. Mirror images are averaged after it, so the whole image is
+        mirrored, not each window; and an image below the window is not padded, but a smaller window.
+    align_corners: of that resizing of logits.
     device: where to compute; None = where the model's weights are.
 
     Memory, on the device: one (K, H, W) float32 tensor of the scale at work, with several scales two more of the image's
-    size; while the model works also its own for 2 * test_batch windows, and their logits twice.
+    size; while the model works also its own for 2 * test_batch windows, and their logits twice. With average "logit" and
+    flip the scale at work has two tensors, and after the model's work there are up to four of the image's size.
     """
     if getattr(model, "training", False):
         raise ValueError("the model is in training mode, and dropout and batch statistics would spoil its predictions: "
@@ -43,19 +70,24 @@ def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, sca
         raise ValueError("scales: at least one is needed")
     if mode not in ("slide", "whole"):
         raise ValueError(f"mode: {mode!r} is unknown; choose slide or whole")
+    if average not in ("prob", "logit"):
+        raise ValueError(f"average: {average!r} is unknown; choose prob or logit")
     device = device or _device(model)
     x = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device).permute(2, 0, 1)[None].float()
     # Normalising is linear, so once before resizing does for all windows, and padding with the mean becomes zeros.
     x = (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
     size = x.shape[2:]
     total = None
+    logits_first = average == "logit"
+    window = partial(_window_logits, model, classes) if logits_first else partial(_window_probability, model, classes, flip)
     for scale in scales:
         scaled = _resize(x, scaled_size(*size, scale, base_size or max(size)))
-        if mode == "whole":
-            prob = _window_probability(model, scaled, classes, flip)[0]
-        else:
-            prob = _slide(model, scaled, classes, crop_h, crop_w, flip, stride_rate, test_batch)
-        prob = _resize(prob[None], size)[0]
+        crop = crop_h, crop_w
+        if logits_first:
+            crop = min(crop_h, scaled.shape[2]), min(crop_w, scaled.shape[3])
+            scaled = torch.cat([scaled, scaled.flip(3)]) if flip else scaled
+        y = window(scaled) if mode == "whole" else _slide(window, scaled, classes, *crop, stride_rate, test_batch)
+        prob = _probability_of(y, size, align_corners) if logits_first else _resize(y, size)[0]
         total = prob if total is None else total.add_(prob)
     return total.div_(len(scales)) if len(scales) > 1 else total
 
@@ -69,7 +101,15 @@ def predict(model, image, **settings):
 
 
 def scaled_size(h, w, scale, base_size):
-    """(h, w) with the long side at round(scale * base_size), by Python's round (half to even), and no side below 1."""
+    """(h, w) of an image of h x w at this scale, no side below 1.
+
+    base_size a number: the long side is round(scale * base_size), by Python's round (half to even). Two numbers, the long
+    and the short side of a box: the largest of the image's shape in the box of int(scale * side), rounded half up.
+    """
+    if isinstance(base_size, tuple | list):
+        box_long, box_short = (int(side * scale) for side in (max(base_size), min(base_size)))
+        factor = min(box_long / max(h, w), box_short / min(h, w))
+        return max(1, int(h * factor + 0.5)), max(1, int(w * factor + 0.5))
     long = max(1, round(scale * base_size))
     if h > w:
         return long, max(1, round(long / h * w))
@@ -82,36 +122,50 @@ def window_starts(side, crop, stride_rate):
     return [min(i * stride, side - crop) for i in range(ceil((side - crop) / stride) + 1)]
 
 
-def _slide(model, x, classes, crop_h, crop_w, flip, stride_rate, test_batch):
-    """Probabilities (K, h, w) of one scaled, normalised image (1, 3, h, w)."""
-    h, w = x.shape[2:]
+def _slide(window, x, classes, crop_h, crop_w, stride_rate, test_batch):
+    """Mean (P, K, h, w) of what `window`, (N, 3, crop_h, crop_w) -> (N, K, crop_h, crop_w), says of P images (P, 3, h, w)."""
+    passes, _, h, w = x.shape
     pad_h, pad_w = max(crop_h - h, 0), max(crop_w - w, 0)
     top, left = pad_h // 2, pad_w // 2
     x = F.pad(x, (left, pad_w - left, top, pad_h - top))
     rows, cols = window_starts(h + pad_h, crop_h, stride_rate), window_starts(w + pad_w, crop_w, stride_rate)
     corners = [(i, j) for i in rows for j in cols]
-    total = x.new_zeros(classes, *x.shape[2:])
+    total = x.new_zeros(passes, classes, *x.shape[2:])
     for first in range(0, len(corners), test_batch):
         batch = corners[first:first + test_batch]
         windows = torch.cat([x[:, :, i:i + crop_h, j:j + crop_w] for i, j in batch])
-        for (i, j), prob in zip(batch, _window_probability(model, windows, classes, flip)):
-            total[:, i:i + crop_h, j:j + crop_w] += prob
-    total /= _cover(rows, crop_h, total.shape[1], x)[:, None] * _cover(cols, crop_w, total.shape[2], x)
-    return total[:, top:top + h, left:left + w]
+        for (i, j), y in zip(batch, window(windows).split(passes)):
+            total[:, :, i:i + crop_h, j:j + crop_w] += y
+    total /= _cover(rows, crop_h, total.shape[2], x)[:, None] * _cover(cols, crop_w, total.shape[3], x)
+    return total[:, :, top:top + h, left:left + w]
 
 
-def _window_probability(model, windows, classes, flip):
+def _window_logits(model, classes, windows):
     """(N, K, crop_h, crop_w) float32 of windows (N, 3, crop_h, crop_w)."""
-    y = model(torch.cat([windows, windows.flip(3)]) if flip else windows).float()
+    y = model(windows).float()
     if y.shape[1] != classes:
         raise ValueError(f"the model speaks of {y.shape[1]} classes, but `classes` is {classes}")
     if y.shape[2:] != windows.shape[2:]:
         y = F.interpolate(y, windows.shape[2:], mode="bilinear", align_corners=True)
-    y = y.softmax(1)
+    return y
+
+
+def _window_probability(model, classes, flip, windows):
+    """Their softmax, with flip the mean with that of the windows' mirror images."""
+    y = _window_logits(model, classes, torch.cat([windows, windows.flip(3)]) if flip else windows).softmax(1)
     if flip:
         y, mirrored = y.chunk(2)
         y = mirrored.flip(3).add_(y).div_(2)
     return y
+
+
+def _probability_of(logits, size, align_corners):
+    """(K, *size) of the scaled logits (P, K, h, w) of an image and, if P is 2, of its mirror image."""
+    total = None
+    for y in logits.split(1):
+        y = _resize(y, size, align_corners).softmax(1)
+        total = y if total is None else total.add_(y.flip(3)).div_(2)
+    return total[0]
 
 
 def _cover(starts, crop, side, like):
@@ -122,9 +176,9 @@ def _cover(starts, crop, side, like):
     return count
 
 
-def _resize(x, size):
-    """Bilinear with half-pixel centres and no smoothing: cv2.resize's INTER_LINEAR for any number of channels."""
-    return x if x.shape[2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+def _resize(x, size, align_corners=False):
+    """Bilinear without smoothing, with half-pixel centres cv2.resize's INTER_LINEAR for any number of channels."""
+    return x if x.shape[2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def _device(model):

@@ -110,6 +110,7 @@ class Scores:
     dice: np.ndarray       # 2 intersection / (labelled + predicted pixels)
     precision: np.ndarray  # intersection / predicted pixels
     mIoU: float
+    mDice: float           # mean of dice
     mAcc: float            # mean of accuracy
     allAcc: float          # correct pixels / labelled pixels
     fwIoU: float           # sum over classes of labelled pixels * IoU / labelled pixels (Long et al., CVPR 2015, section 5)
@@ -130,12 +131,14 @@ def scores(*counts):
     else:
         intersection, union, target = counts
     iou, accuracy = _ratio(intersection, union), _ratio(intersection, target)
+    dice = _ratio(2 * intersection, union + intersection)
     return Scores(
         iou=iou,
         accuracy=accuracy,
-        dice=_ratio(2 * intersection, union + intersection),
+        dice=dice,
         precision=_ratio(intersection, union - target + intersection),
         mIoU=mean(iou),
+        mDice=mean(dice),
         mAcc=mean(accuracy),
         allAcc=float(_ratio(intersection.sum(), target.sum())),
         fwIoU=float(_ratio(np.nansum(target * iou), target.sum())),

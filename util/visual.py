@@ -74,8 +74,8 @@ def panel(image, label, pred, palette, ignore_label=255):
 
 
 def output_names(paths):
-    """A name without suffix for each image's results: its file name if that tells all of them apart, else its path below
-    their common folder, else that with the suffix. ValueError if an image stands twice in the list."""
+    """A name without suffix for the results of each image (or label): its file name if that tells all of them apart, else
+    its path below their common folder, else that with the suffix. ValueError if a path stands twice in the list."""
     paths = [Path(p).absolute() for p in paths]
     if len(set(paths)) < len(paths):
         twice = next(p for p, n in Counter(paths).items() if n > 1)
