@@ -11,7 +11,7 @@ from model.psanet import PSANet
 from model.pspnet import PSPNet
 from util import transform
 from util.config import ROOT, load_config
-from util.inference import build_settings, predict, predict_probability, scaled_size, window_starts
+from util.inference import predict, predict_probability, prediction_settings, scaled_size, window_starts
 
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -279,7 +279,7 @@ def test_the_config_states_the_settings():
     options = ["test_h", "41", "test_w", "null", "base_size", "[90, 50]", "scales", "[0.5, 1]", "test_batch", "3"]
     options += ["flip", "False", "average", "logit", "test_mode", "whole"]
     cfg = load_config(ROOT / "config/toy/toy_pspnet18.yaml", options)
-    settings = build_settings(cfg)
+    settings = prediction_settings(cfg)
     assert settings == {
         **{"classes": cfg.classes, "base_size": (90, 50), "crop_h": 41, "crop_w": cfg.train_w, "scales": (0.5, 1.0)},
         **{"mean": transform.MEAN, "std": transform.STD, "flip": False, "test_batch": 3, "mode": "whole"},

@@ -23,7 +23,7 @@ from model.weights import load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
 from util.config import load_config
-from util.inference import build_settings, predict
+from util.inference import predict, prediction_settings
 from util.log import report_errors
 from util.precision import Precision
 from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, save_png
@@ -52,7 +52,7 @@ def demo(args) -> None:
         start = time.time()
         image = read_upright(path)
         with precision.autocast():
-            pred = predict(network, image, **build_settings(cfg))
+            pred = predict(network, image, **prediction_settings(cfg))
         save_png(f"{args.out}/{name}_gray.png", pred)
         save_png(f"{args.out}/{name}_color.png", colorize(pred, palette))
         save_png(f"{args.out}/{name}_overlay.png", overlay(image, pred, palette))

@@ -33,7 +33,7 @@ from util.config import ROOT, load_config
 from util.dataset import SemData
 from util.export import CLASSES, save_for_server, server_files
 from util.image import read_label
-from util.inference import build_settings, predict
+from util.inference import predict, prediction_settings
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU, number, scores, table
 from util.precision import Precision
@@ -144,7 +144,7 @@ def predict_images(cfg, network, data, indices, device, log):
     for done, (index, image, label) in enumerate(ahead(lambda i: (i, *data.read(i)), indices), 1):
         data_time.update(time.time() - end)
         with precision.autocast():
-            pred = predict(network, image, **build_settings(cfg))
+            pred = predict(network, image, **prediction_settings(cfg))
         batch_time.update(time.time() - end)
         if done % cfg.print_freq == 0 or done == len(indices):
             log.info(f"Test: [{done}/{len(indices)}] Data {data_time.val:.3f} ({data_time.avg:.3f}) "

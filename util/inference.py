@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from util.transform import MEAN, STD
 
 
-def build_settings(cfg):
+def prediction_settings(cfg):
     """The keyword arguments of `predict` that the config states."""
     return {
         "classes": cfg.classes,
