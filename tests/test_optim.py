@@ -1,3 +1,5 @@
+"""`util/optim.py`: the parameter groups, and who learns at which rate."""
+
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,30 @@ from torch import nn
 from util.optim import build_optimizer, poly_learning_rate, set_learning_rate
 
 
+class Network(nn.Module):
+    """The least that has what the rules tell apart: two backbone stages, BatchNorm in one of them, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer0 = nn.Conv2d(3, 4, 3, bias=False)
+        self.layer1 = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+        self.cls = nn.Sequential(nn.Conv2d(4, 4, 3), nn.SyncBatchNorm(4), nn.Conv2d(4, 2, 1))
+
+    def backbone_modules(self):
+        return [self.layer0, self.layer1]
+
+    def head_modules(self):
+        return [self.cls]
+
+
+def settings(network, optimizer, key):
+    """{name of a parameter: what its group says}; every parameter must stand in exactly one group."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    pairs = [(names[parameter], group[key]) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(name for name, _ in pairs) == sorted(names.values())
+    return dict(pairs)
+
+
 def test_poly_schedule_equals_the_golden_numbers():
     golden = np.load(Path(__file__).parent / "golden/semseg.npz")["poly_lr"]
     ours = [poly_learning_rate(0.01, i, 1000, power=0.9) for i in range(0, 1001, 50)]
@@ -15,30 +41,121 @@ def test_poly_schedule_equals_the_golden_numbers():
 
 
 def test_heads_learn_ten_times_as_fast_at_every_rate():
-    backbone, heads = [nn.Linear(2, 2), nn.Linear(2, 2)], [nn.Linear(2, 3)]
-    optimizer = build_optimizer(backbone, heads, base_lr=0.01, momentum=0.9, weight_decay=1e-4)
+    optimizer = build_optimizer(Network(), base_lr=0.01, momentum=0.9, weight_decay=1e-4)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.01, 0.01, 0.1])
     set_learning_rate(optimizer, 0.003)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.003, 0.003, 0.03])
     assert all(g["momentum"] == 0.9 and g["weight_decay"] == 1e-4 for g in optimizer.param_groups)
 
 
-def test_every_parameter_stands_in_one_group():
-    modules = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)]
-    optimizer = build_optimizer(modules[:1], modules[1:], base_lr=1.0)
-    grouped = [id(p) for g in optimizer.param_groups for p in g["params"]]
-    assert sorted(grouped) == sorted(id(p) for m in modules for p in m.parameters())
+def test_without_rules_every_module_is_one_group():
+    """What the optimizer of a checkpoint is loaded into: the same groups, the parameters in the same order."""
+    network = Network()
+    groups = build_optimizer(network, base_lr=1.0).param_groups
+    modules = [network.layer0, network.layer1, network.cls]
+    assert [list(map(id, g["params"])) for g in groups] == [list(map(id, m.parameters())) for m in modules]
+    assert [g["lr_factor"] for g in groups] == [1.0, 1.0, 10.0]
+
+
+def test_a_module_without_parameters_keeps_its_place_among_the_groups():
+    network = Network()
+    network.head_modules = lambda: [nn.Identity(), network.cls]
+    assert [len(g["params"]) for g in build_optimizer(network, base_lr=1.0).param_groups] == [1, 4, 0, 6]
 
 
 def test_one_step_is_sgd_with_momentum_and_decay():
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(layer.weight, 2.0)
-    optimizer = build_optimizer([], [layer], base_lr=0.1, head_lr_factor=10, momentum=0.9, weight_decay=0.5)
+    network = nn.Linear(1, 1, bias=False)
+    network.backbone_modules, network.head_modules = list, lambda: [network]
+    nn.init.constant_(network.weight, 2.0)
+    optimizer = build_optimizer(network, base_lr=0.1, head_lr_factor=10, momentum=0.9, weight_decay=0.5)
     for expected in (2.0 - 1.0 * (3.0 + 0.5 * 2.0), None):
         optimizer.zero_grad()
-        (3.0 * layer(torch.ones(1, 1))).sum().backward()
+        (3.0 * network(torch.ones(1, 1))).sum().backward()
         optimizer.step()
         if expected is not None:
-            assert layer.weight.item() == pytest.approx(expected)
+            assert network.weight.item() == pytest.approx(expected)
     velocity = 0.9 * 4.0 + (3.0 + 0.5 * -2.0)
-    assert layer.weight.item() == pytest.approx(-2.0 - velocity)
+    assert network.weight.item() == pytest.approx(-2.0 - velocity)
+
+
+def test_momentum_moves_only_when_it_is_given():
+    optimizer = build_optimizer(Network(), base_lr=0.01, momentum=0.95)
+    set_learning_rate(optimizer, 0.02, momentum=0.85)
+    assert {g["momentum"] for g in optimizer.param_groups} == {0.85}
+    set_learning_rate(optimizer, 0.01)
+    assert {g["momentum"] for g in optimizer.param_groups} == {0.85}
+
+
+def test_without_bias_decay_no_bias_decays():
+    network = Network()
+    decay = settings(network, build_optimizer(network, base_lr=1.0, weight_decay=0.5, bias_decay=False), "weight_decay")
+    assert len(decay) == 11
+    assert all(value == (0 if name in {"layer1.0.bias", "layer1.1.bias", "cls.0.bias", "cls.1.bias", "cls.2.bias"} else 0.5)
+               for name, value in decay.items())  # fmt: skip
+
+
+def test_without_norm_decay_batchnorm_does_not_decay():
+    network = Network()
+    decay = settings(network, build_optimizer(network, base_lr=1.0, weight_decay=0.5, norm_decay=False), "weight_decay")
+    assert {name for name in decay if decay[name] == 0} == {"layer1.1.weight", "layer1.1.bias", "cls.1.weight", "cls.1.bias"}
+    assert {decay[name] for name in decay if decay[name]} == {0.5}
+
+
+def test_a_rule_gives_a_rate_relative_to_base_lr_in_heads_too():
+    network = Network()
+    rules = [{"name": "layer*", "lr_factor": 0.1}, {"name": "cls.2.*", "lr_factor": 3}]
+    optimizer = build_optimizer(network, base_lr=0.01, rules=rules)
+    set_learning_rate(optimizer, 0.02)
+    rate = settings(network, optimizer, "lr")
+    assert rate["layer0.weight"] == rate["layer1.1.bias"] == pytest.approx(0.002)
+    assert rate["cls.2.weight"] == rate["cls.2.bias"] == pytest.approx(0.06)
+    assert rate["cls.0.weight"] == rate["cls.1.weight"] == pytest.approx(0.2)
+    assert set(settings(network, optimizer, "weight_decay").values()) == {1e-4}
+
+
+def test_the_first_rule_that_fits_wins():
+    network = Network()
+    rules = [{"name": "layer1.0.weight", "weight_decay": 0.25}, {"name": "layer*", "lr_factor": 0.1, "weight_decay": 0.75}]
+    optimizer = build_optimizer(network, base_lr=1.0, weight_decay=0.5, rules=rules)
+    rate, decay = settings(network, optimizer, "lr"), settings(network, optimizer, "weight_decay")
+    assert (rate["layer1.0.weight"], decay["layer1.0.weight"]) == (1.0, 0.25)
+    assert (rate["layer1.0.bias"], decay["layer1.0.bias"]) == (0.1, 0.75)
+    assert (rate["cls.0.bias"], decay["cls.0.bias"]) == (10.0, 0.5)
+
+
+def test_the_recipe_of_the_catalyst_port_gives_its_rates_and_decays():
+    network = Network()
+    rules = [{"name": "layer*", "lr_factor": 0.1, "weight_decay": "3e-5"}]  # YAML reads 3e-5 as text
+    optimizer = build_optimizer(network, base_lr=0.01, head_lr_factor=1, weight_decay=1e-4, bias_decay=False, rules=rules)
+    rate, decay = settings(network, optimizer, "lr"), settings(network, optimizer, "weight_decay")
+    for name in rate:
+        backbone, bias = name.startswith("layer"), name.endswith("bias")
+        assert rate[name] == pytest.approx(0.001 if backbone else 0.01)
+        assert decay[name] == (0 if bias else 3e-5 if backbone else 1e-4)
+
+
+@pytest.mark.parametrize("rule, words", [
+    ({"name": "layr1*", "lr_factor": 1}, ["'layr1*'", "no parameter", "layer1.0.weight"]),
+    ({"name": "*.biass", "lr_factor": 1}, ["'*.biass'", "no parameter", "layer1.0.bias"]),
+    ({"name": "CLS*", "lr_factor": 1}, ["'CLS*'", "no parameter"]),
+    ({"name": "layer1.*", "lr": 1}, ["unknown key 'lr'", "name, lr_factor, weight_decay"]),
+    ({"lr_factor": 1}, ["a rule needs `name`"]),
+    ({"name": "layer1.*"}, ["lr_factor or weight_decay"]),
+    ({"name": "layer1.*", "lr_factor": "fast"}, ["lr_factor: expected a number", "'fast'"]),
+    ({"name": "layer1.*", "weight_decay": -1}, ["weight_decay: expected a number, 0 or greater", "-1"]),
+    ({"name": "layer1.*", "lr_factor": None}, ["lr_factor: expected a number", "None"]),
+    ({"name": "layer0*", "lr_factor": 1}, ["nothing is left for it", "'*0.weight' has layer0.weight"]),
+])  # fmt: skip
+def test_a_rule_that_cannot_work_is_named(rule, words):
+    with pytest.raises(ValueError) as caught:
+        build_optimizer(Network(), base_lr=1.0, rules=[{"name": "*0.weight", "lr_factor": 2}, rule])
+    assert all(word in str(caught.value) for word in ["param_rules: {", *words])
+
+
+def test_a_parameter_that_no_group_would_hold_is_named():
+    network = Network()
+    network.extra = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=r"2 parameters would never learn \(extra.weight, extra.bias\)"):
+        build_optimizer(network, base_lr=1.0)
+    network.extra.requires_grad_(False)
+    assert len(build_optimizer(network, base_lr=1.0).param_groups) == 3

@@ -1,8 +1,16 @@
-"""Learning-rate schedule and optimizer."""
+"""Learning rate of the original, the optimizer with its parameter groups, and what sets their rates."""
 
+import difflib
+import fnmatch
 import inspect
+import math
 
 import torch
+from torch import nn
+
+from util.schedule import poly
+
+RULE_KEYS = ("name", "lr_factor", "weight_decay")
 
 
 def poly_learning_rate(base_lr: float, curr_iter: int, max_iter: int, power: float = 0.9) -> float:
@@ -10,20 +18,51 @@ def poly_learning_rate(base_lr: float, curr_iter: int, max_iter: int, power: flo
 
     curr_iter counts the finished updates, 0..max_iter; the rate falls from base_lr to 0.
     """
-    return base_lr * (1 - curr_iter / max_iter) ** power
+    return poly(curr_iter, max_iter, base_lr, power)
 
 
-def build_optimizer(backbone, heads, *, base_lr, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4):
+def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4, bias_decay=True,
+                    norm_decay=True, rules=()):  # fmt: skip
     """SGD with one parameter group a module; new modules (heads) learn `head_lr_factor` times as fast as the backbone.
 
-    backbone, heads: lists of modules, on their device already. Each group carries `lr_factor`, which `set_learning_rate`
-    multiplies with.
+    network: with `backbone_modules()` and `head_modules()`, on its device already. Each group carries `lr_factor`, which
+    `set_learning_rate` multiplies with. Where parameters of a module differ in what follows, it has a group for each kind:
+    bias_decay: False: no weight decay for parameters whose name ends in `bias`, those of BatchNorm among them.
+    norm_decay: False: none for the weight and bias of BatchNorm.
+    rules: mappings such as {name: "layer*", lr_factor: 0.1, weight_decay: 3e-5}. `name` is a pattern (*, ?, [abc]) for the
+        whole name of a parameter, `layer4.2.conv1.weight`; the first rule that fits a parameter is the one that counts. Its
+        lr_factor is relative to base_lr, in the heads too, where it stands for head_lr_factor. Its weight_decay stands for
+        that of the other parameters, but what the two switches free of decay stays free.
+    Raises ValueError for a rule with other keys or values, or that no parameter is left for.
     """
-    groups = [{"params": list(m.parameters()), "lr": base_lr, "lr_factor": 1.0} for m in backbone]
-    head_lr = base_lr * head_lr_factor
-    groups += [{"params": list(m.parameters()), "lr": head_lr, "lr_factor": head_lr_factor} for m in heads]
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    rule_of = _assign(_checked(rules), list(names.values()))
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = {parameter for module in norms for parameter in module.parameters(recurse=False)}
+
+    def settings(parameter, lr_factor):
+        name = names[parameter]
+        rule = rule_of.get(name, {})
+        free = not bias_decay and name.endswith("bias") or not norm_decay and parameter in norms
+        return rule.get("lr_factor", lr_factor), 0.0 if free else rule.get("weight_decay", weight_decay)
+
+    modules = [(module, 1.0) for module in network.backbone_modules()]
+    modules += [(module, head_lr_factor) for module in network.head_modules()]
+    groups = []
+    for module, lr_factor in modules:
+        parts = {}
+        for parameter in module.parameters():
+            parts.setdefault(settings(parameter, lr_factor), []).append(parameter)
+        for (factor, decay), params in (parts or {(lr_factor, weight_decay): []}).items():
+            groups.append({"params": params, "lr": base_lr * factor, "lr_factor": factor, "weight_decay": decay})
+    grouped = {parameter for group in groups for parameter in group["params"]}
+    outside = [name for parameter, name in names.items() if parameter.requires_grad and parameter not in grouped]
+    if outside:
+        raise ValueError(f"{len(outside)} parameters would never learn ({', '.join(outside[:5])}): name their modules in "
+                         "backbone_modules() or head_modules() of the network, or freeze them")  # fmt: skip
+
     kernel = {}
-    if groups[0]["params"][0].is_cuda and "fused" in inspect.signature(torch.optim.SGD).parameters:  # torch 2.3
+    if next(network.parameters()).is_cuda and "fused" in inspect.signature(torch.optim.SGD).parameters:  # torch 2.3
         kernel["fused"] = True  # one for all weights; it also leaves out a step of GradScaler's without asking the host
     optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, **kernel)
 
@@ -35,7 +74,59 @@ def build_optimizer(backbone, heads, *, base_lr, head_lr_factor=10.0, momentum=0
     return optimizer
 
 
-def set_learning_rate(optimizer, lr: float) -> None:
-    """Give every parameter group `lr` times its factor."""
+def set_learning_rate(optimizer, lr: float, momentum: float | None = None) -> None:
+    """Give every parameter group `lr` times its factor, and `momentum` if there is one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
+        if momentum is not None:
+            group["momentum"] = momentum
+
+
+def _checked(rules) -> list[dict]:
+    """The rules with their values as numbers, also where YAML reads text: `3e-5` has no dot."""
+    checked = []
+    for rule in rules:
+        where = f"param_rules: {dict(rule)}"
+        for key in rule:
+            if key not in RULE_KEYS:
+                raise ValueError(f"{where}: unknown key {key!r}; a rule has {', '.join(RULE_KEYS)}")
+        if not isinstance(rule.get("name"), str) or len(rule) == 1:
+            raise ValueError(f"{where}: a rule needs `name`, a pattern for names of parameters, and lr_factor or weight_decay")
+        checked.append({"name": rule["name"]})
+        for key in rule.keys() - {"name"}:
+            try:
+                number = math.nan if isinstance(rule[key], bool) else float(rule[key])
+            except (TypeError, ValueError):
+                number = math.nan
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{where}: {key}: expected a number, 0 or greater, not {rule[key]!r}")
+            checked[-1][key] = number
+    return checked
+
+
+def _assign(rules, names) -> dict:
+    """{name: the first rule that fits}; every rule must be the first for some name."""
+    rule_of = {}
+    for rule in rules:
+        fitting = [name for name in names if fnmatch.fnmatchcase(name, rule["name"])]
+        if not fitting:
+            near = ", ".join(_nearest(rule["name"], names))
+            raise ValueError(f"param_rules: {rule}: no parameter has such a name; the nearest: {near}")
+        left = [name for name in fitting if name not in rule_of]
+        if not left:
+            raise ValueError(f"param_rules: {rule}: nothing is left for it, since the first rule that fits counts, and "
+                             f"{rule_of[fitting[0]]['name']!r} has {fitting[0]}; put this one before it")  # fmt: skip
+        rule_of |= dict.fromkeys(left, rule)
+    return rule_of
+
+
+def _nearest(pattern, names) -> list[str]:
+    """Names whose beginning or end, of as many parts as the pattern, is most like it."""
+    pattern = pattern.strip("*.")
+    parts = pattern.count(".") + 1
+    ends = {}
+    for name in names:
+        words = name.split(".")
+        for end in (words[:parts], words[-parts:]):
+            ends.setdefault(".".join(end), name)
+    return list(dict.fromkeys(ends[end] for end in difflib.get_close_matches(pattern, ends, cutoff=0.0)))
