@@ -1,8 +1,10 @@
 """The networks. `build_model` is the only place here that knows the config."""
 
+from model.init import init_as_mmseg
 from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
+from model.weights import load_backbone
 
 # A key of the config is the keyword argument of the same name.
 FRAME_KEYS = ("layers", "classes", "zoom_factor", "ignore_label", "dropout", "stem", "contract_dilation",
@@ -11,21 +13,27 @@ PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normali
 
 
 def build_model(cfg, pretrained=None, class_weights=None):
-    """cfg.arch "psp" or "psa" -> the network, with the criterion of cfg.loss.
+    """cfg.arch "psp" or "psa" -> the network, with the criterion of cfg.loss and the initial values of cfg.init.
 
     pretrained: path of the backbone's ImageNet weights. class_weights: (K,) numbers for the criterion.
     """
     frame = {key: getattr(cfg, key) for key in FRAME_KEYS} | {"criterion": build_criterion(cfg, class_weights)}
     if cfg.arch == "psp":
-        return PSPNet(**frame, fast_head=cfg.fast_head, pretrained=pretrained)
-    if cfg.arch == "psa":
+        network = PSPNet(**frame, fast_head=cfg.fast_head)
+    elif cfg.arch == "psa":
         attention = {key: getattr(cfg, key) for key in PSA_KEYS}
         for key, pixels in (("mask_h", cfg.train_h), ("mask_w", cfg.train_w)):
             if attention[key] is None:  # then it covers everything in a training image
                 side = (pixels - 1) // 8 // cfg.shrink_factor + 1
                 attention[key] = side if cfg.compact else 2 * side - 1
-        return PSANet(**frame, **attention, pretrained=pretrained)
-    raise ValueError(f"arch: {cfg.arch!r} is unknown; choose psp or psa")
+        network = PSANet(**frame, **attention)
+    else:
+        raise ValueError(f"arch: {cfg.arch!r} is unknown; choose psp or psa")
+    if cfg.init == "mmseg":
+        init_as_mmseg(network)
+    if pretrained:
+        load_backbone(network, pretrained)
+    return network
 
 
 def build_criterion(cfg, class_weights=None):

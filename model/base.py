@@ -80,6 +80,10 @@ class SceneParser(nn.Module):
         """The modules that start from nothing, and learn at ten times the rate in semseg."""
         return [*(getattr(self, name) for name in self.context_names), self.cls, self.aux]
 
+    def classifiers(self):
+        """The layers that give logits."""
+        return [self.cls[4], self.aux[4]]
+
     def head(self, features):
         """Features of layer4 (N, C, h, w) -> small logits (N, K, h, w)."""
         for name in self.context_names:
