@@ -11,6 +11,8 @@ GROUND = {
     "distributed": set(),
     "image": set(),
     "transform": set(),
+    "albumentation": {"transform"},
+    "augmentation": {"transform", "albumentation"},
     "metric": set(),
     "inference": {"transform"},
     "schedule": set(),

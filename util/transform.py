@@ -4,8 +4,9 @@ Every transform is called as `t(image, label, rng=random)` with
   image  (H, W, 3) float32, 0..255, RGB (uint8 is converted),
   label  (H, W) integer ids; 8-bit, 16-bit and int32 maps keep their dtype, others become int32,
   rng    anything with `random()` and `randint(a, b)`, b included, as Python's `random` has them,
-and works in two steps: `draw(rng, h, w)` takes the random numbers, `apply(image, label, params)` computes. Inputs are
-never modified. Wrong constructor arguments raise ValueError with the argument and its value.
+and works in two steps: `draw(rng, h, w)` takes the random numbers, `apply(image, label, params)` computes. One that has to
+see the label first overrides `choose(rng, h, w, look)`; look(window) returns the label's pixels in a window. Inputs are never
+modified. Wrong constructor arguments raise ValueError with the argument and its value.
 
 The transforms that may stand before a crop also have a lazy form. A window is (y0, y1, x0, x1), the stops excluded:
   size(h, w, params)            -> (h, w) of the result for an input of h x w
@@ -22,6 +23,7 @@ from numbers import Real
 import cv2
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # of ImageNet, RGB: the colour of padding, and what Normalize takes away
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
@@ -33,23 +35,28 @@ class Transform:
     def draw(self, rng, h, w):
         """The random numbers for an image of h x w, as `apply` wants them."""
 
+    def choose(self, rng, h, w, look):
+        """`draw` with a view of the label, for those that need one."""
+        return self.draw(rng, h, w)
+
     def apply(self, image, label, params):
         raise NotImplementedError
 
     def __call__(self, image, label, rng=random):
-        image, label = _check_arrays(image, label)
-        return self.apply(image.astype(np.float32, copy=False), label, self.draw(rng, *label.shape))
+        image, label = check_arrays(image, label)
+        params = self.choose(rng, *label.shape, lambda window: _cut(label, window))
+        return self.apply(image.astype(np.float32, copy=False), label, params)
 
 
 class RandScale(Transform):
     """Scale by a factor from `scale` = (low, high); `aspect_ratio` = (low, high) also stretches x against y."""
 
     def __init__(self, scale, aspect_ratio=None):
-        expected = "two numbers 0 < low <= high"
-        _require(_is_numbers(scale, 2) and 0 < scale[0] <= scale[1], "RandScale: scale", scale, expected)
+        name, expected = type(self).__name__, "two numbers 0 < low <= high"
+        _require(_is_numbers(scale, 2) and 0 < scale[0] <= scale[1], f"{name}: scale", scale, expected)
         _require(
             aspect_ratio is None or _is_numbers(aspect_ratio, 2) and 0 < aspect_ratio[0] <= aspect_ratio[1],
-            "RandScale: aspect_ratio",
+            f"{name}: aspect_ratio",
             aspect_ratio,
             f"None or {expected}",
         )
@@ -91,6 +98,26 @@ class RandScale(Transform):
         return image, label.take(rows, axis=0).take(cols, axis=1)
 
 
+class RandomResize(RandScale):
+    """Resize, keeping the ratio, to fit into `box` = (long, short) times a factor from `scale` (MMSegmentation).
+
+    box None: the image's own sides. The scaled box is not rounded: only the image's sides are, to int(side * f + 0.5) with
+    the largest f that fits, so that the size is as near to the drawn one as whole pixels allow.
+    """
+
+    def __init__(self, box=None, scale=(1.0, 1.0)):
+        super().__init__(scale)
+        ok = box is None or _is_numbers(box, 2) and min(box) > 0
+        _require(ok, "RandomResize: box", box, "None or two positive numbers (long, short)")
+        self.box = box
+
+    def draw(self, rng, h, w):
+        """Exact ratios of the rounded sides: cv2.resize to a size samples as it does with these as factors."""
+        r, box = _between(self.scale, rng), self.box or (h, w)
+        f = min(max(box) * r / max(h, w), min(box) * r / min(h, w))
+        return int(h * f + 0.5) / h, int(w * f + 0.5) / w
+
+
 class RandRotate(Transform):
     """Rotate about the centre, with probability p, by degrees from `rotate` = (low, high); corners get `padding`."""
 
@@ -116,7 +143,7 @@ class RandRotate(Transform):
         return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=self.padding)
 
     def _warp_label(self, label, matrix, size):
-        label, fill = _wide_enough(label, self.ignore_label), self.ignore_label
+        label, fill = wide_enough(label, self.ignore_label), self.ignore_label
         return cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
 
     # The lazy form: the same inverse map, moved to the window's and the source's corners.
@@ -231,16 +258,16 @@ class Crop(Transform):
     """
 
     def __init__(self, size, crop_type="center", padding=None, ignore_label=255):
-        size = (size, size) if _is_id(size) else size
+        name, size = type(self).__name__, (size, size) if _is_id(size) else size
         _require(
             _is_numbers(size, 2) and all(_is_id(n) and n > 0 for n in size),
-            "Crop: size",
+            f"{name}: size",
             size,
             "a positive integer or two (h, w)",
         )
-        _require(crop_type in ("center", "rand"), "Crop: crop_type", crop_type, "'center' or 'rand'")
-        _require(padding is None or _is_numbers(padding, 3), "Crop: padding", padding, "None or three numbers")
-        _require(_is_id(ignore_label), "Crop: ignore_label", ignore_label, "an integer")
+        _require(crop_type in ("center", "rand"), f"{name}: crop_type", crop_type, "'center' or 'rand'")
+        _require(padding is None or _is_numbers(padding, 3), f"{name}: padding", padding, "None or three numbers")
+        _require(_is_id(ignore_label), f"{name}: ignore_label", ignore_label, "an integer")
         self.crop_h, self.crop_w = size
         self.crop_type, self.padding, self.ignore_label = crop_type, padding, ignore_label
 
@@ -273,6 +300,48 @@ class Crop(Transform):
         return _cut(image, inner, self.padding), _cut(label, inner, self.ignore_label)
 
 
+class RandomCrop(Crop):
+    """Cut out `size` (h, w) at random, of a smaller image what it has (MMSegmentation).
+
+    With cat_max_ratio < 1 a crop must show more than one class, none of them on that share of the labelled pixels or more;
+    if ten in a row do not, the next one is taken as it is.
+    """
+
+    TRIES = 10
+
+    def __init__(self, size, cat_max_ratio=1.0, ignore_label=255):
+        super().__init__(size, "rand", ignore_label=ignore_label)
+        ok = isinstance(cat_max_ratio, Real) and 0 < cat_max_ratio <= 1
+        _require(ok, "RandomCrop: cat_max_ratio", cat_max_ratio, "a share in (0, 1]")
+        self.cat_max_ratio = cat_max_ratio
+
+    def draw(self, rng, h, w):
+        return rng.randint(0, max(h - self.crop_h, 0)), rng.randint(0, max(w - self.crop_w, 0))
+
+    def choose(self, rng, h, w, look):
+        height, width = self.size(h, w, None)
+        for _ in range(self.TRIES if self.cat_max_ratio < 1 else 0):
+            y, x = self.draw(rng, h, w)
+            if self._is_mixed(look((y, y + height, x, x + width))):
+                return y, x
+        return self.draw(rng, h, w)
+
+    def _is_mixed(self, label):
+        counts = np.bincount(label[label != self.ignore_label])
+        return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio
+
+    def apply(self, image, label, params):
+        h, w = label.shape
+        return self.apply_window(image, label, params, h, w, (0, h, 0, w), (0, min(self.crop_h, h), 0, min(self.crop_w, w)))
+
+    def size(self, h, w, params):
+        return min(self.crop_h, h), min(self.crop_w, w)
+
+    def apply_window(self, image, label, params, h, w, source, window):
+        inner = _moved(window, params[0] - source[0], params[1] - source[2])
+        return _cut(image, inner), _cut(label, inner)
+
+
 class Resize(Transform):
     """Resize to `size` (h, w), whatever the shape was."""
 
@@ -289,6 +358,75 @@ class Resize(Transform):
         image = cv2.resize(image, (self.w, self.h), interpolation=cv2.INTER_LINEAR)
         label = cv2.resize(label, (self.w, self.h), interpolation=cv2.INTER_NEAREST)
         return image, label
+
+
+class PhotometricDistortion(Transform):
+    """Change brightness, contrast, saturation and hue, each with probability 0.5, on whole grey levels (MMSegmentation).
+
+    Brightness adds up to +-`brightness`; contrast and saturation multiply with a factor from (low, high); hue adds an integer
+    from [-hue, hue - 1] in units of 2 degrees. A coin decides whether contrast comes second or last. The image is first rounded
+    to uint8, as a resized uint8 image would be, and each step truncates to uint8.
+    """
+
+    def __init__(self, brightness=32, contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=18):
+        ok = isinstance(brightness, Real) and brightness >= 0
+        _require(ok, "PhotometricDistortion: brightness", brightness, "a number of grey levels, not negative")
+        for name, factors in (("contrast", contrast), ("saturation", saturation)):
+            ok = _is_numbers(factors, 2) and 0 <= factors[0] <= factors[1]
+            _require(ok, f"PhotometricDistortion: {name}", factors, "two numbers 0 <= low <= high")
+        _require(_is_id(hue) and 0 < hue <= 90, "PhotometricDistortion: hue", hue, "an integer 1..90, in units of 2 degrees")
+        self.brightness, self.contrast, self.saturation, self.hue = (-brightness, brightness), contrast, saturation, hue
+
+    def draw(self, rng, h, w):
+        """The steps that the coins choose, in their order, as (function, number)."""
+
+        def toss(step, bounds):
+            return [(step, _between(bounds, rng))] if rng.random() < 0.5 else []
+
+        steps = toss(_add, self.brightness)
+        contrast_early = rng.random() < 0.5
+        if contrast_early:
+            steps += toss(_multiply, self.contrast)
+        steps += toss(_saturate, self.saturation)
+        if rng.random() < 0.5:
+            steps.append((_turn_hue, rng.randint(-self.hue, self.hue - 1)))
+        if not contrast_early:
+            steps += toss(_multiply, self.contrast)
+        return steps
+
+    def apply(self, image, label, params):
+        image = to_uint8(image)
+        for step, value in params:
+            image = step(image, value)
+        return image.astype(np.float32), label
+
+
+def _add(image, levels):
+    return cv2.LUT(image, _table(1, levels))
+
+
+def _multiply(image, factor):
+    return cv2.LUT(image, _table(factor, 0))
+
+
+def _saturate(image, factor):
+    return _change_hsv(image, 1, _table(factor, 0))
+
+
+def _turn_hue(image, steps):
+    return _change_hsv(image, 0, ((np.arange(256) + steps) % 180).astype(np.uint8))
+
+
+def _table(factor, offset):
+    """What level * factor + offset is for each uint8 level, in float32, clipped and truncated."""
+    levels = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def _change_hsv(image, channel, table):
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue 0..179
+    hsv[..., channel] = table[hsv[..., channel]]
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
 class RGB2BGR(Transform):
@@ -325,14 +463,34 @@ class Normalize:
         return image, label
 
 
+class PadTo:
+    """Pad the tensors of `Normalize` at the bottom and right to `size` (h, w): the image with `fill`, the label to ignore."""
+
+    def __init__(self, size, ignore_label=255, fill=0):
+        ok = _is_numbers(size, 2) and all(_is_id(n) and n > 0 for n in size)
+        _require(ok, "PadTo: size", size, "two positive integers (h, w)")
+        _require(_is_id(ignore_label), "PadTo: ignore_label", ignore_label, "an integer")
+        _require(isinstance(fill, Real), "PadTo: fill", fill, "a number")
+        self.h, self.w = size
+        self.ignore_label, self.fill = ignore_label, fill
+
+    def __call__(self, image, label, rng=random):
+        h, w = label.shape
+        if h > self.h or w > self.w:
+            raise ValueError(f"PadTo: the image is {h} x {w}, larger than {self.h} x {self.w}: crop it first")
+        border = (0, self.w - w, 0, self.h - h)  # left, right, top, bottom
+        return pad(image, border, value=self.fill), pad(label, border, value=self.ignore_label)
+
+
 class Compose:
     """Run `ops` one after the other. `lazy=True` gives the same result from a fraction of the pixels.
 
     Lazy: the transforms that lead up to the last Crop draw their random numbers first, in the same order. The crop's
     window is then followed back through them to the source pixels it depends on, and each computes its window only.
-    Labels are equal to those of the plain order, the image is within 0.05 grey levels of it. The image may then be a
-    uint8 memory map: only the source window is read and converted. Transforms without a lazy form, and all of them
-    where OpenCV's warp is too coarse (see `warp_is_exact`), run one by one.
+    Labels are equal to those of the plain order, the crop's image is within 0.05 grey levels of it (where PhotometricDistortion
+    follows, one pixel in some thousands rounds to the other grey level). The image may then be a uint8 memory map: only the
+    source window is read and converted. Transforms without a lazy form, and all of them where OpenCV's warp is too coarse (see
+    `warp_is_exact`), run one by one.
     """
 
     def __init__(self, ops, lazy=False):
@@ -361,14 +519,23 @@ class Compose:
 
 def apply_lazily(ops, image, label, rng=random):
     """What `Compose(ops)` returns without the work on pixels that it drops; ops have a lazy form, the last may be a Crop."""
-    image, label = _check_arrays(image, label)
+    image, label = check_arrays(image, label)
     h, w = label.shape
     steps = []
+
+    def look(window):  # the label takes the image's place too: a third of the channels, and nobody reads them
+        return _window_after(steps, label, label, window)[1]
+
     for op in ops:
-        params = op.draw(rng, h, w)
+        params = op.choose(rng, h, w, look)
         steps.append((op, params, h, w))
         h, w = op.size(h, w, params)
-    windows = [(0, h, 0, w)]
+    return _window_after(steps, image, label, (0, h, 0, w))
+
+
+def _window_after(steps, image, label, window):
+    """A window of what steps, (op, params, h, w of its input), make of image and label, from the pixels it depends on."""
+    windows = [window]
     for op, params, h, w in reversed(steps):
         windows.append(op.source(windows[-1], h, w, params))
     source = windows.pop()
@@ -399,7 +566,7 @@ def _cut(array, window, fill=0):
     if not (top or bottom or left or right):
         return part
     if array.ndim == 2:
-        part = _wide_enough(part, fill)
+        part = wide_enough(part, fill)
     return cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)
 
 
@@ -414,7 +581,8 @@ def _moved(window, y, x):
     return window[0] + y, window[1] + y, window[2] + x, window[3] + x
 
 
-def _check_arrays(image, label):
+def check_arrays(image, label):
+    """Image and label, or ValueError if they do not belong together; the label in a dtype that OpenCV knows."""
     if image.ndim != 3 or image.shape[2] != 3 or label.shape != image.shape[:2]:
         raise ValueError(f"image {image.shape} and label {label.shape}: expected (H, W, 3) and (H, W) of one size")
     if label.dtype not in (np.uint8, np.int8, np.uint16, np.int16, np.int32):  # what OpenCV 4 and 5 can warp
@@ -422,7 +590,12 @@ def _check_arrays(image, label):
     return image, label
 
 
-def _wide_enough(label, value):
+def to_uint8(image):
+    """A float image rounded to whole grey levels; a uint8 image as it is."""
+    return image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def wide_enough(label, value):
     """The label in a dtype that can hold `value`: OpenCV would clip -1 to class 0 in an 8-bit map."""
     limits = np.iinfo(label.dtype)
     return label if limits.min <= value <= limits.max else label.astype(np.int32)
