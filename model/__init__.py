@@ -4,6 +4,7 @@ from model.init import init_as_mmseg
 from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
+from model.smp import SMPPSPNet
 from model.weights import load_backbone
 
 # A key of the config is the keyword argument of the same name.
@@ -13,11 +14,12 @@ PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normali
 
 
 def build_model(cfg, pretrained=None, class_weights=None):
-    """cfg.arch "psp" or "psa" -> the network, with the criterion of cfg.loss and the initial values of cfg.init.
+    """cfg.arch "psp", "psa" or "smp_pspnet" -> the network, with the criterion of cfg.loss and the initial values of cfg.init.
 
     pretrained: path of the backbone's ImageNet weights. class_weights: (K,) numbers for the criterion.
     """
-    frame = {key: getattr(cfg, key) for key in FRAME_KEYS} | {"criterion": build_criterion(cfg, class_weights)}
+    criterion = build_criterion(cfg, class_weights)
+    frame = {key: getattr(cfg, key) for key in FRAME_KEYS} | {"criterion": criterion}
     if cfg.arch == "psp":
         network = PSPNet(**frame, fast_head=cfg.fast_head)
     elif cfg.arch == "psa":
@@ -27,8 +29,14 @@ def build_model(cfg, pretrained=None, class_weights=None):
                 side = (pixels - 1) // 8 // cfg.shrink_factor + 1
                 attention[key] = side if cfg.compact else 2 * side - 1
         network = PSANet(**frame, **attention)
+    elif cfg.arch == "smp_pspnet":
+        for key, only in (("zoom_factor", 8), ("checkpoint_layers", ())):
+            if getattr(cfg, key) != only:
+                raise ValueError(f"{cfg.path}: TRAIN.{key}: {getattr(cfg, key)} does not go with arch: smp_pspnet; "
+                                 "leave it out")  # fmt: skip
+        network = SMPPSPNet(cfg.layers, cfg.dropout, cfg.classes, criterion, cfg.ignore_label)
     else:
-        raise ValueError(f"arch: {cfg.arch!r} is unknown; choose psp or psa")
+        raise ValueError(f"arch: {cfg.arch!r} is unknown; choose smp_pspnet, psp or psa")
     if cfg.init == "mmseg":
         init_as_mmseg(network)
     if pretrained:

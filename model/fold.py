@@ -19,16 +19,15 @@ def fold_batchnorm(network):
     rounding. It is for inference alone: its state_dict has other names.
 
     A BatchNorm belongs to the convolution that is registered right before it in the same module; so it is in all networks
-    here. PSPNet's fast head takes the weight of cls[0] without a bias, so there BatchNorm stays.
+    here.
     """
     if network.training:
         raise ValueError("a network in training mode needs its BatchNorms: call network.eval() first")
     network = copy.deepcopy(network)
-    fixed = network.cls[0] if getattr(network, "fast_head", False) else None
     for module in network.modules():
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in zip(children, children[1:]):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv is not fixed:
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
     return network

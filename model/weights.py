@@ -7,6 +7,7 @@
 | mmseg | PSPNet of MMSegmentation, R{18,50,101,152}-d8 | backbone.*, decode_head.*, auxiliary_head.* |
 | mmseg backbone | resnet{18,50,101}_v1c | stem.*, layer1..4, with or without `backbone.` |
 | torchvision | resnet{18,34,50,101,152} | conv1 (7x7), bn1, layer1..4, fc |
+| smp | PSPNet of segmentation_models_pytorch with a ResNet; its names stay | encoder, decoder, segmentation_head |
 """
 
 import pickle
@@ -31,7 +32,12 @@ PSP_HEAD = {
     **{f"decode_head.psp_modules.{i}.1.{kind}.": f"ppm.features.{i}.{j}."
        for i in range(9) for j, kind in ((1, "conv"), (2, "bn"))},
 }
-DROPPED = ("fc.", "head.", "decode_head.", "auxiliary_head.")  # no place here: ImageNet classifiers, other heads
+# What has no place here: ImageNet classifiers, other heads, stages behind the last that smp's PSPNet calls.
+DROPPED = ("fc.", "head.", "decode_head.", "auxiliary_head.", "encoder.layer3.", "encoder.layer4.")
+HEADS = ("ppm.", "psa.", "cls.", "aux.", "decoder.", "segmentation_head.")
+CLASSIFIERS = ("cls.4.", "aux.4.", "segmentation_head.0.")
+SMP_ENCODER = {"layer0.0.": "encoder.conv1.", "layer0.1.": "encoder.bn1.", "layer1.": "encoder.layer1.",
+               "layer2.": "encoder.layer2."}  # fmt: skip
 
 # How each family computes with its weights, which no shape tells.
 SEMSEG = {"contract_dilation": False, "align_corners": True, "size_rule": "grid"}
@@ -72,6 +78,8 @@ def recognise(state):
     """The format, a name of the table above, of a flat dict {name: tensor}. Raises ValueError for any other."""
     firsts = {key.removeprefix("module.").removeprefix("backbone.").split(".")[0] for key in state}
     prefixed = any(key.removeprefix("module.").startswith("backbone.") for key in state)
+    if {"encoder", "segmentation_head"} <= firsts:
+        return "smp"
     if "layer1" in firsts:
         if "layer0" in firsts:
             return "semseg"
@@ -82,7 +90,8 @@ def recognise(state):
         if "conv1" in firsts:
             return "semseg backbone" if "conv3" in firsts else "torchvision"
     raise ValueError(f"not the weights of a ResNet, PSPNet or PSANet; its names begin with {', '.join(sorted(firsts)[:10])}; "
-                     "known are the files of this project, semseg, MMSegmentation (PSPNet) and torchvision (ResNet)")
+                     "known are the files of this project, semseg, MMSegmentation (PSPNet), torchvision (ResNet) and "
+                     "segmentation_models_pytorch (PSPNet)")
 
 
 def to_semseg(content):
@@ -114,7 +123,7 @@ def to_semseg(content):
 def to_mmseg(state):
     """{semseg name: tensor} -> the same tensors, in order, under MMSegmentation's names; a backbone without `backbone.`."""
     heads = any(key.startswith(("cls.", "aux.")) for key in state)
-    if any(key.startswith("psa.") for key in state) or heads and not any(key.startswith("ppm.") for key in state):
+    if any(key.startswith(("psa.", "encoder.")) for key in state) or heads and not any(key.startswith("ppm.") for key in state):
         raise ValueError("only PSPNets and backbones have names in MMSegmentation's form")
     stem = TRIPLES if describe(state).get("stem") == "plain" else STEM
     table = {ours: theirs for theirs, ours in {**stem, **PSP_HEAD}.items()}
@@ -130,6 +139,8 @@ def _rename(key, table):
 
 def describe(state):
     """The config keys that the names and shapes of {semseg name: tensor} tell, as far as they are there."""
+    if any(key.startswith("encoder.") for key in state):
+        return _describe_smp(state)
     found = {}
     if any(key.startswith(("ppm.", "psa.")) for key in state):
         found["arch"] = "psa" if any(key.startswith("psa.") for key in state) else "psp"
@@ -143,8 +154,21 @@ def describe(state):
     return found
 
 
+def _describe_smp(state):
+    """Its layer1 and layer2 are those of ResNet-50 in ResNet-101 too."""
+    blocks = len({tuple(key.split(".")[1:3]) for key in state if key.startswith(("encoder.layer1.", "encoder.layer2."))})
+    layers = {4: 18, 7: 50 if "encoder.layer1.0.conv3.weight" in state else 34, 11: 152}.get(blocks)
+    found = {"arch": "smp_pspnet", "layers": layers, "stem": "plain"}
+    if "segmentation_head.0.weight" in state:
+        found["classes"] = len(state["segmentation_head.0.weight"])
+    return found
+
+
 def _switches(kind, state, content):
     """({config key: value} that fit the weights, those of the keys that are certain)."""
+    if kind == "smp":
+        found = describe(state)
+        return found, set(found) - {"layers"}
     # ImageNet backbones learned without dilation; this is how their families dilate them.
     usual = {"semseg": SEMSEG, "mmseg": MMSEG, "semseg backbone": {"contract_dilation": False}}
     certain = describe(state) | ({"contract_dilation": True} if kind == "mmseg" else {})
@@ -180,18 +204,21 @@ def read_weights(path):
 
 
 def load_network_weights(network, path, *, skip_head=False, read=read_weights):
-    """Fill a whole network (a SceneParser) strictly from a file of format semseg or mmseg; returns the Report.
+    """Fill a whole network strictly from a file of format semseg or mmseg, an SMPPSPNet from smp; returns the Report.
 
-    skip_head: classifiers (cls.4, aux.4) of another number of classes stay as they are and are listed in `skipped`.
+    skip_head: classifiers (cls.4 and aux.4, segmentation_head.0) of another number of classes stay as they are and are listed
+        in `skipped`.
     read: path -> content of the checkpoint.
     Raises one ValueError that says what the file has, what the network has and which config keys to set.
     """
     state, report = _read_as_semseg(path, read)
     own = network.state_dict()
     if skip_head:
-        report.skipped = [key for key in own if key.startswith(("cls.4.", "aux.4."))
+        report.skipped = [key for key in own if key.startswith(CLASSIFIERS)
                           and key in state and state[key].shape != own[key].shape]
-    expected = describe(own) | {"align_corners": network.align_corners, "contract_dilation": _contracts(network)}
+    expected = describe(own)
+    if expected.get("arch") != "smp_pspnet":
+        expected |= {"align_corners": network.align_corners, "contract_dilation": _contracts(network)}
     for key in report.skipped:
         expected.pop("classes", None)
         del own[key], state[key]
@@ -200,18 +227,25 @@ def load_network_weights(network, path, *, skip_head=False, read=read_weights):
 
 
 def load_backbone(network, path, *, read=read_weights):
-    """Fill layer0..4 of a ResNet or of a whole network from a file of any format; heads and `fc` are dropped.
+    """Fill layer0..4 of a ResNet or of a whole network from a file of any format; heads and `fc` are dropped. The encoder of an
+    SMPPSPNet takes what it has from any file with a plain stem, such as torchvision's.
 
     Returns the Report. Raises FileNotFoundError, or one ValueError that says what the file has, what the network has,
     which config keys to set, and every missing, unexpected and wrong-shaped tensor.
     """
     state, report = _read_as_semseg(path, read)
-    heads = ("ppm.", "psa.", "cls.", "aux.")
-    report.dropped += [key for key, ours in report.renamed.items() if ours.startswith(heads)]
-    report.renamed = {key: ours for key, ours in report.renamed.items() if not ours.startswith(heads)}
-    state = {ours: state[ours] for ours in report.renamed.values()}
-    own = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(heads)}
-    _load(network, own, state, path, report, describe(own))
+    own = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(HEADS)}
+    expected, table, dropped = describe(own), {}, HEADS
+    if expected.get("arch") == "smp_pspnet":
+        if report.switches.get("stem") != "plain":
+            raise ValueError(f"{path}: the weights of another stem: arch: smp_pspnet begins with one 7x7 convolution, as "
+                             "torchvision's ResNets do; set `initmodel: torchvision`")
+        expected, table, dropped = {"layers": network.layers}, SMP_ENCODER, (*HEADS, "layer3.", "layer4.")
+    names = {key: _rename(ours, table) for key, ours in report.renamed.items()}
+    state = {names[key]: state[ours] for key, ours in report.renamed.items() if not names[key].startswith(dropped)}
+    report.dropped += [key for key, ours in names.items() if ours.startswith(dropped)]
+    report.renamed = {key: ours for key, ours in names.items() if not ours.startswith(dropped)}
+    _load(network, own, state, path, report, expected)
     return report
 
 
@@ -257,7 +291,7 @@ def _load(network, own, state, path, report, expected):
             problems.append(f"{key}: the file has {found}, the network {value}; set `{key}: {found}`{skip}")
     if problems:
         problems.append(f"the file fits {', '.join(f'{key}: {value}' for key, value in report.switches.items())}")
-    if "cls.4.weight" in own and not any(key.startswith("cls.") for key in state):
+    if any(key.startswith(HEADS) for key in own) and not any(key.startswith(HEADS) for key in state):
         problems.append("it holds a backbone only: name it under `initmodel`")
     # num_batches_tracked counts the steps of a training that is over, and older files lack it.
     report.missing = [key for key in own if key not in state and key.endswith("num_batches_tracked")]
