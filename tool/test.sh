@@ -1,10 +1,10 @@
 #!/bin/sh
-# Test one experiment: predictions as PNGs, and the scores.
-#   sh tool/test.sh DATASET EXP [KEY VALUE ...]
+# Test one experiment: predictions as PNGs, and the scores. What follows the names goes to tool/test.py; --help lists the flags.
+#   sh tool/test.sh DATASET EXP [KEY VALUE ...] [flags]
 #   sh tool/test.sh cityscapes pspnet50 scales '[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]'
 set -eu
 if [ $# -lt 2 ]; then
-    echo "usage: sh tool/test.sh DATASET EXP [KEY VALUE ...]" >&2
+    echo "usage: sh tool/test.sh DATASET EXP [KEY VALUE ...] [flags]" >&2
     exit 2
 fi
 cd "$(dirname "$0")/.."

@@ -1,16 +1,32 @@
 #!/bin/sh
-# Train one experiment, then test what came out.
-#   sh tool/train.sh DATASET EXP [KEY VALUE ...]
+# Train one experiment. What follows the names goes to tool/train.py; --help lists the flags.
+#   sh tool/train.sh DATASET EXP [KEY VALUE ...] [flags]    then tests what came out
+#   sh tool/train.sh CONFIG [KEY VALUE ...] [flags]         on one GPU, or the CPU; without a test
 #   sh tool/train.sh cityscapes pspnet50 base_lr 0.02
-# Copies code and config into exp/DATASET/EXP first, so that a run can be understood later. Checkpoints and the log are in
-# exp/DATASET/EXP/model, predictions and scores in exp/DATASET/EXP/result.
+#   sh tool/train.sh pspnet_r50-d8_512x1024_40k_cityscapes --work-dir exp/first
+# DATASET EXP copies code and config into exp/DATASET/EXP first, so that a run can be understood later. Checkpoints and the
+# log are in exp/DATASET/EXP/model, predictions and scores in exp/DATASET/EXP/result; all but the copies follow --work-dir.
 set -eu
-if [ $# -lt 2 ]; then
-    echo "usage: sh tool/train.sh DATASET EXP [KEY VALUE ...]" >&2
+usage() {
+    echo "usage: sh tool/train.sh DATASET EXP [KEY VALUE ...] [flags]" >&2
+    echo "       sh tool/train.sh CONFIG [KEY VALUE ...] [flags]" >&2
     exit 2
-fi
+}
+[ $# -gt 0 ] && [ -n "$1" ] || usage
+here=$PWD
 cd "$(dirname "$0")/.."
 . tool/environment.sh
+if [ ! -d "config/$1" ]; then
+    need_python requirements.txt
+    config=$1
+    shift
+    case $config in
+        /* | *.py) ;;
+        *) if [ -f "$here/$config" ]; then config=$here/$config; fi ;; # a file of the directory that this was called from
+    esac
+    exec "$PYTHON" tool/train.py --one-gpu "$config" "$@"
+fi
+[ $# -gt 1 ] || usage
 need_python requirements.txt
 config=config/$1/$1_$2.yaml
 snapshot=exp/$1/$2/snapshot

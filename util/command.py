@@ -245,8 +245,8 @@ def _read(parser, argv, flags):
     args, unknown = parser.parse_known_intermixed_args(_spell_out(argv, flags))
     wrong = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     if wrong:
-        near = difflib.get_close_matches(wrong[0], flags, n=1)
-        parser.error(f"{wrong[0]}: unknown flag" + (f", did you mean {near[0]}?" if near else ""))
+        near = difflib.get_close_matches(wrong[0].lstrip("-"), [name[2:] for name in flags], n=1)
+        parser.error(f"{wrong[0]}: unknown flag" + (f", did you mean --{near[0]}?" if near else ""))
     given = {name: value for name, value in vars(args).items() if name in flags and value is not None}
     if "--local-rank" in given:
         os.environ.setdefault("LOCAL_RANK", str(given["--local-rank"]))
