@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from processes import free_port
 
 from util.config import ROOT
 
@@ -81,6 +83,81 @@ def test_failed_training_ends_the_script_with_its_status_and_without_a_test(proj
     done = sh(project, "train.sh", "toy", "pspnet18", *TINY, "batch_size", 1)
     assert done.returncode == 1 and "TRAIN.batch_size" in done.stderr
     assert not (project / "exp/toy/pspnet18/result").exists() and "Eval" not in done.stdout
+
+
+def test_config_form_trains_without_a_test(project):
+    flags = ["--work-dir", "exp/port", "--no-validate", "--seed", 3, "--cfg-options", "optimizer.lr=0.02"]
+    done = sh(project, "train.sh", "toy_pspnet18", *flags, *TINY, "epochs", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (project / "exp/port/train_epoch_1.pth").is_file()
+    config = yaml.safe_load((project / "exp/port/config.yaml").read_text())["TRAIN"]
+    assert (config["base_lr"], config["manual_seed"], config["evaluate"], config["epochs"]) == (0.02, 3, False, 1)
+    assert "Start Evaluation" not in done.stdout and {path.name for path in (project / "exp").iterdir()} == {"port"}
+
+
+def test_flags_of_training_reach_the_test_that_follows(project):
+    flags = ["--work-dir", "exp/moved/model", "--no-validate", "--seed", 3, "--options", "optimizer.lr=0.02"]
+    done = sh(project, "train.sh", "toy", "pspnet18", *TINY, "epochs", 1, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (project / "exp/moved/model/train_epoch_1.pth").is_file()
+    assert (project / "exp/moved/result/epoch_1/val/ss/result.json").is_file()
+
+
+def test_train_dist_starts_a_process_for_each_gpu_it_is_told(project, monkeypatch):
+    monkeypatch.setenv("PORT", str(free_port()))
+    flags = ["--work-dir", "exp/dist", "--no-validate", "--dist-backend", "gloo"]
+    done = sh(project, "train_dist.sh", project / "config/toy/toy_pspnet18.yaml", 2, *TINY, "epochs", 1, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 process(es) on cpu" in done.stdout and (project / "exp/dist/train_epoch_1.pth").is_file()
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """Makes a Python that only notes its words, one call a list; the tool/requirements.py that comes first is left out."""
+    log = tmp_path / "calls.json"
+    note = f"import json, sys; print(json.dumps(sys.argv[1:]), file=open({str(log)!r}, 'a'))"
+    executable(tmp_path / "bin/python", f'#!/bin/sh\nexec "{sys.executable}" -c "{note}" "$@"\n')
+    return lambda: [json.loads(line) for line in log.read_text().splitlines()][1:]
+
+
+@pytest.mark.parametrize("script, number", [("train.sh", []), ("train_dist.sh", ["3"])])
+def test_config_may_be_a_file_of_the_directory_that_one_is_in(project, tmp_path, calls, script, number):
+    where = "--nnodes 1 --node-rank 0 --nproc-per-node 3 --master-addr 127.0.0.1 --master-port 29500".split()
+    mine, theirs = project.parent / "my own.yaml", "configs/pspnet/pspnet_r50-d8_512x1024_40k_cityscapes.py"
+    mine.touch()
+    for name, config in [("pspnet_r50", "pspnet_r50"), ("config/a.yaml", "config/a.yaml"), ("my own.yaml", str(mine)),
+                         (mine, str(mine)), (theirs, theirs)]:  # fmt: skip
+        assert sh(project, script, name, *number, "a b", "[0, 1]", "--x", first_in_path=tmp_path / "bin").returncode == 0
+        start = ["-m", "torch.distributed.run", *where] if number else []
+        more = ["--launcher", "pytorch"] if number else ["--one-gpu"]
+        assert calls()[-1] == [*start, "tool/train.py", *more, config, "a b", "[0, 1]", "--x"]
+    assert not (project / "exp").exists() and not any("tool/test.py" in call for call in calls())
+
+
+def test_directory_of_a_dataset_tells_the_forms_apart(project, tmp_path, calls):
+    assert sh(project, "train.sh", "toy", "pspnet18", "a b", "--x", first_in_path=tmp_path / "bin").returncode == 0
+    words = ["--config", "config/toy/toy_pspnet18.yaml", "a b", "--x"]
+    assert calls() == [["tool/train.py", *words], ["tool/test.py", *words]]
+
+
+def test_train_dist_takes_machines_from_the_environment(project, tmp_path, calls, monkeypatch):
+    for name, value in {"NNODES": 2, "NODE_RANK": 1, "MASTER_ADDR": "host0", "PORT": 1234}.items():
+        monkeypatch.setenv(name, str(value))
+    assert sh(project, "train_dist.sh", "toy_pspnet18", 8, first_in_path=tmp_path / "bin").returncode == 0
+    where = "--nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr host0 --master-port 1234".split()
+    assert calls()[-1][2:] == [*where, "tool/train.py", "--launcher", "pytorch", "toy_pspnet18"]
+
+
+@pytest.mark.parametrize("words", [[], ["toy"], ["toy", "epochs"], ["toy", "0"], ["toy", ""]])
+def test_train_dist_without_a_number_of_gpus_shows_the_usage(project, words):
+    done = sh(project, "train_dist.sh", *words)
+    assert done.returncode == 2 and "usage: sh tool/train_dist.sh CONFIG NUM_GPUS" in done.stderr
+
+
+def test_train_without_a_name_shows_both_forms(project):
+    for words in ([], [""]):
+        done = sh(project, "train.sh", *words)
+        assert done.returncode == 2 and "DATASET EXP" in done.stderr and "sh tool/train.sh CONFIG" in done.stderr
 
 
 def test_config_that_does_not_exist_is_named(project):
