@@ -241,6 +241,7 @@ def load_backbone(network, path, *, read=read_weights):
             raise ValueError(f"{path}: the weights of another stem: arch: smp_pspnet begins with one 7x7 convolution, as "
                              "torchvision's ResNets do; set `initmodel: torchvision`")
         expected, table, dropped = {"layers": network.layers}, SMP_ENCODER, (*HEADS, "layer3.", "layer4.")
+        report.switches = {key: report.switches[key] for key in ("layers", "stem")}  # the others mean nothing there
     names = {key: _rename(ours, table) for key, ours in report.renamed.items()}
     state = {names[key]: state[ours] for key, ours in report.renamed.items() if not names[key].startswith(dropped)}
     report.dropped += [key for key, ours in names.items() if ours.startswith(dropped)]

@@ -221,7 +221,7 @@ def test_the_encoder_takes_torchvision_s_weights(saved):
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, source[name.removeprefix("encoder.")] if name.startswith("encoder.") else before[name]), name
     assert {name.split(".")[0] for name in report.dropped} == {"layer3", "layer4", "fc"}
-    assert "* -> encoder.*: 60 tensors" in str(report) and "dropped: " in str(report)
+    assert "* -> encoder.*: 60 tensors\nfits: layers: 18, stem: plain\ndropped: " in str(report)
 
 
 def test_the_encoder_takes_that_of_other_networks_with_its_stem_and_depth_alone(saved):
