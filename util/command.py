@@ -218,7 +218,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _build_parser(doc, program, groups, silent):
-    paragraphs = [text if text.startswith(" ") else textwrap.fill(text, WIDTH) for text in doc.strip().split("\n\n")]
+    fill = lambda text: text if text.startswith(" ") else textwrap.fill(text, WIDTH, break_on_hyphens=False)
+    paragraphs = map(fill, doc.strip().split("\n\n"))
     parser = _Parser(
         prog=program,
         usage=f"python {program} CONFIG [flags] [KEY VALUE ...]\n       python {program} --config FILE [KEY VALUE ...] [flags]",
