@@ -96,7 +96,9 @@ class SceneParser(nn.Module):
             if self.training:
                 self._check_size(h, w)
             else:
-                image = F.pad(image, (0, (1 - w) % self.stride, 0, (1 - h) % self.stride))
+                # No `%`: torch.compile with sizes that change knows it of no negative number.
+                right, below = ((side + self.stride - 2) // self.stride * self.stride + 1 - side for side in (w, h))
+                image = F.pad(image, (0, right, 0, below))
         third = image
         for name in ("layer0", "layer1", "layer2", "layer3"):
             third = self._stage(name, third)

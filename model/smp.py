@@ -51,7 +51,7 @@ class SMPPSPNet(nn.Module):
 
     def forward(self, image, label=None):
         h, w = image.shape[-2:]
-        image = F.pad(image, (0, -w % 8, 0, -h % 8))
+        image = F.pad(image, (0, (w + 7) // 8 * 8 - w, 0, (h + 7) // 8 * 8 - h))  # no `%`, see SceneParser.forward
         small = self.segmentation_head[0](self.decoder(self.encoder(image)))
         logits = upsample(small, image.shape[-2:], align_corners=True)[..., :h, :w]  # what is left of their head
         if not self.training:

@@ -9,6 +9,7 @@ from golden_rules import draw, fill_, golden_image
 
 from model.psanet import PSANet
 from model.pspnet import PSPNet
+from model.smp import SMPPSPNet
 from util import transform
 from util.config import ROOT, load_config
 from util.inference import predict, predict_probability, prediction_settings, scaled_size, window_starts
@@ -239,6 +240,16 @@ def test_networks_take_whole_images_of_any_size(network, shape):
     image, _ = golden_image("whole network", *shape, 5)
     prob = run(network.eval(), image, mode="whole", scales=(0.7, 1.0, 1.3))
     assert prob.shape == (5, *shape) and torch.allclose(prob.sum(0), torch.ones(shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [PSPNet(18, classes=5), SMPPSPNet(18, 0.1, 5)], ids=["psp", "smp_pspnet"])
+def test_compiled_networks_take_whole_images_of_any_size(network):
+    image, _ = golden_image("compiled", 42, 61, 5)
+    compiled = torch.compile(network.eval(), backend="aot_eager").eval()  # the tracing without g++
+    for average in ("prob", "logit"):
+        prob, expected = (run(model, image, mode="whole", scales=(0.7, 1.0, 1.3), average=average)
+                          for model in (compiled, network))
+        torch.testing.assert_close(prob, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("average", ["prob", "logit"])
