@@ -246,10 +246,8 @@ def test_networks_take_whole_images_of_any_size(network, shape):
 def test_compiled_networks_take_whole_images_of_any_size(network):
     image, _ = golden_image("compiled", 42, 61, 5)
     compiled = torch.compile(network.eval(), backend="aot_eager").eval()  # the tracing without g++
-    for average in ("prob", "logit"):
-        prob, expected = (run(model, image, mode="whole", scales=(0.7, 1.0, 1.3), average=average)
-                          for model in (compiled, network))
-        torch.testing.assert_close(prob, expected, rtol=0, atol=1e-5)
+    prob, expected = (run(model, image, mode="whole", scales=(0.7, 1.0), average="logit") for model in (compiled, network))
+    torch.testing.assert_close(prob, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("average", ["prob", "logit"])
