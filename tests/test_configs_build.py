@@ -27,8 +27,8 @@ def test_every_shipped_config_trains_a_step(path):
     torch.manual_seed(0)
     network = build_model(cfg, pretrained=None).train()
     optimizer = build_optimizer(
-        network.backbone_modules(), network.head_modules(), base_lr=cfg.base_lr, head_lr_factor=cfg.head_lr_factor,
-        momentum=cfg.momentum, weight_decay=cfg.weight_decay,
+        network, base_lr=cfg.base_lr, head_lr_factor=cfg.head_lr_factor, momentum=cfg.momentum,
+        weight_decay=cfg.weight_decay, bias_decay=cfg.bias_decay, norm_decay=cfg.norm_decay, rules=cfg.param_rules,
     )
     weights = [network.layer0[0].weight, network.cls[4].weight, network.aux[4].weight]
     before = [weight.detach().clone() for weight in weights]

@@ -228,7 +228,7 @@ def test_channels_last_gives_the_same_numbers(make):
 
 def test_a_checkpoint_brings_no_kernel_of_another_device():
     network = psp()
-    optimizer = build_optimizer(network.backbone_modules(), network.head_modules(), base_lr=0.1)
+    optimizer = build_optimizer(network, base_lr=0.1)
     state = optimizer.state_dict()
     for group in state["param_groups"]:
         group["fused"] = True  # as on a GPU
@@ -298,7 +298,7 @@ def test_an_update_never_waits_for_the_device(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no such device
     cfg = train.load_config(CONFIG, ["accumulate_steps", "2"])
     network = build_model(cfg).to(device).train()
-    optimizer = build_optimizer(network.backbone_modules(), network.head_modules(), base_lr=0.1)
+    optimizer = build_optimizer(network, base_lr=0.1)
     image, label = torch.empty(4, 3, 33, 33, device=device), torch.empty(4, 33, 33, dtype=torch.int64, device=device)
     precision = Precision("fp32", device)
     for _ in range(2):

@@ -305,7 +305,7 @@ def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(par
     image, label = torch.randn(5, 3, 8, 8, generator=g), torch.randint(0, 4, (5, 8, 8), generator=g)
     label[0], label[1, :3] = 255, 255  # very unequal numbers of valid pixels, one image with none
     net, reference = TinyNet(), TinyNet()
-    cfg = SimpleNamespace(accumulate_steps=parts, aux_weight=0.4, classes=4, ignore_label=255)
+    cfg = SimpleNamespace(criterion_outside=False, accumulate_steps=parts, aux_weight=0.4, classes=4, ignore_label=255)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     loss, areas = train.update(cfg, net, net, optimizer, Precision("fp32", torch.device("cpu")), image, label)
 
@@ -321,7 +321,7 @@ def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(par
 def test_batch_without_a_valid_pixel_changes_nothing_but_momentum():
     net = TinyNet()
     before = net.main.weight.clone()
-    cfg = SimpleNamespace(accumulate_steps=1, aux_weight=0.4, classes=4, ignore_label=255)
+    cfg = SimpleNamespace(criterion_outside=False, accumulate_steps=1, aux_weight=0.4, classes=4, ignore_label=255)
     label = torch.full((2, 4, 4), 255)
     optimizer, image = torch.optim.SGD(net.parameters(), lr=1.0), torch.randn(2, 3, 4, 4)
     loss, areas = train.update(cfg, net, net, optimizer, Precision("fp32", torch.device("cpu")), image, label)

@@ -154,7 +154,7 @@ def training(setup, classes, seconds):
     def form(network, precision, memory_format):
         network.to(device, memory_format=memory_format).train()
         precision = Precision(precision, device)
-        optimizer = build_optimizer(network.backbone_modules(), network.head_modules(), base_lr=1e-4)
+        optimizer = build_optimizer(network, base_lr=1e-4)
 
         def step(size=size):
             image = torch.randn(2, 3, size, size, device=device)

@@ -11,7 +11,6 @@ confusion.png and overlay/NAME.jpg of the hardest images; with `format` what tha
 share the images; the scores are the same.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -29,9 +28,10 @@ from model.fold import for_test
 from model.weights import load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
+from util.command import parse_test
 from util.config import ROOT, load_config
 from util.dataset import SemData
-from util.export import CLASSES, save_for_server, server_files
+from util.export import save_for_server, server_files
 from util.image import read_label
 from util.inference import predict, prediction_settings
 from util.log import build_logger, environment, report_errors
@@ -45,16 +45,15 @@ HARDEST, SHOWN, BEST = 20, 6, 3  # images listed in the report with their overla
 
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv)
-    return report_errors(lambda: test(args, argv))
+    return report_errors(lambda: test(argv))
 
 
-def test(args, argv) -> int | None:
+def test(argv) -> int | None:
     # ---- config ----
     distributed.adopt_launcher()
-    overrides = args.opts + (["format", args.format] if args.format else [])
-    cfg = load_config(args.config, overrides)
-    cfg = load_config(args.config, overrides, must_exist=needed_files(cfg))
+    path, overrides, notes = parse_test(argv, __doc__)
+    cfg = load_config(path, overrides)
+    cfg = load_config(path, overrides, must_exist=needed_files(cfg))
     if cfg.save_folder is None:
         raise ValueError(f"{cfg.path}: TEST.save_folder: this key must be set, for the results")
     folder = Path(cfg.save_folder)
@@ -80,7 +79,7 @@ def test(args, argv) -> int | None:
     log = build_logger(silent=not distributed.is_main())
     if distributed.is_main():
         log = build_logger(folder / f"test-{time.strftime('%Y%m%d_%H%M%S')}.log")
-    for note in cfg.notes:
+    for note in (*notes, *cfg.notes):
         log.info(note)
     mine = indices[distributed.rank()::distributed.world_size()]
 
@@ -322,15 +321,6 @@ def shown(path):
 def plain(value):
     """A number that JSON knows: null for nan."""
     return None if math.isnan(value) else value.item() if isinstance(value, np.generic) else value
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of the experiment")
-    parser.add_argument("--local-rank", "--local_rank", type=int, help="given by torch.distributed.launch; not needed")
-    parser.add_argument("--format", choices=CLASSES, help="also write the PNGs that this evaluation server takes")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config: scales [0.5,1.0]")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,51 +1,71 @@
 """Train a scene-parsing network.
 
     python tool/train.py --config config/toy/toy_pspnet18.yaml
+    python tool/train.py pspnet_r50-d8_512x1024_40k_cityscapes --work-dir exp/mine --seed 0
     torchrun --nproc_per_node 8 tool/train.py --config config/cityscapes/cityscapes_pspnet50.yaml base_lr 0.02
 
 Several GPUs in `train_gpu` are used without torchrun too; srun and mpirun start it as well (tool/slurm.sh).
 
-Writes into `save_path`: train_epoch_N.pth, model_best.pth, config.yaml (as resolved), train-DATE.log, metrics.jsonl and
-TensorBoard events. Exit status: 0 = the last epoch is done; 1 = a mistake, said in words; 75 = stopped by a signal and
-saved: start again with `resume auto`.
+Writes into `save_path`: train_epoch_N.pth (train_iter_N.pth under max_iter), model_best.pth, config.yaml (as resolved),
+train-DATE.log, metrics.jsonl and TensorBoard events. Exit status: 0 = the last epoch is done; 1 = a mistake, said in words;
+75 = stopped by a signal and saved: start again with `resume auto`.
 """
 
-import argparse
 import logging
 import math
-import multiprocessing
 import os
 import random
-import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
+import yaml
 from tensorboardX import SummaryWriter
-from torch.utils.data import DataLoader
 
 from model import build_model
 from model.weights import fetch_torchvision, load_backbone, load_network_weights
-from util import board, distributed, transform
+from util import board, distributed
 from util.check import automatic_class_weights
 from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_checkpoints
+from util.command import parse_train
 from util.config import ROOT, changed_keys, dump_config, load_config
-from util.dataset import EpochSampler, SemData, worker_init
 from util.distributed import REQUEUE
-from util.inference import predict_probability
+from util.inference import predict_probability, prediction_settings
+from util.loader import build_data, build_loader, build_val_loader, check_data, end_workers
 from util.log import MetricsFile, ProgressBar, build_logger, environment, lock_folder, peak_memory_mb, report_errors
 from util.metric import AverageMeter, confusion_matrix, intersectionAndUnionGPU, number, scores
-from util.optim import build_optimizer, poly_learning_rate, set_learning_rate
+from util.optim import build_optimizer, set_learning_rate
 from util.precision import Precision
-from util.transform import MEAN, STD
+from util.schedule import build_schedule
 from util.visual import default_palette, load_colors, load_names, panel
 
 PANELS = 4  # validation images shown in TensorBoard
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long the run is. It is cut into epochs, after which it validates and saves: once through the data each, or under
+    `max_iter` so many iterations, `iter_interval`, wherever the data begin anew."""
+
+    data_iters: int  # iterations once through the data
+    epoch_iters: int  # iterations of an epoch
+    max_iter: int
+
+    @property
+    def epochs(self) -> int:
+        return math.ceil(self.max_iter / self.epoch_iters)
+
+    def steps(self, epoch: int) -> int:
+        """Iterations of this epoch; the last one may be shorter."""
+        return min(self.epoch_iters, self.max_iter - epoch * self.epoch_iters)
+
+    def iteration(self, state) -> int:
+        """Finished iterations."""
+        return min(state.epoch * self.epoch_iters, self.max_iter) + state.step
 
 
 @dataclass
@@ -55,10 +75,11 @@ class State:
     epoch: int  # finished epochs
     seed: int
     step: int = 0  # finished iterations of the epoch that runs
-    best_mIoU: float = -1.0
-    best_epoch: int = 0
-    loss_sum: float = 0.0  # over the iterations of the epoch that runs
-    areas: list = field(default_factory=list)  # likewise: intersection, union and target pixels of each class
+    best_score: float | None = None  # main_metric of the best validation
+    best_at: str = ""  # its epoch or iteration
+    counted: int = 0  # iterations of the epoch that runs, in the two below
+    loss_sum: float = 0.0
+    areas: list = field(default_factory=list)  # intersection, union and target pixels of each class
 
 
 @dataclass
@@ -86,21 +107,21 @@ class Output:
 
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv)
 
     def run():
         with end_workers():
-            return train(args, argv)
+            return train(argv)
 
     return report_errors(run)
 
 
-def train(args, argv) -> int:
+def train(argv) -> int:
     # ---- config ----
     distributed.adopt_launcher()
     with distributed.same_errors():
-        cfg = load_config(args.config, args.opts)
-        cfg = load_config(args.config, args.opts, must_exist=needed_files(cfg))
+        path, overrides, notes = parse_train(argv, __doc__)
+        cfg = load_config(path, overrides)
+        cfg = load_config(path, overrides, must_exist=needed_files(cfg))
 
     # ---- processes, device, log ----
     machines = {"machines": cfg.world_size, "machine": cfg.rank, "url": cfg.dist_url}
@@ -122,7 +143,7 @@ def train(args, argv) -> int:
 
     # ---- where the weights come from; the first that is set wins ----
     # 1. resume: the full state of a run (network, optimizer, position, best score); `auto` = the newest sound checkpoint
-    #    in save_path, if there is one
+    #    in save_path, `best` = model_best.pth there, if there is one
     # 2. weight: a whole network, trained from iteration 0; with skip_head the classifiers of other classes start random
     # 3. initmodel: the backbone; the heads start random
     # 4. none of them: all random
@@ -130,6 +151,8 @@ def train(args, argv) -> int:
     with distributed.same_errors():
         if cfg.resume == "auto":
             resumed = newest_checkpoint(save_path, warn=out.log.warning)
+        elif cfg.resume == "best":
+            resumed = load_checkpoint(save_path / "model_best.pth") if (save_path / "model_best.pth").exists() else None
         elif cfg.resume:
             resumed = load_checkpoint(cfg.resume)
             if "state" not in resumed or "optimizer" not in resumed:
@@ -138,6 +161,8 @@ def train(args, argv) -> int:
                 )
         if resumed:
             check_resumed(cfg, resumed, out.log)
+        elif cfg.resume:
+            out.log.warning(f"resume: {cfg.resume}: there is no checkpoint in {save_path} yet; the run starts anew")
     seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
     state = State(epoch=cfg.start_epoch, seed=distributed.from_main(seed))
     if resumed:
@@ -151,7 +176,12 @@ def train(args, argv) -> int:
         with distributed.same_errors():
             check_data(train_data, val_data)
     loader = build_loader(cfg, train_data, state.seed, device)
-    steps = len(train_data) // cfg.batch_size  # iterations an epoch
+    data_iters = len(train_data) // cfg.batch_size
+    plan = Plan(data_iters, data_iters, cfg.epochs * data_iters)
+    if cfg.max_iter:
+        plan = Plan(data_iters, cfg.iter_interval, cfg.max_iter)
+    if resumed:
+        find_place(cfg, plan, state, resumed)
 
     # ---- network, optimizer ----
     torch.manual_seed(state.seed)  # the same first weights in every process
@@ -170,44 +200,44 @@ def train(args, argv) -> int:
     net = distributed.wrap(network, device, sync_bn=cfg.sync_bn)
     if cfg.compile:
         net = torch.compile(net)
-    optimizer = build_optimizer(
-        network.backbone_modules(),
-        network.head_modules(),
-        base_lr=cfg.base_lr,
-        head_lr_factor=cfg.head_lr_factor,
-        momentum=cfg.momentum,
-        weight_decay=cfg.weight_decay,
-    )
+    with distributed.same_errors():
+        optimizer = optimizer_of(cfg, network)
+    schedule = build_schedule(cfg, plan.max_iter, plan.data_iters)
     precision = Precision(cfg.precision, device)
     if resumed:
         optimizer.load_state_dict(resumed["optimizer"])
         precision.load_state_dict(resumed.get("precision"))
 
     # ---- say what will happen ----
-    origin = f"resumed at epoch {state.epoch}, iteration {state.step}" if resumed else cfg.weight or cfg.initmodel or "random"
+    origin = cfg.weight or cfg.initmodel or "random"
+    if resumed:
+        inside = f"epoch {state.epoch}, iteration {state.step}"
+        origin = f"resumed at {f'iteration {plan.iteration(state)}' if cfg.max_iter else inside}"
     out.log.info(f"Environment: {environment(device)}, seed {state.seed}")
     out.log.info(f"Config {cfg.path}:\n{dump_config(cfg)}")
-    for note in (*cfg.notes, *launch_notes(cfg)):
+    for note in (*notes, *cfg.notes, *launch_notes(cfg)):
         out.log.info(note)
     out.log.info(
-        f"{len(train_data)} training images, {steps} iterations of {cfg.batch_size} images an epoch, "
+        f"{len(train_data)} training images, {data_iters} iterations of {cfg.batch_size} images once through them, "
+        f"{plan.max_iter} iterations in all, "
         f"{distributed.world_size()} process(es) on {device}, weights: {origin}"
     )
     if distributed.is_main():
-        first = state.epoch * steps + state.step
-        set_aside_checkpoints(save_path, (state.epoch, state.step), out.log.warning)
+        first = plan.iteration(state)
+        set_aside_checkpoints(save_path, (first, 0) if cfg.max_iter else (state.epoch, state.step), out.log.warning)
         (save_path / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
         out.writer = SummaryWriter(str(save_path), purge_step=first + 1 if first else None)
         board.log_start(out.writer, cfg)
         out.metrics = MetricsFile(save_path / "metrics.jsonl", first, state.epoch)
 
     # ---- loop ----
-    def save(name):
+    def save(name=None):
+        name = name or checkpoint_name(cfg, plan, state)
         with distributed.same_errors():
             check_finite(network, state)
         if distributed.is_main():
             out.flush()
-            save_checkpoint(checkpoint_of(cfg, network, optimizer, precision, state), save_path / name)
+            save_checkpoint(checkpoint_of(cfg, plan, network, optimizer, precision, state), save_path / name)
             prune_checkpoints(save_path, keep=cfg.keep_checkpoints)
             out.log.info(f"Saved {save_path / name}")
 
@@ -217,39 +247,42 @@ def train(args, argv) -> int:
         distributed.close()
         return REQUEUE
 
-    while state.epoch < cfg.epochs:
-        if not train_one_epoch(cfg, net, network, loader, steps, optimizer, precision, state, device, out, stop, save):
+    while state.epoch < plan.epochs:
+        if not train_one_epoch(cfg, plan, net, network, loader, schedule, optimizer, precision, state, device, out, stop, save):
             return stopped()
-        finish_epoch(cfg, state, steps, out)
-        if evaluates(cfg, state.epoch):
-            mIoU = validate(cfg, network, val_data, precision, state, steps, device, out, stop)
-            if mIoU is None:
+        finish_epoch(cfg, plan, state, out)
+        if evaluates(cfg, plan, state.epoch):
+            result = validate(cfg, plan, network, val_data, precision, state, device, out, stop)
+            if result is None:
                 return stopped()
-            if mIoU > state.best_mIoU:
-                state.best_mIoU, state.best_epoch = mIoU, state.epoch
+            if is_better(cfg, result[cfg.main_metric], state.best_score):
+                state.best_score = result[cfg.main_metric]
+                state.best_at = f"iteration {plan.iteration(state)}" if cfg.max_iter else f"epoch {state.epoch}"
                 save("model_best.pth")
-        if state.epoch % cfg.save_freq == 0 or state.epoch == cfg.epochs:
-            save(f"train_epoch_{state.epoch}.pth")
-    if state.best_epoch:
-        out.log.info(f"Best validation mIoU {state.best_mIoU:.4f}, epoch {state.best_epoch}: {save_path / 'model_best.pth'}")
+        if state.epoch % cfg.save_freq == 0 or state.epoch == plan.epochs:
+            save()
+    if state.best_at:
+        best = f"{cfg.main_metric} {state.best_score:.4f}, {state.best_at}"
+        out.log.info(f"Best validation {best}: {save_path / 'model_best.pth'}")
     distributed.close()
     return 0
 
 
-def train_one_epoch(cfg, net, network, loader, steps, optimizer, precision, state, device, out, stop, save) -> bool:
+def train_one_epoch(cfg, plan, net, network, loader, schedule, optimizer, precision, state, device, out, stop, save) -> bool:
     """Go on with the epoch at `state.step`; False if a signal asked to stop."""
     net.train()
-    loader.batch_sampler.set_epoch(state.epoch, start_batch=state.step)
-    max_iter = cfg.epochs * steps
+    steps = plan.steps(state.epoch)
+    data_epoch, start_batch = divmod(plan.iteration(state), plan.data_iters)
+    loader.batch_sampler.set_epoch(data_epoch, start_batch, batches=steps - state.step)
     data_time, batch_time = AverageMeter(), AverageMeter()
-    bar = ProgressBar(f"Epoch {state.epoch + 1}/{cfg.epochs}", steps)
+    bar = ProgressBar(f"Epoch {state.epoch + 1}/{plan.epochs}", steps)
     pending = []  # results that are still on the device: to read each at once would stop the host at every iteration
     end = time.time()
     for image, label in loader:
         data_time.update(time.time() - end)
-        iteration = state.epoch * steps + state.step
-        lr = poly_learning_rate(cfg.base_lr, iteration, max_iter, cfg.power)
-        set_learning_rate(optimizer, lr)
+        iteration = plan.iteration(state)
+        lr, momentum = schedule(iteration)
+        set_learning_rate(optimizer, lr, momentum)
         seed_iteration(cfg, state, iteration)
         image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
         pending.append((*update(cfg, net, network, optimizer, precision, image, label), lr))
@@ -257,24 +290,25 @@ def train_one_epoch(cfg, net, network, loader, steps, optimizer, precision, stat
         batch_time.update(time.time() - end)
 
         last, stopping = state.step == steps, stop.requested()
-        saving = stopping or cfg.save_iters and state.step % cfg.save_iters == 0
-        saving = saving or last and evaluates(cfg, state.epoch + 1)  # no epoch is lost to a validation that fails
-        if state.step % cfg.print_freq == 0 or saving or last:
+        count = plan.iteration(state) if cfg.max_iter else state.step
+        saving = stopping or cfg.save_iters and count % cfg.save_iters == 0
+        saving = saving or last and evaluates(cfg, plan, state.epoch + 1)  # no epoch is lost to a validation that fails
+        if count % cfg.print_freq == 0 or saving or last:
             with distributed.same_errors():
-                main_loss, aux_loss, loss, accuracy = report_iterations(state, steps, pending, out)
+                main_loss, aux_loss, loss, accuracy = report_iterations(plan, state, pending, out)
             pending = []
             if out.writer is not None:
                 out.writer.add_scalar("images_per_second", cfg.batch_size / batch_time.avg, iteration + 1)
             bar.clear()
             out.log.info(
-                f"Epoch: [{state.epoch + 1}/{cfg.epochs}][{state.step}/{steps}] "
+                f"{place(cfg, plan, state, steps)} "
                 f"Data {data_time.val:.3f} ({data_time.avg:.3f}) Batch {batch_time.val:.3f} ({batch_time.avg:.3f}) "
-                f"Remain {clock((max_iter - iteration - 1) * batch_time.avg)} "
+                f"Remain {clock((plan.max_iter - iteration - 1) * batch_time.avg)} "
                 f"MainLoss {main_loss:.4f} AuxLoss {aux_loss:.4f} Loss {loss:.4f} Accuracy {accuracy:.4f}. "
                 f"Lr {lr:.3e} Memory {peak_memory_mb(device):.0f} MB"
             )
         if saving:
-            save(f"train_epoch_{state.epoch}_iter_{state.step}.pth")
+            save()
         if stopping:
             return False
         bar.show(state.step)
@@ -308,7 +342,7 @@ def update(cfg, net, network, optimizer, precision, image, label):
         share = network.valid_pixels(part_label) / normaliser
         with nullcontext() if world == 1 or i == len(parts) - 1 else net.no_sync():
             with precision.autocast():
-                pred, main_loss, aux_loss = net(part_image, part_label)
+                pred, main_loss, aux_loss = forward(cfg, net, network, part_image, part_label)
             main_loss, aux_loss = main_loss * share, aux_loss * share
             loss = main_loss + cfg.aux_weight * aux_loss
             precision.backward(loss * world)  # since DistributedDataParallel divides the sum of gradients by the processes
@@ -319,7 +353,18 @@ def update(cfg, net, network, optimizer, precision, image, label):
     return losses, areas
 
 
-def report_iterations(state, steps, pending, out):
+def forward(cfg, net, network, image, label):
+    """Predicted classes, main and aux loss, computed by the network itself or, the same, from its logits."""
+    if not cfg.criterion_outside:
+        return net(image, label)
+    logits, aux_logits = net(image)
+    label = network.label_of_logits(label)
+    main_loss = network.criterion(logits, label)
+    aux_loss = main_loss.new_zeros(()) if aux_logits is None else network.criterion(aux_logits, label)
+    return logits.detach().max(1).indices, main_loss, aux_loss
+
+
+def report_iterations(plan, state, pending, out):
     """Read the pending results from the device, stop on a loss that is not finite, add the rest to the books.
 
     Returns main, aux and total loss and the pixel accuracy of the last iteration.
@@ -333,11 +378,12 @@ def report_iterations(state, steps, pending, out):
                 f"the loss became {loss} in epoch {state.epoch + 1}, iteration {step} (main {main_loss}, aux {aux_loss}), "
                 f"at learning rate {lr:.3e}; the checkpoints written so far are sound. Try a smaller base_lr"
             )
+        state.counted += 1
         state.loss_sum += loss
         state.areas = (area + state.areas).tolist() if state.areas else area.tolist()
         batch = scores(*area)
         out.scalars(
-            iteration=state.epoch * steps + step,
+            iteration=plan.iteration(state) - len(pending) + i + 1,
             loss_train_batch=loss,
             main_loss_train_batch=main_loss,
             aux_loss_train_batch=aux_loss,
@@ -349,16 +395,18 @@ def report_iterations(state, steps, pending, out):
     return main_loss, aux_loss, loss, batch.allAcc
 
 
-def finish_epoch(cfg, state, steps, out) -> None:
+def finish_epoch(cfg, plan, state, out) -> None:
     """Report the epoch that ended and open the books of the next one."""
-    result, loss = scores(*state.areas), state.loss_sum / steps
-    state.epoch, state.step, state.loss_sum, state.areas = state.epoch + 1, 0, 0.0, []
+    result, loss = scores(*state.areas), state.loss_sum / state.counted
+    state.epoch, state.step = state.epoch + 1, 0
+    state.counted, state.loss_sum, state.areas = 0, 0.0, []
+    when = f"iteration [{plan.iteration(state)}/{plan.max_iter}]" if cfg.max_iter else f"epoch [{state.epoch}/{plan.epochs}]"
     out.log.info(
-        f"Train result at epoch [{state.epoch}/{cfg.epochs}]: "
+        f"Train result at {when}: "
         f"mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}."
     )
     out.scalars(
-        iteration=state.epoch * steps,
+        iteration=plan.iteration(state),
         epoch=state.epoch,
         loss_train=loss,
         mIoU_train=result.mIoU,
@@ -368,36 +416,22 @@ def finish_epoch(cfg, state, steps, out) -> None:
 
 
 @torch.inference_mode()
-def validate(cfg, network, data, precision, state, steps, device, out, stop) -> float | None:
-    """mIoU over the whole validation images: one scale, no mirror images, windows as in the test. Each process takes every
-    n-th image; the counts are added up once, so the result does not depend on the number of processes. None if a signal asked
-    to stop."""
+def validate(cfg, plan, network, data, precision, state, device, out, stop) -> dict | None:
+    """Scores over the whole validation images, by name: one scale, no mirror images, windows as in the test. Each process
+    takes every n-th image; the counts are added up once, so the result does not depend on the number of processes. None if a
+    signal asked to stop."""
     out.log.info(">>>>>>>>>>>>>>>> Start Evaluation >>>>>>>>>>>>>>>>")
     network.eval()
-    rank, world = distributed.rank(), distributed.world_size()
-    mine = range(rank, len(data), world)
-    images = DataLoader(data, None, sampler=mine, worker_init_fn=worker_init, **loader_workers(cfg))
+    images = build_val_loader(cfg, data)
+    how = prediction_settings(cfg) | {"scales": (1.0,), "flip": False, "test_batch": cfg.batch_size_val}
     palette = load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
     confusion = torch.zeros(cfg.classes, cfg.classes, dtype=torch.int64, device=device)
     loss = torch.zeros(2, dtype=torch.float64, device=device)  # sum of -log p over the labelled pixels, their number
-    bar = ProgressBar("Validation", len(mine))
+    bar = ProgressBar("Validation", len(images))
     for i, (image, label) in enumerate(images):
         image, label = image.numpy(), label.to(device)
         with precision.autocast():
-            probability = predict_probability(
-                network,
-                image,
-                classes=cfg.classes,
-                base_size=cfg.base_size,
-                crop_h=cfg.test_h or cfg.train_h,
-                crop_w=cfg.test_w or cfg.train_w,
-                scales=(1.0,),
-                mean=MEAN,
-                std=STD,
-                flip=False,
-                test_batch=cfg.batch_size_val,
-                mode=cfg.test_mode,
-            )
+            probability = predict_probability(network, image, **how)
         pred = probability.argmax(0)
         confusion += confusion_matrix(pred, label, cfg.classes, cfg.ignore_label).to(device)
         labelled = label != cfg.ignore_label
@@ -412,8 +446,11 @@ def validate(cfg, network, data, precision, state, steps, device, out, stop) -> 
     bar.clear()
     if stop.requested():
         return None
-    result = scores(distributed.all_reduce_sum(confusion))
+    confusion = distributed.all_reduce_sum(confusion)
+    result = scores(confusion)
     nll, pixels = distributed.all_reduce_sum(loss).tolist()
+    values = {"loss": nll / max(pixels, 1)}
+    values |= {name: getattr(result, name) for name in ("mIoU", "mAcc", "allAcc", "fwIoU", "mDice")}
     out.log.info(f"Val result: mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}.")
     names = load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {i}" for i in range(cfg.classes)]
     for i, name in enumerate(names):
@@ -422,114 +459,52 @@ def validate(cfg, network, data, precision, state, steps, device, out, stop) -> 
     if out.writer is not None:
         board.log_validation(out.writer, result, confusion.cpu().numpy(), names, state.epoch)
     out.scalars(
-        iteration=state.epoch * steps,
-        epoch=state.epoch,
-        loss_val=nll / max(pixels, 1),
-        mIoU_val=result.mIoU,
-        mAcc_val=result.mAcc,
-        allAcc_val=result.allAcc,
+        iteration=plan.iteration(state), epoch=state.epoch, **{f"{name}_val": value for name, value in values.items()}
     )
     out.log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
-    return result.mIoU
+    return values
 
 
-def build_data(cfg, seed):
-    """Training set with the standard augmentation, and validation set (None without `evaluate`)."""
-    augmentation = transform.Compose(
-        [
-            transform.RandScale([cfg.scale_min, cfg.scale_max]),
-            transform.RandRotate([cfg.rotate_min, cfg.rotate_max], padding=MEAN, ignore_label=cfg.ignore_label),
-            transform.RandomGaussianBlur(),
-            transform.RandomHorizontalFlip(),
-            transform.Crop([cfg.train_h, cfg.train_w], "rand", padding=MEAN, ignore_label=cfg.ignore_label),
-            transform.ToTensor(),
-            transform.Normalize(MEAN, STD),
-        ],
-        lazy=True,
-    )
-    how = {"classes": cfg.classes, "ignore_label": cfg.ignore_label, "cache": cfg.cache}
-    train_data = SemData("train", cfg.data_root, cfg.train_list, augmentation, seed=seed, **how)
-    return train_data, SemData("val", cfg.data_root, cfg.val_list, None, **how) if cfg.evaluate else None
-
-
-def build_loader(cfg, data, seed, device):
-    """Batches of this process. The order depends on (seed, epoch) alone, whatever the number of processes and workers."""
-    sampler = EpochSampler(
-        len(data), cfg.batch_size, seed=seed, epoch=0, rank=distributed.rank(), world_size=distributed.world_size()
-    )
-    workers = loader_workers(cfg)
-    return DataLoader(
-        data,
-        batch_sampler=sampler,
-        worker_init_fn=worker_init,
-        persistent_workers=workers["num_workers"] > 0,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(seed * 1009 + distributed.rank()),  # for transforms with numbers of their own
-        **workers,
-    )
-
-
-def loader_workers(cfg) -> dict:
-    """Worker processes of this process: `workers` is for the whole machine, and more than it has cores only cost memory."""
-    workers = math.ceil(min(cfg.workers, os.cpu_count() or 1) / distributed.local_world_size())
-    if not workers:
-        return {"num_workers": 0}
-    fork = "fork" if sys.platform == "linux" else None  # Python 3.14 would put a server between, and a worker's death go unseen
-    return {"num_workers": workers, "timeout": cfg.loader_timeout, "multiprocessing_context": fork}
-
-
-@contextmanager
-def end_workers():
-    """At the end, kill the loader workers that an error leaves behind: the program would wait for ever for one that hangs."""
-    try:
-        yield
-    finally:
-        for child in multiprocessing.active_children():
-            if child.daemon:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their death as another error
-                child.kill()
-
-
-def evaluates(cfg, epoch) -> bool:
+def evaluates(cfg, plan, epoch) -> bool:
     """Does a validation follow this epoch?"""
-    return cfg.evaluate and (epoch % cfg.eval_freq == 0 or epoch == cfg.epochs)
+    return cfg.evaluate and (epoch % cfg.eval_freq == 0 or epoch == plan.epochs)
 
 
-def checkpoint_of(cfg, network, optimizer, precision, state) -> dict:
+def is_better(cfg, score, best) -> bool:
+    """A nan, where no class was there to score, is never better."""
+    return not math.isnan(score) and (best is None or (score < best if cfg.minimize_metric else score > best))
+
+
+def place(cfg, plan, state, steps) -> str:
+    if cfg.max_iter:
+        return f"Iter: [{plan.iteration(state)}/{plan.max_iter}]"
+    return f"Epoch: [{state.epoch + 1}/{plan.epochs}][{state.step}/{steps}]"
+
+
+def checkpoint_name(cfg, plan, state) -> str:
+    if cfg.max_iter:
+        return f"train_iter_{plan.iteration(state)}.pth"
+    return f"train_epoch_{state.epoch}{f'_iter_{state.step}' if state.step else ''}.pth"
+
+
+def optimizer_of(cfg, network):
+    keys = ("base_lr", "head_lr_factor", "momentum", "weight_decay", "bias_decay", "norm_decay")
+    try:
+        return build_optimizer(network, rules=cfg.param_rules, **{key: getattr(cfg, key) for key in keys})
+    except ValueError as mistake:
+        raise ValueError(f"{cfg.path}: TRAIN.{mistake}") from None
+
+
+def checkpoint_of(cfg, plan, network, optimizer, precision, state) -> dict:
     return {
-        "epoch": state.epoch,
+        "epoch": plan.iteration(state) // plan.data_iters,
+        "iteration": plan.iteration(state),
         "state_dict": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "precision": precision.state_dict(),
         "state": asdict(state),
         "config": dump_config(cfg),
     }
-
-
-def check_data(*datasets) -> None:
-    """Read every image and label once, and report all that is wrong at once: better now than in the middle of the night."""
-    samples = [(data, index) for data in datasets if data is not None for index in range(len(data))]
-    mine = samples[distributed.rank() :: distributed.world_size()]
-    bar = ProgressBar("Checking the data", len(mine))
-
-    def mistake(sample):
-        data, index = sample
-        try:
-            data.read(index)
-        except (ValueError, OSError) as error:
-            return str(error)
-        return None
-
-    mistakes = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without holding Python's lock
-        for done, found in enumerate(pool.map(mistake, mine), 1):
-            mistakes += [found] if found else []
-            bar.show(done)
-    bar.clear()
-    mistakes = distributed.gather(mistakes)
-    if mistakes:
-        more = f"\n... and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""
-        raise ValueError(f"{len(mistakes)} of {len(samples)} samples are faulty:\n" + "\n".join(mistakes[:10]) + more)
 
 
 def check_finite(network, state) -> None:
@@ -554,6 +529,17 @@ def check_resumed(cfg, resumed, log) -> None:
         )
 
 
+def find_place(cfg, plan, state, resumed) -> None:
+    """A run that counts in intervals, or did before, goes on at its iteration, however long they are now."""
+    counted_epochs = not cfg.max_iter and not yaml.safe_load(resumed["config"])["TRAIN"]["max_iter"]
+    if counted_epochs or plan.iteration(state) == resumed["iteration"]:
+        return
+    state.epoch, state.step = divmod(resumed["iteration"], plan.epoch_iters)
+    if resumed["iteration"] >= plan.max_iter:
+        state.epoch, state.step = plan.epochs, 0
+    state.counted, state.loss_sum, state.areas = 0, 0.0, []
+
+
 def check_batch(cfg) -> None:
     smallest = cfg.batch_size // distributed.world_size() // cfg.accumulate_steps
     synced = cfg.sync_bn and distributed.world_size() > 1
@@ -574,7 +560,7 @@ def launch_notes(cfg):
 
 
 def needed_files(cfg) -> list[str]:
-    weights = [key for key in ("weight", "resume") if getattr(cfg, key) not in (None, "auto")]
+    weights = [key for key in ("weight", "resume") if getattr(cfg, key) not in (None, "auto", "best")]
     if not weights and cfg.initmodel not in (None, "torchvision"):
         weights = ["initmodel"]
     return ["data_root", "train_list", *weights, *(["val_list"] if cfg.evaluate else [])]
@@ -593,14 +579,6 @@ def initmodel_file(cfg):
 def clock(seconds: float) -> str:
     """HH:MM:SS, with as many hours as it takes."""
     return f"{int(seconds) // 3600:02d}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of the experiment")
-    parser.add_argument("--local-rank", "--local_rank", type=int, help="given by torch.distributed.launch; not needed")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config: base_lr 0.02 epochs 10")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

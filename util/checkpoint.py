@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-NAME = re.compile(r"train_epoch_(\d+)(?:_iter_(\d+))?\.pth")
+NAME = re.compile(r"train_(?:epoch_(\d+)(?:_iter_(\d+))?|iter_(\d+))\.pth")
 
 
 def save_checkpoint(state: dict, path) -> None:
@@ -70,7 +70,7 @@ def newest_checkpoint(folder, warn):
 
 
 def prune_checkpoints(folder, keep: int) -> None:
-    """Keep the `keep` newest train_epoch_N.pth, and the `keep` newest inside the epoch that runs.
+    """Keep the `keep` newest train_epoch_N.pth, or train_iter_N.pth, and the `keep` newest inside the epoch that runs.
 
     Nothing goes unless one of those that stay is whole, so the only good one is never removed.
     """
@@ -95,9 +95,10 @@ def set_aside_checkpoints(folder, position, warn) -> None:
 
 
 def position_of(path) -> tuple[int, int]:
-    """(finished epochs, finished iterations of the next) that the name of a checkpoint states."""
-    epoch, iteration = NAME.fullmatch(Path(path).name).groups()
-    return int(epoch), int(iteration or 0)
+    """(finished epochs, finished iterations of the next) that the name of a checkpoint states; (finished iterations, 0) in a
+    run that counts nothing else."""
+    epoch, inside, iteration = NAME.fullmatch(Path(path).name).groups()
+    return int(epoch or iteration), int(inside or 0)
 
 
 def _checkpoints(folder) -> list[Path]:

@@ -434,6 +434,8 @@ def _mistakes(cfg: Config):
         yield "minimize_metric", f"{cfg.minimize_metric} does not fit main_metric: {cfg.main_metric}; the {best} is best"
     if cfg.cat_max_ratio > 1:
         yield "cat_max_ratio", f"{cfg.cat_max_ratio} must be a share, at most 1"
+    if cfg.max_iter and cfg.start_epoch:
+        yield "start_epoch", f"{cfg.start_epoch} means nothing in a run of max_iter iterations; leave it 0 and use `resume`"
     if cfg.start_epoch >= cfg.epochs and not cfg.max_iter:
         yield "start_epoch", f"{cfg.start_epoch} leaves nothing to do, since epochs is {cfg.epochs}"
 

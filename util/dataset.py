@@ -162,7 +162,8 @@ class EpochSampler:
     The order of an epoch depends on (seed, epoch) only. A global batch of `batch_size` is cut into world_size contiguous
     parts whose sizes differ by one at most (16 over 3 ranks: 6 + 5 + 5). drop_last leaves out the samples that fill no
     batch; otherwise they are dealt out once, without duplicates, as a smaller last batch, and a rank whose part of it is
-    empty has one batch fewer. The epoch begins at global batch `start_batch`, for a run that is resumed.
+    empty has one batch fewer. The epoch begins at global batch `start_batch`, for a run that is resumed. It ends with the
+    data, or, if `set_epoch` states a number of `batches`, after so many, going on into the next epochs (with drop_last).
     """
 
     def __init__(self, length, batch_size, *, seed, epoch, rank=0, world_size=1, shuffle=True, drop_last=True, start_batch=0):
@@ -177,8 +178,8 @@ class EpochSampler:
         self.rank, self.world_size = rank, world_size
         self.set_epoch(epoch, start_batch)
 
-    def set_epoch(self, epoch, start_batch=0):
-        self.epoch, self.start_batch = epoch, start_batch
+    def set_epoch(self, epoch, start_batch=0, batches=None):
+        self.epoch, self.start_batch, self.batches = epoch, start_batch, batches
 
     def _part(self, size):
         """Start and stop of this rank's part of a global batch."""
@@ -188,17 +189,28 @@ class EpochSampler:
 
     def __len__(self):
         """Batches of this rank from start_batch on."""
-        full, rest = divmod(self.length, self.batch_size)
-        start, stop = self._part(rest)
-        return max(full + (stop > start and not self.drop_last) - self.start_batch, 0)
+        return self._left(self.start_batch) if self.batches is None else self.batches
 
     def __iter__(self):
-        epoch, order = self.epoch, range(self.length)
+        epoch, start_batch, left = self.epoch, self.start_batch, len(self)
+        while left:
+            batches = min(left, self._left(start_batch))
+            yield from self._batches(epoch, start_batch, batches)
+            epoch, start_batch, left = epoch + 1, 0, left - batches
+
+    def _left(self, start_batch):
+        """Batches of this rank from start_batch to the end of the data."""
+        full, rest = divmod(self.length, self.batch_size)
+        start, stop = self._part(rest)
+        return max(full + (stop > start and not self.drop_last) - start_batch, 0)
+
+    def _batches(self, epoch, start_batch, batches):
+        order = range(self.length)
         if self.shuffle:
             mixed = random.Random(f"{self.seed},{epoch}").getrandbits(63)  # not a sum: (0, 1) and (1, 0) are two orders
             order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed)).tolist()
-        first = self.start_batch * self.batch_size
-        for begin in range(first, first + len(self) * self.batch_size, self.batch_size):
+        first = start_batch * self.batch_size
+        for begin in range(first, first + batches * self.batch_size, self.batch_size):
             batch = order[begin : begin + self.batch_size]
             start, stop = self._part(len(batch))
             yield [(epoch, index) for index in batch[start:stop]]

@@ -66,11 +66,13 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
         kernel["fused"] = True  # one for all weights; it also leaves out a step of GradScaler's without asking the host
     optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, **kernel)
 
-    def keep_kernel(optimizer):  # a checkpoint brings that of the device it was made on
-        for group in optimizer.param_groups:
-            group["fused"] = kernel.get("fused")
+    settings_here = [{key: group[key] for key in ("lr_factor", "weight_decay")} for group in groups]
 
-    optimizer.register_load_state_dict_post_hook(keep_kernel)
+    def keep_settings(optimizer):  # a checkpoint brings those of the config, and of the device, that it was made with
+        for group, mine in zip(optimizer.param_groups, settings_here):
+            group.update(mine, fused=kernel.get("fused"))
+
+    optimizer.register_load_state_dict_post_hook(keep_settings)
     return optimizer
 
 
