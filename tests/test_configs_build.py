@@ -30,7 +30,8 @@ def test_every_shipped_config_trains_a_step(path):
         network, base_lr=cfg.base_lr, head_lr_factor=cfg.head_lr_factor, momentum=cfg.momentum,
         weight_decay=cfg.weight_decay, bias_decay=cfg.bias_decay, norm_decay=cfg.norm_decay, rules=cfg.param_rules,
     )
-    weights = [network.layer0[0].weight, network.cls[4].weight, network.aux[4].weight]
+    first = next(network.backbone_modules()[0].parameters())
+    weights = [first, *(layer.weight for layer in network.classifiers())]
     before = [weight.detach().clone() for weight in weights]
     image, label = golden_input(path.stem, 2, size, size), golden_label(path.stem, 2, size, size, cfg.classes)
     pred, main_loss, aux_loss = network(image, label)

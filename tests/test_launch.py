@@ -12,6 +12,7 @@ import pytest
 from processes import CONFIG, children, finish, free_port, losses, said, same_tensors, small_training, start, wait_for
 
 from tool import train
+from util.command import parse_train
 from util.config import ROOT
 
 TRAIN, TORCHRUN = str(ROOT / "tool/train.py"), [sys.executable, "-m", "torch.distributed.run"]
@@ -55,13 +56,14 @@ def trained_alike(folder, other):
     return losses(folder) == losses(other) and same_tensors(folder / "train_epoch_2.pth", other / "train_epoch_2.pth")
 
 
-def test_torch_distributed_launch(launch, two_processes, tmp_path):
+def test_torch_distributed_launch(launch, two_processes, tmp_path, monkeypatch):
     """It gives `--local-rank` to the program, `--local_rank` in older versions."""
     process = launch(sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", folder=tmp_path)
     assert ended(process) == 0, said(tmp_path / "log")
     assert trained_alike(tmp_path, two_processes)
+    monkeypatch.setenv("LOCAL_RANK", "1")
     for flag in ("--local-rank", "--local_rank"):
-        assert train.parse_args([f"{flag}=1", "--config", "a.yaml", "epochs", "3"]).opts == ["epochs", "3"]
+        assert parse_train([f"{flag}=1", "--config", CONFIG, "epochs", "3"], "doc")[1] == ["epochs", "3"]
 
 
 def test_two_agents_of_torchrun_that_meet_by_its_rendezvous(launch, two_processes, tmp_path):

@@ -42,7 +42,8 @@ make_python() { # REQUIREMENTS: find one, or install into .venv
         # The usual reason is a machine without a screen, which has no libGL; the headless build does not ask for it.
         version=$("$PYTHON" -m pip show opencv-python | sed -n 's/^Version: //p')
         "$PYTHON" -m pip uninstall --quiet --yes opencv-python || return 1
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check "opencv-python-headless==$version" || return 1
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
+            "opencv-python-headless==$version" || return 1
     fi
     "$PYTHON" tool/requirements.py "$1"
 }
