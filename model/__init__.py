@@ -8,8 +8,19 @@ from model.smp import SMPPSPNet
 from model.weights import load_backbone
 
 # A key of the config is the keyword argument of the same name.
-FRAME_KEYS = ("layers", "classes", "zoom_factor", "ignore_label", "dropout", "stem", "contract_dilation",
-              "align_corners", "size_rule", "fused_loss", "checkpoint_layers")
+FRAME_KEYS = (
+    "layers",
+    "classes",
+    "zoom_factor",
+    "ignore_label",
+    "dropout",
+    "stem",
+    "contract_dilation",
+    "align_corners",
+    "size_rule",
+    "fused_loss",
+    "checkpoint_layers",
+)
 PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
 
 

@@ -41,9 +41,25 @@ class SceneParser(nn.Module):
     Logits are float32 even where the network computes in half precision.
     """
 
-    def __init__(self, layers, dropout, classes, zoom_factor, criterion=None, pretrained=None, *, context, stem="deep",
-                 contract_dilation=False, align_corners=True, size_rule="grid", loss_mean="valid", ignore_label=255,
-                 fused_loss=True, checkpoint_layers=()):
+    def __init__(
+        self,
+        layers,
+        dropout,
+        classes,
+        zoom_factor,
+        criterion=None,
+        pretrained=None,
+        *,
+        context,
+        stem="deep",
+        contract_dilation=False,
+        align_corners=True,
+        size_rule="grid",
+        loss_mean="valid",
+        ignore_label=255,
+        fused_loss=True,
+        checkpoint_layers=(),
+    ):
         super().__init__()
         if zoom_factor not in (1, 2, 4, 8):
             raise ValueError(f"zoom_factor: {zoom_factor!r} is not possible; choose one of 1, 2, 4, 8")
@@ -111,8 +127,10 @@ class SceneParser(nn.Module):
         if label is None:
             return upsample(logits, size, self.align_corners), upsample(aux_logits, size, self.align_corners)
         if label.shape != (image.shape[0], h, w):
-            raise ValueError(f"label of shape {tuple(label.shape)} for image of shape {tuple(image.shape)}: "
-                             f"expected {(image.shape[0], h, w)}")
+            raise ValueError(
+                f"label of shape {tuple(label.shape)} for image of shape {tuple(image.shape)}: "
+                f"expected {(image.shape[0], h, w)}"
+            )
         label = self.label_of_logits(label)
         how = size, label, self.criterion, self.align_corners
         main_loss, pred = upsampled_loss(logits, *how, fused=self.fused_loss)
@@ -149,5 +167,7 @@ class SceneParser(nn.Module):
             if below != side:
                 wrong.append(f"{name} {side} (the nearest: {below} and {below + self.stride})")
         if wrong:
-            raise ValueError(f"image of {h} x {w} (h x w): training needs sides of {self.stride}n+1, not "
-                             f"{' and '.join(wrong)}; change train_h and train_w")
+            raise ValueError(
+                f"image of {h} x {w} (h x w): training needs sides of {self.stride}n+1, not "
+                f"{' and '.join(wrong)}; change train_h and train_w"
+            )

@@ -67,8 +67,19 @@ def _check_mask(mask_h, mask_w):
 class PSA(nn.Module):
     """Point-wise spatial attention (section 3): (N, C, h, w) -> (N, 2C, h, w), features and what others tell them."""
 
-    def __init__(self, inplanes, planes, psa_type=BOTH, compact=False, shrink_factor=2, mask_h=59, mask_w=59,
-                 normalization_factor=1.0, psa_softmax=True, align_corners=True):
+    def __init__(
+        self,
+        inplanes,
+        planes,
+        psa_type=BOTH,
+        compact=False,
+        shrink_factor=2,
+        mask_h=59,
+        mask_w=59,
+        normalization_factor=1.0,
+        psa_softmax=True,
+        align_corners=True,
+    ):
         super().__init__()
         if psa_type not in (COLLECT, DISTRIBUTE, BOTH):
             raise ValueError(f"psa_type: {psa_type!r} is unknown; choose 0 (collect), 1 (distribute) or 2 (both)")
@@ -91,19 +102,24 @@ class PSA(nn.Module):
         )
 
     def _branch(self, inplanes, planes):
-        reduce = nn.Sequential(
-            nn.Conv2d(inplanes, planes, 1, bias=False), nn.BatchNorm2d(planes), nn.ReLU(inplace=True)
-        )
+        reduce = nn.Sequential(nn.Conv2d(inplanes, planes, 1, bias=False), nn.BatchNorm2d(planes), nn.ReLU(inplace=True))
         attention = nn.Sequential(
-            nn.Conv2d(planes, planes, 1, bias=False), nn.BatchNorm2d(planes), nn.ReLU(inplace=True),
+            nn.Conv2d(planes, planes, 1, bias=False),
+            nn.BatchNorm2d(planes),
+            nn.ReLU(inplace=True),
             nn.Conv2d(planes, self.mask_h * self.mask_w, 1, bias=False),
         )
         return reduce, attention
 
     def forward(self, x):
         if self.psa_type == BOTH:
-            out = torch.cat([self._attend(x, self.reduce, self.attention, COLLECT),
-                             self._attend(x, self.reduce_p, self.attention_p, DISTRIBUTE)], 1)
+            out = torch.cat(
+                [
+                    self._attend(x, self.reduce, self.attention, COLLECT),
+                    self._attend(x, self.reduce_p, self.attention_p, DISTRIBUTE),
+                ],
+                1,
+            )
         else:
             out = self._attend(x, self.reduce, self.attention, self.psa_type)
         return torch.cat([x, self._resize(self.proj(out), x.shape[-2:])], 1)
@@ -116,8 +132,10 @@ class PSA(nn.Module):
         if not self.compact:
             y = psa_mask(y, psa_type, self.mask_h, self.mask_w).flatten(2)
         elif y.shape[1] != h * w:
-            raise ValueError(f"compact: needs mask_h x mask_w = {h} x {w}, the features here, "
-                             f"not {self.mask_h} x {self.mask_w}; it takes one input size only")
+            raise ValueError(
+                f"compact: needs mask_h x mask_w = {h} x {w}, the features here, "
+                f"not {self.mask_h} x {self.mask_w}; it takes one input size only"
+            )
         else:
             y = y.flatten(2)
             if psa_type == DISTRIBUTE:
@@ -138,13 +156,41 @@ class PSANet(SceneParser):
     With shrink_factor s the sides of training images are 8*s*n+1; mask_h and mask_w cover everything from 2n+1 on.
     """
 
-    def __init__(self, layers=50, dropout=0.1, classes=2, zoom_factor=8, use_psa=True, psa_type=2, compact=False,
-                 shrink_factor=2, mask_h=59, mask_w=59, normalization_factor=1.0, psa_softmax=True,
-                 criterion=None, pretrained=None, *, align_corners=True, **frame):
+    def __init__(
+        self,
+        layers=50,
+        dropout=0.1,
+        classes=2,
+        zoom_factor=8,
+        use_psa=True,
+        psa_type=2,
+        compact=False,
+        shrink_factor=2,
+        mask_h=59,
+        mask_w=59,
+        normalization_factor=1.0,
+        psa_softmax=True,
+        criterion=None,
+        pretrained=None,
+        *,
+        align_corners=True,
+        **frame,
+    ):
         context = {}
         if use_psa:
             channels = feature_channels(layers)
-            context["psa"] = PSA(channels, channels // 4, psa_type, compact, shrink_factor, mask_h, mask_w,
-                                 normalization_factor, psa_softmax, align_corners)
-        super().__init__(layers, dropout, classes, zoom_factor, criterion, pretrained,
-                         context=context, align_corners=align_corners, **frame)
+            context["psa"] = PSA(
+                channels,
+                channels // 4,
+                psa_type,
+                compact,
+                shrink_factor,
+                mask_h,
+                mask_w,
+                normalization_factor,
+                psa_softmax,
+                align_corners,
+            )
+        super().__init__(
+            layers, dropout, classes, zoom_factor, criterion, pretrained, context=context, align_corners=align_corners, **frame
+        )

@@ -58,14 +58,28 @@ class PSPNet(SceneParser):
     fast_head: `PPM.convolved` in place of `ppm` and then `cls[0]`, which gives the same but never calls either.
     """
 
-    def __init__(self, layers=50, bins=(1, 2, 3, 6), dropout=0.1, classes=2, zoom_factor=8, use_ppm=True,
-                 criterion=None, pretrained=None, *, align_corners=True, fast_head=True, **frame):
+    def __init__(
+        self,
+        layers=50,
+        bins=(1, 2, 3, 6),
+        dropout=0.1,
+        classes=2,
+        zoom_factor=8,
+        use_ppm=True,
+        criterion=None,
+        pretrained=None,
+        *,
+        align_corners=True,
+        fast_head=True,
+        **frame,
+    ):
         context = {}
         if use_ppm:
             channels = feature_channels(layers)
             context["ppm"] = PPM(channels, channels // len(bins), bins, align_corners)
-        super().__init__(layers, dropout, classes, zoom_factor, criterion, pretrained,
-                         context=context, align_corners=align_corners, **frame)
+        super().__init__(
+            layers, dropout, classes, zoom_factor, criterion, pretrained, context=context, align_corners=align_corners, **frame
+        )
         self.fast_head = fast_head and use_ppm
 
     def head(self, features):

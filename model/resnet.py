@@ -102,8 +102,9 @@ def make_stage(block, inplanes, planes, blocks, stride=1, dilation=1, contract_d
 
 def recomputed(block, x):
     """block(x), of which autograd keeps x alone: the backward pass computes the rest again (Chen et al. 2016)."""
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False,
-                      context_fn=lambda: (nullcontext(), _without_statistics(block)))
+    return checkpoint(
+        block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), _without_statistics(block))
+    )
 
 
 @contextmanager

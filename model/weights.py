@@ -29,8 +29,11 @@ PSP_HEAD = {
     "auxiliary_head.conv_seg.": "aux.4.",
     "auxiliary_head.convs.0.conv.": "aux.0.",
     "auxiliary_head.convs.0.bn.": "aux.1.",
-    **{f"decode_head.psp_modules.{i}.1.{kind}.": f"ppm.features.{i}.{j}."
-       for i in range(9) for j, kind in ((1, "conv"), (2, "bn"))},
+    **{
+        f"decode_head.psp_modules.{i}.1.{kind}.": f"ppm.features.{i}.{j}."
+        for i in range(9)
+        for j, kind in ((1, "conv"), (2, "bn"))
+    },
 }
 # What has no place here: ImageNet classifiers, other heads, stages behind the last that smp's PSPNet calls.
 DROPPED = ("fc.", "head.", "decode_head.", "auxiliary_head.", "encoder.layer3.", "encoder.layer4.")
@@ -66,10 +69,14 @@ class Report:
                 a, b = a[:-1], b[:-1]
             groups[".".join([*a, "*"]), ".".join([*b, "*"])] += 1
         lines = [f"format: {self.format}"]
-        lines += [f"{theirs} -> {ours}: {n} tensors" if theirs != ours else f"names kept: {n} tensors"
-                  for (theirs, ours), n in groups.items()]
-        needs = [f"{key}: {value}" + ("" if key in self.stated else " (usual for this format; the file does not say)")
-                 for key, value in self.switches.items()]
+        lines += [
+            f"{theirs} -> {ours}: {n} tensors" if theirs != ours else f"names kept: {n} tensors"
+            for (theirs, ours), n in groups.items()
+        ]
+        needs = [
+            f"{key}: {value}" + ("" if key in self.stated else " (usual for this format; the file does not say)")
+            for key, value in self.switches.items()
+        ]
         lists = {"fits": needs, "dropped": self.dropped, "missing": self.missing, "skipped": self.skipped}
         return "\n".join(lines + [f"{what}: {', '.join(names)}" for what, names in lists.items() if names])
 
@@ -89,9 +96,11 @@ def recognise(state):
             return "mmseg backbone"
         if "conv1" in firsts:
             return "semseg backbone" if "conv3" in firsts else "torchvision"
-    raise ValueError(f"not the weights of a ResNet, PSPNet or PSANet; its names begin with {', '.join(sorted(firsts)[:10])}; "
-                     "known are the files of this project, semseg, MMSegmentation (PSPNet), torchvision (ResNet) and "
-                     "segmentation_models_pytorch (PSPNet)")
+    raise ValueError(
+        f"not the weights of a ResNet, PSPNet or PSANet; its names begin with {', '.join(sorted(firsts)[:10])}; "
+        "known are the files of this project, semseg, MMSegmentation (PSPNet), torchvision (ResNet) and "
+        "segmentation_models_pytorch (PSPNet)"
+    )
 
 
 def to_semseg(content):
@@ -134,7 +143,7 @@ def to_mmseg(state):
 def _rename(key, table):
     """key with its beginning replaced by the table's; as it is if the table has none of its beginnings."""
     start = next((start for start in table if key.startswith(start)), "")
-    return table.get(start, "") + key[len(start):]
+    return table.get(start, "") + key[len(start) :]
 
 
 def describe(state):
@@ -214,8 +223,9 @@ def load_network_weights(network, path, *, skip_head=False, read=read_weights):
     state, report = _read_as_semseg(path, read)
     own = network.state_dict()
     if skip_head:
-        report.skipped = [key for key in own if key.startswith(CLASSIFIERS)
-                          and key in state and state[key].shape != own[key].shape]
+        report.skipped = [
+            key for key in own if key.startswith(CLASSIFIERS) and key in state and state[key].shape != own[key].shape
+        ]
     expected = describe(own)
     if expected.get("arch") != "smp_pspnet":
         expected |= {"align_corners": network.align_corners, "contract_dilation": _contracts(network)}
@@ -238,8 +248,10 @@ def load_backbone(network, path, *, read=read_weights):
     expected, table, dropped = describe(own), {}, HEADS
     if expected.get("arch") == "smp_pspnet":
         if report.switches.get("stem") != "plain":
-            raise ValueError(f"{path}: the weights of another stem: arch: smp_pspnet begins with one 7x7 convolution, as "
-                             "torchvision's ResNets do; set `initmodel: torchvision`")
+            raise ValueError(
+                f"{path}: the weights of another stem: arch: smp_pspnet begins with one 7x7 convolution, as "
+                "torchvision's ResNets do; set `initmodel: torchvision`"
+            )
         expected, table, dropped = {"layers": network.layers}, SMP_ENCODER, (*HEADS, "layer3.", "layer4.")
         report.switches = {key: report.switches[key] for key in ("layers", "stem")}  # the others mean nothing there
     names = {key: _rename(ours, table) for key, ours in report.renamed.items()}
@@ -264,8 +276,10 @@ def fetch_torchvision(layers, folder, download=torch.hub.download_url_to_file):
         try:
             download(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=False)
         except (OSError, RuntimeError) as error:
-            raise OSError(f"initmodel: torchvision: {url} could not be fetched ({error}); fetch it on a machine that can, "
-                          f"put it at {path}, and start again") from error
+            raise OSError(
+                f"initmodel: torchvision: {url} could not be fetched ({error}); fetch it on a machine that can, "
+                f"put it at {path}, and start again"
+            ) from error
     return path
 
 
@@ -296,10 +310,15 @@ def _load(network, own, state, path, report, expected):
         problems.append("it holds a backbone only: name it under `initmodel`")
     # num_batches_tracked counts the steps of a training that is over, and older files lack it.
     report.missing = [key for key in own if key not in state and key.endswith("num_batches_tracked")]
-    lists = {"missing": [key for key in own if key not in state and key not in report.missing],
-             "unexpected": [key for key in state if key not in own],
-             "wrong shape": [f"{key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}"
-                             for key in own if key in state and state[key].shape != own[key].shape]}
+    lists = {
+        "missing": [key for key in own if key not in state and key not in report.missing],
+        "unexpected": [key for key in state if key not in own],
+        "wrong shape": [
+            f"{key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ],
+    }
     shown = 3 if problems else 20
     for what, names in lists.items():
         if names:

@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,8 +47,11 @@ def test_three_forms_of_a_network(make, zoom, batch):
 
 
 @every_network
-@pytest.mark.parametrize("options", [{}, {"zoom_factor": 2}, {"size_rule": "input", "align_corners": False},
-                                     {"loss_mean": "all", "ignore_label": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"zoom_factor": 2}, {"size_rule": "input", "align_corners": False}, {"loss_mean": "all", "ignore_label": 4}],
+    ids=str,
+)
 def test_loss_inside_equals_loss_outside_with_the_same_gradients(make, options, batch):
     net = make(**options).double()
     image, label = batch[0].double(), batch[1].where(batch[1] != 255, options.get("ignore_label", 255))
@@ -206,8 +208,9 @@ def config(**changes):
 
 def test_build_model_follows_the_config(batch, tmp_path):
     torch.save(ResNet(18).state_dict(), tmp_path / "resnet18.pth")
-    net = build_model(config(arch="psp", stem="deep", zoom_factor=4, ignore_label=7, loss_mean="all"),
-                      pretrained=tmp_path / "resnet18.pth")
+    net = build_model(
+        config(arch="psp", stem="deep", zoom_factor=4, ignore_label=7, loss_mean="all"), pretrained=tmp_path / "resnet18.pth"
+    )
     assert isinstance(net, PSPNet) and net.zoom_factor == 4
     assert (net.criterion.ignore_label, net.criterion.mean) == (7, "all")
     assert torch.equal(net.layer4[1].conv2.weight, torch.load(tmp_path / "resnet18.pth")["layer4.1.conv2.weight"])

@@ -27,8 +27,14 @@ def test_every_shipped_config_trains_a_step(path):
     torch.manual_seed(0)
     network = build_model(cfg, pretrained=None).train()
     optimizer = build_optimizer(
-        network, base_lr=cfg.base_lr, head_lr_factor=cfg.head_lr_factor, momentum=cfg.momentum,
-        weight_decay=cfg.weight_decay, bias_decay=cfg.bias_decay, norm_decay=cfg.norm_decay, rules=cfg.param_rules,
+        network,
+        base_lr=cfg.base_lr,
+        head_lr_factor=cfg.head_lr_factor,
+        momentum=cfg.momentum,
+        weight_decay=cfg.weight_decay,
+        bias_decay=cfg.bias_decay,
+        norm_decay=cfg.norm_decay,
+        rules=cfg.param_rules,
     )
     first = next(network.backbone_modules()[0].parameters())
     weights = [first, *(layer.weight for layer in network.classifiers())]

@@ -131,18 +131,32 @@ def test_torchrun_inside_srun_knows_better(variables):
     assert who(variables) == list(own.values())
 
 
-@pytest.mark.parametrize("alone", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "77"},
-                                   SLURM | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
-                                   MPI | {"OMPI_COMM_WORLD_SIZE": "1"}],
-                         ids=["no launcher", "batch script", "srun of one task", "mpirun of one"])
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "77"},
+        SLURM | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        MPI | {"OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+    ids=["no launcher", "batch script", "srun of one task", "mpirun of one"],
+)
 def test_a_single_process_is_left_alone(variables, alone):
     variables |= alone
     distributed.adopt_launcher()
     assert who(variables) == [None] * 5
 
 
-@pytest.mark.parametrize("nodes, first", [("vm", "vm"), ("gpu07,gpu09", "gpu07"), ("gpu[07-08,12],login", "gpu07"),
-                                          ("rack[2-3]n[1,4]-ib,x", "rack2n1-ib"), ("a-b[3]", "a-b3")])
+@pytest.mark.parametrize(
+    "nodes, first",
+    [
+        ("vm", "vm"),
+        ("gpu07,gpu09", "gpu07"),
+        ("gpu[07-08,12],login", "gpu07"),
+        ("rack[2-3]n[1,4]-ib,x", "rack2n1-ib"),
+        ("a-b[3]", "a-b3"),
+    ],
+)
 def test_first_host_of_a_slurm_list(nodes, first):
     assert distributed.first_host(nodes) == first
 

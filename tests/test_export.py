@@ -81,8 +81,9 @@ def test_class_ious_are_those_of_the_official_evaluation(cityscapes):
 def test_cityscapes_files_have_its_names_and_label_ids(cityscapes):
     assert program.main(["--config", str(cityscapes / "config.yaml"), "format", "cityscapes", "index_step", "1"]) == 0
     path = cityscapes / "result/cityscapes/frankfurt_000000_000294_pred_labelIds.png"
-    ids, pred = np.asarray(Image.open(path)), np.asarray(
-        Image.open(cityscapes / "result/gray/frankfurt_000000_000294_leftImg8bit.png")
+    ids, pred = (
+        np.asarray(Image.open(path)),
+        np.asarray(Image.open(cityscapes / "result/gray/frankfurt_000000_000294_leftImg8bit.png")),
     )
     assert not ids[pred == 255].any() and set(np.unique(ids)) <= {0, *TRAIN_IDS}
     assert all((ids[pred == train_id] == label_id).all() for label_id, train_id in TRAIN_IDS.items())
@@ -90,7 +91,7 @@ def test_cityscapes_files_have_its_names_and_label_ids(cityscapes):
 
 
 def test_ade20k_files_hold_ids_plus_one(tmp_path):
-    file, = server_files("ade20k", ["images/validation/ADE_val_00000001.jpg"], "val", 150)
+    (file,) = server_files("ade20k", ["images/validation/ADE_val_00000001.jpg"], "val", 150)
     save_for_server(tmp_path / file, np.uint8([[0, 149, 255]]), "ade20k")
     assert np.asarray(Image.open(tmp_path / "ade20k/ADE_val_00000001.png")).tolist() == [[1, 150, 0]]
 

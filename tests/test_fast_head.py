@@ -92,8 +92,11 @@ def networks(**options):
     return fast, slow
 
 
-@pytest.mark.parametrize("options", [{}, {"bins": (1, 2, 4), "zoom_factor": 2}, {"use_ppm": False},
-                                     {"size_rule": "input", "align_corners": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bins": (1, 2, 4), "zoom_factor": 2}, {"use_ppm": False}, {"size_rule": "input", "align_corners": False}],
+    ids=str,
+)
 def test_a_network_trains_and_tests_the_same_with_and_without(options):
     fast, slow = (net.double() for net in networks(**options))
     image, label = golden_input("fast", 2, 33, 49).double(), golden_label("fast", 2, 33, 49, K)

@@ -10,8 +10,15 @@ from model.loss import CrossEntropy, upsampled_loss
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 
-SIZES = [((5, 7), (33, 49)), ((4, 6), (32, 41)), ((5, 7), (5, 7)), ((3, 9), (9, 33)), ((1, 1), (1, 8)), ((2, 13), (3, 97)),
-         ((7, 5), (4, 3))]
+SIZES = [
+    ((5, 7), (33, 49)),
+    ((4, 6), (32, 41)),
+    ((5, 7), (5, 7)),
+    ((3, 9), (9, 33)),
+    ((1, 1), (1, 8)),
+    ((2, 13), (3, 97)),
+    ((7, 5), (4, 3)),
+]
 each_size = pytest.mark.parametrize("small, size", SIZES, ids=str)
 both_corners = pytest.mark.parametrize("align_corners", [True, False])
 
@@ -121,8 +128,8 @@ def test_a_second_derivative_is_refused():
 def test_the_graph_can_be_walked_again_if_it_is_kept():
     logits, label = problem((5, 7), (33, 49), 6)
     value, _ = upsampled_loss(logits, (33, 49), label, CrossEntropy(), True)
-    first, = torch.autograd.grad(value, logits, retain_graph=True)
-    second, = torch.autograd.grad(2 * value, logits)
+    (first,) = torch.autograd.grad(value, logits, retain_graph=True)
+    (second,) = torch.autograd.grad(2 * value, logits)
     torch.testing.assert_close(second, 2 * first)
 
 

@@ -39,8 +39,15 @@ def run(model, image, function=predict_probability, **changes):
 def test_sliding_windows_give_the_golden_numbers(name, test_batch):
     h, w, base_size, crop_h, crop_w = GOLDEN[f"slide/{name}/spec"].tolist()
     image, _ = golden_image(f"slide_{name}", h, w, 5)
-    prob = run(lambda x: convolution(x, moving=name.startswith("pos")), image, base_size=base_size, crop_h=crop_h,
-               crop_w=crop_w, scales=GOLDEN[f"slide/{name}/scales"].tolist(), test_batch=test_batch)
+    prob = run(
+        lambda x: convolution(x, moving=name.startswith("pos")),
+        image,
+        base_size=base_size,
+        crop_h=crop_h,
+        crop_w=crop_w,
+        scales=GOLDEN[f"slide/{name}/scales"].tolist(),
+        test_batch=test_batch,
+    )
     assert prob.shape == (5, h, w) and prob.dtype == torch.float32
     assert np.abs(prob.permute(1, 2, 0)[::3, ::3].numpy() - GOLDEN[f"slide/{name}/prob_s3"]).max() < 1e-5
     assert np.array_equal(prob.argmax(0).numpy(), GOLDEN[f"slide/{name}/pred"])
@@ -107,16 +114,19 @@ def test_scaled_sizes_round_half_to_even_and_never_vanish():
     assert scaled_size(1, 1000, 0.25, 1000) == (1, 250)
 
 
-@pytest.mark.parametrize("shape, scale, box, expected", [
-    ((1024, 2048), 1.75, (2048, 1024), (1792, 3584)),
-    ((375, 500), 1.0, (2048, 512), (512, 683)),  # 500 * 512/375 = 682.67
-    ((500, 375), 1.0, (2048, 512), (683, 512)),
-    ((500, 375), 1.0, [512, 2048], (683, 512)),
-    ((400, 1000), 0.5, (901, 501), (180, 450)),  # the long side decides: 450/1000
-    ((100, 100), 0.5, (303, 101), (50, 50)),  # 50.5 is cut off before the ratio
-    ((2, 4), 1.0, (9, 5), (5, 9)),  # 2 * 9/4 = 4.5 goes up
-    ((1, 1000), 0.1, (100, 10), (1, 10)),
-])
+@pytest.mark.parametrize(
+    "shape, scale, box, expected",
+    [
+        ((1024, 2048), 1.75, (2048, 1024), (1792, 3584)),
+        ((375, 500), 1.0, (2048, 512), (512, 683)),  # 500 * 512/375 = 682.67
+        ((500, 375), 1.0, (2048, 512), (683, 512)),
+        ((500, 375), 1.0, [512, 2048], (683, 512)),
+        ((400, 1000), 0.5, (901, 501), (180, 450)),  # the long side decides: 450/1000
+        ((100, 100), 0.5, (303, 101), (50, 50)),  # 50.5 is cut off before the ratio
+        ((2, 4), 1.0, (9, 5), (5, 9)),  # 2 * 9/4 = 4.5 goes up
+        ((1, 1000), 0.1, (100, 10), (1, 10)),
+    ],
+)
 def test_images_fit_into_a_box_and_keep_their_ratio(shape, scale, box, expected):
     h, w = shape
     long, short = int(max(box) * scale), int(min(box) * scale)
@@ -129,12 +139,19 @@ def test_resizing_equals_opencv():
     image, _ = golden_image("resize", 61, 87, 5)
     for scale in (0.37, 1.9):
         seen = []
-        run(lambda x, seen=seen: seen.append(x.clone()) or x, image, classes=3, flip=False, scales=(scale,),
-            crop_h=200, crop_w=200)
+        run(
+            lambda x, seen=seen: seen.append(x.clone()) or x,
+            image,
+            classes=3,
+            flip=False,
+            scales=(scale,),
+            crop_h=200,
+            crop_w=200,
+        )
         h, w = scaled_size(61, 87, scale, 87)
         top, left = (200 - h) // 2, (200 - w) // 2
         expected = (cv2.resize(image.astype(np.float32), (w, h)) - np.float32(MEAN)) / np.float32(STD)
-        ours = seen[0][0, :, top:top + h, left:left + w].permute(1, 2, 0).numpy()
+        ours = seen[0][0, :, top : top + h, left : left + w].permute(1, 2, 0).numpy()
         assert np.abs(ours - expected).max() < 1e-5
 
 
@@ -189,7 +206,7 @@ def average_of_logits(model, image, size, scales, flip, mode, align_corners, cro
     for scale in scales:
         h, w = size(scale)
         scaled = F.interpolate(x, (h, w), mode="bilinear", align_corners=False)
-        for mirrored in (False, True)[:1 + flip]:
+        for mirrored in (False, True)[: 1 + flip]:
             seen = scaled.flip(3) if mirrored else scaled
             if mode == "whole":
                 logits = model(seen)
@@ -198,7 +215,7 @@ def average_of_logits(model, image, size, scales, flip, mode, align_corners, cro
                 for row in range(max(h - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
                     for col in range(max(w - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
                         bottom, right = min(row * stride[0] + crop[0], h), min(col * stride[1] + crop[1], w)
-                        window = np.s_[max(bottom - crop[0], 0):bottom, max(right - crop[1], 0):right]
+                        window = np.s_[max(bottom - crop[0], 0) : bottom, max(right - crop[1], 0) : right]
                         total[(..., *window)] += model(seen[(..., *window)])
                         count[window] += 1
                 logits = total / count
@@ -209,14 +226,17 @@ def average_of_logits(model, image, size, scales, flip, mode, align_corners, cro
 
 
 @pytest.mark.parametrize("mode", ["slide", "whole"])
-@pytest.mark.parametrize("flip, scales, align_corners", [(False, (1.0,), False), (True, (1.0,), False),
-                                                         (True, (0.5, 1.25, 1.75), False), (True, (0.5, 1.25), True)])
+@pytest.mark.parametrize(
+    "flip, scales, align_corners",
+    [(False, (1.0,), False), (True, (1.0,), False), (True, (0.5, 1.25, 1.75), False), (True, (0.5, 1.25), True)],
+)
 @torch.inference_mode()
 def test_logits_are_averaged_resized_and_only_then_made_probabilities(mode, flip, scales, align_corners):
     image, _ = golden_image("logits", 52, 90, 5)  # at 0.5 one side is below the window
     how = {"base_size": (80, 70), "flip": flip, "scales": scales, "mode": mode}
-    expected = average_of_logits(layers(), image, lambda scale: scaled_size(52, 90, scale, (80, 70)), scales, flip, mode,
-                                 align_corners)
+    expected = average_of_logits(
+        layers(), image, lambda scale: scaled_size(52, 90, scale, (80, 70)), scales, flip, mode, align_corners
+    )
     for test_batch in (1, 4):
         prob = run(layers(), image, average="logit", align_corners=align_corners, test_batch=test_batch, **how)
         assert prob.shape == (5, 52, 90) and prob.dtype == torch.float32
@@ -255,8 +275,7 @@ def test_compiled_networks_take_whole_images_of_any_size(network):
 def test_the_host_never_waits_for_the_device(mode, average):
     """A tensor on the meta device has no values: whatever asks for one raises."""
     network = PSPNet(18, classes=5).eval().to("meta")
-    prob = run(network, np.zeros((50, 70, 3), np.uint8), mode=mode, scales=(0.75, 1.0), test_batch=2,
-               average=average)
+    prob = run(network, np.zeros((50, 70, 3), np.uint8), mode=mode, scales=(0.75, 1.0), test_batch=2, average=average)
     assert prob.device.type == "meta" and prob.shape == (5, 50, 70)
     with pytest.raises((RuntimeError, NotImplementedError)):
         prob.max().item()

@@ -40,8 +40,10 @@ def test_mean_over_all_pixels_divides_by_their_number(batch, weight):
 
 def test_another_ignored_label_is_honoured(batch):
     logits, label = batch
-    torch.testing.assert_close(CrossEntropy(3)(logits, label.where(label != 255, 3)),
-                               F.cross_entropy(logits, label.where(label != 3, 255), ignore_index=255))
+    torch.testing.assert_close(
+        CrossEntropy(3)(logits, label.where(label != 255, 3)),
+        F.cross_entropy(logits, label.where(label != 3, 255), ignore_index=255),
+    )
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT])

@@ -42,8 +42,17 @@ def test_counts_equal_the_golden_numbers(K, dtype):
     assert [c.tolist() for c in device] == expected and {c.dtype for c in device} == {torch.int64}
 
 
-@pytest.mark.parametrize("K, ignore, dtype", [(3, 255, np.uint8), (256, 65535, np.uint16), (300, 255, np.uint16),
-                                              (300, 65535, np.uint16), (4, -1, np.int64), (3, 1, np.uint8)])
+@pytest.mark.parametrize(
+    "K, ignore, dtype",
+    [
+        (3, 255, np.uint8),
+        (256, 65535, np.uint16),
+        (300, 255, np.uint16),
+        (300, 65535, np.uint16),
+        (4, -1, np.int64),
+        (3, 1, np.uint8),
+    ],
+)
 def test_counts_equal_their_definition_for_any_classes_and_ignored_id(K, ignore, dtype):
     rng = np.random.default_rng(K)
     label = rng.integers(0, K, (2, 60, 70)).astype(dtype)
@@ -93,7 +102,10 @@ def test_a_wrong_label_is_named_with_its_count():
         with pytest.raises(ValueError, match=r"label 9 \(16 pixels\) outside 0..4 and not the ignored 255"):
             function(label, label, 5)
     assert [c.tolist() for c in intersectionAndUnionGPU(torch.tensor([1, 0]), torch.tensor([9, 0]), 2)] == [
-        [1, 0], [1, 1], [1, 0]]
+        [1, 0],
+        [1, 1],
+        [1, 0],
+    ]
 
 
 def test_shapes_that_differ_are_refused():

@@ -17,8 +17,13 @@ CASES = {
     "psanet50_type0": {"psa_type": 0},
     "psanet50_type1": {"psa_type": 1},
     "psanet50_type2": {"psa_type": 2},
-    "psanet50_smallmask_nosoftmax": {"shrink_factor": 1, "mask_h": 5, "mask_w": 7, "normalization_factor": None,
-                                     "psa_softmax": False},
+    "psanet50_smallmask_nosoftmax": {
+        "shrink_factor": 1,
+        "mask_h": 5,
+        "mask_w": 7,
+        "normalization_factor": None,
+        "psa_softmax": False,
+    },
     "psanet50_compact_type1": {"psa_type": 1, "compact": True, "mask_h": 5, "mask_w": 7},
     "psanet50_compact_type2": {"psa_type": 2, "compact": True, "mask_h": 5, "mask_w": 7},
 }
@@ -100,8 +105,9 @@ def test_mask_equals_the_original(golden, psa_type, mask_h, mask_w):
 
 
 @pytest.mark.parametrize("psa_type", [0, 1])
-@pytest.mark.parametrize("h, w, mask_h, mask_w", [(5, 7, 9, 13), (4, 6, 7, 11), (4, 6, 3, 5), (5, 3, 9, 1), (3, 4, 9, 15),
-                                                  (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "h, w, mask_h, mask_w", [(5, 7, 9, 13), (4, 6, 7, 11), (4, 6, 3, 5), (5, 3, 9, 1), (3, 4, 9, 15), (1, 1, 1, 1)]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_mask_and_its_gradient_equal_loops(psa_type, h, w, mask_h, mask_w, layout):
     g = generator("loops")

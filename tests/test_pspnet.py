@@ -42,8 +42,16 @@ def net(net50):
 @pytest.fixture(scope="module")
 def mmseg_net50():
     """The switches that make it MMSegmentation's network."""
-    return PSPNet(50, classes=19, dropout=0, stem="deep32", contract_dilation=True, align_corners=False,
-                  size_rule="input", loss_mean="all")
+    return PSPNet(
+        50,
+        classes=19,
+        dropout=0,
+        stem="deep32",
+        contract_dilation=True,
+        align_corners=False,
+        size_rule="input",
+        loss_mean="all",
+    )
 
 
 @pytest.fixture

@@ -136,8 +136,9 @@ def test_folded_network_gives_the_same_logits(layers):
 def test_whole_images_are_predicted_as_by_any_network():
     network = for_test(make(), torch.device("cpu"))
     image = (golden_input("picture", 1, 37, 52)[0].permute(1, 2, 0) * 50 + 128).clamp(0, 255).byte().numpy()
-    prob = predict_probability(network, image, classes=K, base_size=None, crop_h=33, crop_w=33, scales=(0.7, 1.0), mean=MEAN,
-                               std=STD, mode="whole")
+    prob = predict_probability(
+        network, image, classes=K, base_size=None, crop_h=33, crop_w=33, scales=(0.7, 1.0), mean=MEAN, std=STD, mode="whole"
+    )
     assert prob.shape == (K, 37, 52) and torch.allclose(prob.sum(0), torch.ones(37, 52), atol=1e-5)
 
 
@@ -157,10 +158,13 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     assert isinstance(build(arch="psp"), PSPNet)  # which needs it not
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"zoom_factor": 4}, "x.yaml: TRAIN.zoom_factor: 4 does not go with arch: smp_pspnet"),
-    ({"checkpoint_layers": ("layer1",)}, "x.yaml: TRAIN.checkpoint_layers: ('layer1',) does not go with arch: smp_pspnet"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"zoom_factor": 4}, "x.yaml: TRAIN.zoom_factor: 4 does not go with arch: smp_pspnet"),
+        ({"checkpoint_layers": ("layer1",)}, "x.yaml: TRAIN.checkpoint_layers: ('layer1',) does not go with arch: smp_pspnet"),
+    ],
+)
 def test_what_it_does_not_have_is_refused(changes, message):
     assert message in refusal(build, **changes)
 

@@ -37,9 +37,14 @@ def project(tmp_path_factory):
     config = {
         "DATA": {"data_root": str(root), "classes": 3},
         "TRAIN": {"layers": 18, "train_h": 33, "train_w": 41, "save_path": str(root / "model")},
-        "TEST": {"test_list": str(root / "val.txt"), "model_path": str(root / "train_epoch_7.pth"), "scales": [0.8, 1.0],
-                 "save_folder": str(root / "result"), "names_path": str(root / "names.txt"),
-                 "colors_path": str(root / "colors.txt")},
+        "TEST": {
+            "test_list": str(root / "val.txt"),
+            "model_path": str(root / "train_epoch_7.pth"),
+            "scales": [0.8, 1.0],
+            "save_folder": str(root / "result"),
+            "names_path": str(root / "names.txt"),
+            "colors_path": str(root / "colors.txt"),
+        },
     }
     (root / "config.yaml").write_text(yaml.safe_dump(config))
     torch.manual_seed(0)
@@ -58,8 +63,9 @@ def expected_predictions(project, scales=(0.8, 1.0), base_size=None, **how):
     network.load_state_dict(torch.load(project / "train_epoch_7.pth")["state_dict"])
     for name in ("aachen/1", "bonn/1", "bonn/2"):
         image = np.asarray(Image.open(project / f"image/{name}.png"))
-        pred = predict(network, image, classes=3, base_size=base_size, crop_h=33, crop_w=41, scales=scales, mean=MEAN, std=STD,
-                       **how)
+        pred = predict(
+            network, image, classes=3, base_size=base_size, crop_h=33, crop_w=41, scales=scales, mean=MEAN, std=STD, **how
+        )
         yield name, pred, np.asarray(Image.open(project / f"label/{name}.png"))
 
 
@@ -151,19 +157,22 @@ def test_split_without_labels_predicts_and_gives_no_score(project, tmp_path, cap
     assert "no labels, so there is no score" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (("model_path", "nowhere.pth"), "nowhere.pth does not exist"),
-    (("model_path", "null"), "TEST.model_path: this key must be set"),
-    (("save_folder", "null"), "TEST.save_folder: this key must be set"),
-    (("test_list", "none.txt"), "none.txt does not exist"),
-    (("classes", 4, "names_path", "null", "colors_path", "null"), "weights of another network"),
-    (("classes", 4), "names.txt: expected 4 names, one a line, found 3"),
-    (("index_start", 3), "TEST.index_start: 3 is behind the last of the 3 images"),
-    (("has_prediction", True), "3 of the 3 predictions do not exist: "),
-    (("split", "test", "name_by", "label"), "TEST.name_by: label: split test has no labels; set name_by: image"),
-    (("has_prediction", True, "split", "test"), "has_prediction has nothing to score with"),
-    (("scale", 1), "did you mean scales?"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (("model_path", "nowhere.pth"), "nowhere.pth does not exist"),
+        (("model_path", "null"), "TEST.model_path: this key must be set"),
+        (("save_folder", "null"), "TEST.save_folder: this key must be set"),
+        (("test_list", "none.txt"), "none.txt does not exist"),
+        (("classes", 4, "names_path", "null", "colors_path", "null"), "weights of another network"),
+        (("classes", 4), "names.txt: expected 4 names, one a line, found 3"),
+        (("index_start", 3), "TEST.index_start: 3 is behind the last of the 3 images"),
+        (("has_prediction", True), "3 of the 3 predictions do not exist: "),
+        (("split", "test", "name_by", "label"), "TEST.name_by: label: split test has no labels; set name_by: image"),
+        (("has_prediction", True, "split", "test"), "has_prediction has nothing to score with"),
+        (("scale", 1), "did you mean scales?"),
+    ],
+)
 def test_mistakes_end_before_the_first_image_with_one_message(project, tmp_path, capsys, overrides, message):
     assert run(project, "save_folder", tmp_path, *overrides) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "gray").exists()
@@ -198,8 +207,9 @@ def show(project, *words):
 
 def test_demo_shows_a_folder_with_every_scale(project, tmp_path, capsys):
     assert show(project, "--image", project / "image/bonn", "--out", tmp_path, "scales", "[0.5, 1.0, 1.5]") == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{i}_{kind}.png" for i in (1, 2)
-                                                          for kind in ("color", "gray", "overlay")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{i}_{kind}.png" for i in (1, 2) for kind in ("color", "gray", "overlay")
+    ]
     for name, pred, _ in expected_predictions(project, scales=(0.5, 1.0, 1.5)):
         if name.startswith("bonn"):
             assert np.array_equal(Image.open(tmp_path / f"{name[5:]}_gray.png"), pred)

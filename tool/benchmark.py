@@ -95,9 +95,11 @@ def speed(args) -> None:
             for line in rows(setup, Path(folder), 60 * args.minutes * share, notes):
                 print(line, flush=True)
             gc.collect()
-    print(f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(device)}. Times: median of the runs, which take turns. "
-          "Memory: median of the peaks above what was in use before, "
-          f"{'torch.cuda.max_memory_allocated' if device.type == 'cuda' else 'resident memory'}.")
+    print(
+        f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(device)}. Times: median of the runs, which take turns. "
+        "Memory: median of the peaks above what was in use before, "
+        f"{'torch.cuda.max_memory_allocated' if device.type == 'cuda' else 'resident memory'}."
+    )
     for note in notes:
         print(note)
 
@@ -117,8 +119,10 @@ def loader(setup, folder, seconds, notes):
         transform.ToTensor(),
         transform.Normalize(MEAN, STD),
     ]
-    data = {"op by op": SemData("train", folder, folder / "list.txt", transform.Compose(ops)),
-            "lazy": SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=True))}
+    data = {
+        "op by op": SemData("train", folder, folder / "list.txt", transform.Compose(ops)),
+        "lazy": SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=True)),
+    }
     with redirect_stdout(io.StringIO()):
         data["lazy, cached"] = SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=True), cache=folder)
     keys = [(i // images, i % images) for i in range(samples)]
@@ -403,10 +407,12 @@ def model(args) -> None:
         row = [sum(c.values()) if name == "**all**" else c[name] for c in (parameters, train_macs, test_macs, kept)]
         p, a, b, m = row
         print(f"| {name} | {p / 1e6:.2f} | {a / batch / 1e9:.1f} | {b / 1e9:.1f} | {m / 2**20:.0f} |")
-    print("\nMultiply-adds: of one image, forward; convolutions and matrix products as torch.utils.flop_counter counts them, "
-          "which counts two operations each. Backward takes about twice as many.\n"
-          f"Kept for backward: what autograd saves of a float32 forward pass, {batch} image(s), by saved_tensors_hooks; "
-          "without the weights and the loss.")
+    print(
+        "\nMultiply-adds: of one image, forward; convolutions and matrix products as torch.utils.flop_counter counts them, "
+        "which counts two operations each. Backward takes about twice as many.\n"
+        f"Kept for backward: what autograd saves of a float32 forward pass, {batch} image(s), by saved_tensors_hooks; "
+        "without the weights and the loss."
+    )
     if args.step:
         print(training_step(cfg, batch, *train_size))
 

@@ -123,8 +123,10 @@ def parse(argv):
     sub.add_argument("--seed", type=natural, default=0, help="of the draw of the validation images (0)")
     add_common(sub)
 
-    for name, run, about, text in (("check", run_check, "look at every file of a config's lists", check.__doc__),
-                                   ("cache", run_cache, "decode a config's images into its cache", run_cache.__doc__)):
+    for name, run, about, text in (
+        ("check", run_check, "look at every file of a config's lists", check.__doc__),
+        ("cache", run_cache, "decode a config's images into its cache", run_cache.__doc__),
+    ):
         sub = commands.add_parser(name, help=about, description=text)
         sub.set_defaults(run=run)
         sub.add_argument("--config", type=Path, required=True, metavar="FILE")

@@ -81,7 +81,7 @@ def test(argv) -> int | None:
         log = build_logger(folder / f"test-{time.strftime('%Y%m%d_%H%M%S')}.log")
     for note in (*notes, *cfg.notes):
         log.info(note)
-    mine = indices[distributed.rank()::distributed.world_size()]
+    mine = indices[distributed.rank() :: distributed.world_size()]
 
     # ---- predict and count ----
     log.info(">>>>>>>>>>>>>>>> Start Evaluation >>>>>>>>>>>>>>>>")
@@ -115,8 +115,9 @@ def test(argv) -> int | None:
         contours += image_contours
         image_scores[index] = image_score
     counts = (confusion, contours, image_scores)  # each process filled in its own images
-    confusion, contours, image_scores = (distributed.all_reduce_sum(torch.from_numpy(count).to(device)).cpu().numpy()
-                                         for count in counts)
+    confusion, contours, image_scores = (
+        distributed.all_reduce_sum(torch.from_numpy(count).to(device)).cpu().numpy() for count in counts
+    )
 
     # ---- result ----
     if cfg.format != "none":
@@ -124,8 +125,12 @@ def test(argv) -> int | None:
     if cfg.split == "test":
         log.info(f"Predictions are in {folder}; split test has no labels, so there is no score")
     elif distributed.is_main():
-        protocol |= {"list": shown(cfg.test_list), "images": len(indices), "first image": cfg.index_start,
-                     "ignore_label": cfg.ignore_label}
+        protocol |= {
+            "list": shown(cfg.test_list),
+            "images": len(indices),
+            "first image": cfg.index_start,
+            "ignore_label": cfg.ignore_label,
+        }
         report(confusion, contours if cfg.boundary_iou else None, names, protocol, folder, log)
         order = sorted((i for i in indices if not math.isnan(image_scores[i])), key=lambda i: image_scores[i])
         illustrate(cfg, data, outputs, order, image_scores, confusion, contours, names, palette, protocol, folder)
@@ -146,8 +151,10 @@ def predict_images(cfg, network, data, indices, device, log):
             pred = predict(network, image, **prediction_settings(cfg))
         batch_time.update(time.time() - end)
         if done % cfg.print_freq == 0 or done == len(indices):
-            log.info(f"Test: [{done}/{len(indices)}] Data {data_time.val:.3f} ({data_time.avg:.3f}) "
-                     f"Batch {batch_time.val:.3f} ({batch_time.avg:.3f}).")
+            log.info(
+                f"Test: [{done}/{len(indices)}] Data {data_time.val:.3f} ({data_time.avg:.3f}) "
+                f"Batch {batch_time.val:.3f} ({batch_time.avg:.3f})."
+            )
         yield index, (pred, label)
         end = time.time()
 
@@ -201,15 +208,22 @@ def report(confusion, contours, names, protocol, folder, log):
     means = {key: getattr(result, key) for key in ("mIoU", "mAcc", "allAcc", "fwIoU", "mDice")}
     if boundary:
         columns["boundary_iou"], means["boundary_mIoU"] = boundary.iou, boundary.mIoU
-    classes = [{"id": i, "name": name} | {key: plain(column[i]) for key, column in columns.items()}
-               for i, name in enumerate(names)]
+    classes = [
+        {"id": i, "name": name} | {key: plain(column[i]) for key, column in columns.items()} for i, name in enumerate(names)
+    ]
     content = {key: plain(value) for key, value in means.items()} | {"protocol": protocol, "classes": classes}
     content = json.dumps(content, indent=1, ensure_ascii=False)
     (folder / "result.json").write_text(content + "\n", encoding="utf-8")
-    lines = [f"# {summary}", "", *(f"- {key}: {value}" for key, value in (further | protocol).items()), "",
-             table(result, names, markdown=True, boundary=boundary), "",
-             "A dash: the class is in no label (accuracy), or in neither label nor prediction (IoU, dice), or in no "
-             "prediction (precision); the means leave it out. The accuracy of a class is its recall."]
+    lines = [
+        f"# {summary}",
+        "",
+        *(f"- {key}: {value}" for key, value in (further | protocol).items()),
+        "",
+        table(result, names, markdown=True, boundary=boundary),
+        "",
+        "A dash: the class is in no label (accuracy), or in neither label nor prediction (IoU, dice), or in no "
+        "prediction (precision); the means leave it out. The accuracy of a class is its recall.",
+    ]
     (folder / "result.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_confusion(folder / "confusion.csv", confusion, names)
     save_png(folder / "confusion.png", confusion_picture(confusion, names))
@@ -218,6 +232,7 @@ def report(confusion, contours, names, protocol, folder, log):
 
 def illustrate(cfg, data, outputs, order, image_scores, confusion, contours, names, palette, protocol, folder):
     """Write report.html, and the overlays of the hardest images; order: indices of the images, the hardest first."""
+
     def example(index):
         image, label = data.read(index)
         pred = read_label(folder / f"gray/{outputs[index]}.png")
@@ -276,10 +291,11 @@ def earlier_protocol(folder):
 
 def chosen_indices(cfg, images):
     end = cfg.index_start + cfg.index_step if cfg.index_step else images
-    indices = range(images)[cfg.index_start:end]
+    indices = range(images)[cfg.index_start : end]
     if not indices:
-        raise ValueError(f"{cfg.path}: TEST.index_start: {cfg.index_start} is behind the last of the {images} images in "
-                         f"{cfg.test_list}")
+        raise ValueError(
+            f"{cfg.path}: TEST.index_start: {cfg.index_start} is behind the last of the {images} images in {cfg.test_list}"
+        )
     return indices
 
 
@@ -294,8 +310,10 @@ def check_predictions(cfg, files):
         raise ValueError(f"{cfg.path}: TEST.split: test has no labels, so has_prediction has nothing to score with")
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
-        raise ValueError(f"{cfg.path}: TEST.has_prediction: {len(missing)} of the {len(files)} predictions do not exist: "
-                         f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}")
+        raise ValueError(
+            f"{cfg.path}: TEST.has_prediction: {len(missing)} of the {len(files)} predictions do not exist: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
 
 
 def server_files_of(cfg, images):

@@ -202,7 +202,7 @@ def train(argv) -> int:
         net = torch.compile(net)
     with distributed.same_errors():
         optimizer = optimizer_of(cfg, network)
-    schedule = build_schedule(cfg, plan.max_iter, plan.data_iters)
+        schedule = build_schedule(cfg, plan.max_iter, plan.data_iters)
     precision = Precision(cfg.precision, device)
     if resumed:
         optimizer.load_state_dict(resumed["optimizer"])
@@ -219,8 +219,7 @@ def train(argv) -> int:
         out.log.info(note)
     out.log.info(
         f"{len(train_data)} training images, {data_iters} iterations of {cfg.batch_size} images once through them, "
-        f"{plan.max_iter} iterations in all, "
-        f"{distributed.world_size()} process(es) on {device}, weights: {origin}"
+        f"{plan.max_iter} iterations in all, {distributed.world_size()} process(es) on {device}, weights: {origin}"
     )
     if distributed.is_main():
         first = plan.iteration(state)
@@ -401,10 +400,7 @@ def finish_epoch(cfg, plan, state, out) -> None:
     state.epoch, state.step = state.epoch + 1, 0
     state.counted, state.loss_sum, state.areas = 0, 0.0, []
     when = f"iteration [{plan.iteration(state)}/{plan.max_iter}]" if cfg.max_iter else f"epoch [{state.epoch}/{plan.epochs}]"
-    out.log.info(
-        f"Train result at {when}: "
-        f"mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}."
-    )
+    out.log.info(f"Train result at {when}: mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}.")
     out.scalars(
         iteration=plan.iteration(state),
         epoch=state.epoch,
@@ -458,9 +454,7 @@ def validate(cfg, plan, network, data, precision, state, device, out, stop) -> d
         out.log.info(f"Class_{i} Result: iou/accuracy {iou}/{accuracy}. {name}".rstrip())
     if out.writer is not None:
         board.log_validation(out.writer, result, confusion.cpu().numpy(), names, state.epoch)
-    out.scalars(
-        iteration=plan.iteration(state), epoch=state.epoch, **{f"{name}_val": value for name, value in values.items()}
-    )
+    out.scalars(iteration=plan.iteration(state), epoch=state.epoch, **{f"{name}_val": value for name, value in values.items()})
     out.log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
     return values
 

@@ -10,7 +10,8 @@ from util.report import confusion_picture
 
 # Settings that may explain why one run is better than another: the columns of the HParams tab.
 COMPARED = """arch layers stem zoom_factor initmodel sync_bn dropout train_h train_w scale_min scale_max rotate_min rotate_max
-    loss aux_weight precision batch_size base_lr head_lr_factor power momentum weight_decay epochs manual_seed""".split()
+    loss aux_weight precision batch_size base_lr head_lr_factor power momentum weight_decay schedule epochs max_iter
+    manual_seed""".split()
 JUDGED_BY = ("mIoU_val", "mAcc_val", "allAcc_val", "loss_val")  # scalars of the same run
 
 

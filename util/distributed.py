@@ -273,6 +273,7 @@ def _convert_cpu_sync_batchnorm(module: nn.Module) -> nn.Module:
 
 # ---- end ----
 
+
 class StopSignal:
     """Remembers SIGTERM and SIGUSR1 (schedulers) and the first Ctrl-C; the program finishes its iteration and saves."""
 

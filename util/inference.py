@@ -4,6 +4,7 @@ Every scale of the image goes through the network, in overlapping windows or in 
 the class probabilities are averaged over mirror images, overlapping windows and scales: all on the model's device, in
 float32, without waiting for it. Whoever wants the network in half precision calls in an autocast context.
 """
+
 from functools import partial
 from math import ceil
 
@@ -33,8 +34,25 @@ def prediction_settings(cfg):
 
 
 @torch.inference_mode()
-def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, scales, mean, std, flip=True,
-                        stride_rate=2 / 3, test_batch=1, mode="slide", average="prob", align_corners=False, device=None):
+def predict_probability(
+    model,
+    image,
+    *,
+    classes,
+    base_size,
+    crop_h,
+    crop_w,
+    scales,
+    mean,
+    std,
+    flip=True,
+    stride_rate=2 / 3,
+    test_batch=1,
+    mode="slide",
+    average="prob",
+    align_corners=False,
+    device=None,
+):
     """Class probabilities (K, H, W) float32 of one image, on the model's device; they sum to 1 over K.
 
     model: network in eval mode, or any function, (N, 3, crop_h, crop_w) float32 normalised -> logits (N, K, h, w);
@@ -62,8 +80,10 @@ def predict_probability(model, image, *, classes, base_size, crop_h, crop_w, sca
     flip the scale at work has two tensors, and after the model's work there are up to four of the image's size.
     """
     if getattr(model, "training", False):
-        raise ValueError("the model is in training mode, and dropout and batch statistics would spoil its predictions: "
-                         "call model.eval() first")
+        raise ValueError(
+            "the model is in training mode, and dropout and batch statistics would spoil its predictions: "
+            "call model.eval() first"
+        )
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected an image of shape (H, W, 3), not {tuple(image.shape)}")
     if not len(scales):
@@ -132,12 +152,12 @@ def _slide(window, x, classes, crop_h, crop_w, stride_rate, test_batch):
     corners = [(i, j) for i in rows for j in cols]
     total = x.new_zeros(passes, classes, *x.shape[2:])
     for first in range(0, len(corners), test_batch):
-        batch = corners[first:first + test_batch]
-        windows = torch.cat([x[:, :, i:i + crop_h, j:j + crop_w] for i, j in batch])
+        batch = corners[first : first + test_batch]
+        windows = torch.cat([x[:, :, i : i + crop_h, j : j + crop_w] for i, j in batch])
         for (i, j), y in zip(batch, window(windows).split(passes)):
-            total[:, :, i:i + crop_h, j:j + crop_w] += y
+            total[:, :, i : i + crop_h, j : j + crop_w] += y
     total /= _cover(rows, crop_h, total.shape[2], x)[:, None] * _cover(cols, crop_w, total.shape[3], x)
-    return total[:, :, top:top + h, left:left + w]
+    return total[:, :, top : top + h, left : left + w]
 
 
 def _window_logits(model, classes, windows):
@@ -172,7 +192,7 @@ def _cover(starts, crop, side, like):
     """(side,) how many windows cover each pixel of one axis; the windows form a grid, so the two axes multiply."""
     count = like.new_zeros(side)
     for start in starts:
-        count[start:start + crop] += 1
+        count[start : start + crop] += 1
     return count
 
 

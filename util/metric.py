@@ -92,8 +92,9 @@ def boundary_areas(pred, label, K, ignore_label=255, dilation=0.02):
         contours.append(contour[1:-1, 1:-1] & (ids < K))
     of_label, of_pred = contours
     both = of_label & of_pred & (label == pred)
-    intersection, target, predicted = (np.bincount(ids[where], minlength=K) for ids, where in
-                                       ((label, both), (label, of_label), (pred, of_pred)))
+    intersection, target, predicted = (
+        np.bincount(ids[where], minlength=K) for ids, where in ((label, both), (label, of_label), (pred, of_pred))
+    )
     return np.stack([intersection, target + predicted - intersection, target])
 
 
@@ -105,15 +106,15 @@ class Scores:
     nothing is labelled as it (target 0), from precision when nothing is predicted as it.
     """
 
-    iou: np.ndarray        # intersection / union
-    accuracy: np.ndarray   # intersection / labelled pixels: the recall of the class
-    dice: np.ndarray       # 2 intersection / (labelled + predicted pixels)
+    iou: np.ndarray  # intersection / union
+    accuracy: np.ndarray  # intersection / labelled pixels: the recall of the class
+    dice: np.ndarray  # 2 intersection / (labelled + predicted pixels)
     precision: np.ndarray  # intersection / predicted pixels
     mIoU: float
-    mDice: float           # mean of dice
-    mAcc: float            # mean of accuracy
-    allAcc: float          # correct pixels / labelled pixels
-    fwIoU: float           # sum over classes of labelled pixels * IoU / labelled pixels (Long et al., CVPR 2015, section 5)
+    mDice: float  # mean of dice
+    mAcc: float  # mean of accuracy
+    allAcc: float  # correct pixels / labelled pixels
+    fwIoU: float  # sum over classes of labelled pixels * IoU / labelled pixels (Long et al., CVPR 2015, section 5)
 
     @property
     def recall(self):
@@ -181,8 +182,9 @@ def table(result, names=None, markdown=False, boundary=None):
         cells.insert(1, ["---", ":---", *["---:"] * len(columns)])
         return "\n".join(f"| {' | '.join(row)} |" for row in cells)
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ([row[0].rjust(width[0]), row[1].ljust(width[1]), *(c.rjust(w) for c, w in zip(row[2:], width[2:]))]
-             for row in rows)
+    lines = (
+        [row[0].rjust(width[0]), row[1].ljust(width[1]), *(c.rjust(w) for c, w in zip(row[2:], width[2:]))] for row in rows
+    )
     return "\n".join("  ".join(line) for line in lines)
 
 
@@ -236,14 +238,16 @@ def _column(pred, K):
 
 def _areas(pairs, K):
     intersection, target = pairs.diagonal()[:K].clone(), pairs[:K].sum(1)
-    return intersection, target + pairs[:K + 1, :K].sum(0) - intersection, target
+    return intersection, target + pairs[: K + 1, :K].sum(0) - intersection, target
 
 
 def _check_labels(pairs, label, K, ignore):
     if pairs[K].any():
         outside = label[((label < 0) | (label >= K)) & (label != ignore)]
-        raise ValueError(f"label {_tally(outside)} outside 0..{K - 1} and not the ignored {ignore}: "
-                         "correct the label image, or `classes` and `ignore_label`")
+        raise ValueError(
+            f"label {_tally(outside)} outside 0..{K - 1} and not the ignored {ignore}: "
+            "correct the label image, or `classes` and `ignore_label`"
+        )
 
 
 def _tally(values):

@@ -198,10 +198,13 @@ def build_report(title, result, boundary, confusion, names, palette, protocol, h
     numbers = "".join(f"<div><b>{number(value)}</b><span>{key}</span></div>" for key, value in tiles.items())
     terms = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(_plain(value))}</dd>" for key, value in protocol.items())
     light, dark = (_data_uri(_flat(confusion_picture(confusion, names, dark=d))) for d in (False, True))
-    mistakes = "".join(f"<li><b>{share:.1%}</b> of <i>{escape(a)}</i> taken for <i>{escape(b)}</i></li>"
-                       for share, a, b in confusions(confusion, names))
-    links = "".join(f'<li><a href="{escape(quote(link))}">{escape(name)}</a> <b>{number(mIoU)}</b></li>'
-                    for name, mIoU, link in listed)
+    mistakes = "".join(
+        f"<li><b>{share:.1%}</b> of <i>{escape(a)}</i> taken for <i>{escape(b)}</i></li>"
+        for share, a, b in confusions(confusion, names)
+    )
+    links = "".join(
+        f'<li><a href="{escape(quote(link))}">{escape(name)}</a> <b>{number(mIoU)}</b></li>' for name, mIoU, link in listed
+    )
     hardest, best = ("".join(_row(example, names, palette, ignore_label) for example in some) for some in (hardest, best))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -232,7 +235,7 @@ prediction (precision); the means leave it out. The accuracy of a class is its r
 <section>
 <h2>Confusion</h2>
 <div class="wide"><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}"
-alt="Confusion matrix of {len(names)} classes" class="matrix{' large' if len(names) > 60 else ''}"></picture></div>
+alt="Confusion matrix of {len(names)} classes" class="matrix{" large" if len(names) > 60 else ""}"></picture></div>
 <ol class="columns">{mistakes}</ol>
 <p class="note">The counts are in <a href="confusion.csv">confusion.csv</a>, the picture in
 <a href="confusion.png">confusion.png</a>.</p>

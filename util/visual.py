@@ -1,4 +1,5 @@
 """Predictions for the eye, and their files: palettes, overlays, PNGs, and the lists of class names and colours."""
+
 import colorsys
 import io
 import os
@@ -46,7 +47,7 @@ def colorize(gray, palette):
         return Image.fromarray(paint(gray, palette))
     image = Image.fromarray(np.ascontiguousarray(gray, np.uint8))
     colors = np.zeros((256, 3), np.uint8)
-    colors[:len(palette)] = palette
+    colors[: len(palette)] = palette
     image.putpalette(colors.tobytes())
     return image
 
