@@ -40,6 +40,7 @@ from model.fold import fold_batchnorm
 from model.loss import CrossEntropy, upsampled_loss
 from model.pspnet import PSPNet
 from util import transform
+from util.command import find_config
 from util.config import ROOT, load_config
 from util.dataset import SemData
 from util.inference import predict, window_starts
@@ -389,7 +390,7 @@ def processor():
 
 
 def model(args) -> None:
-    cfg = load_config(args.config, args.opts)
+    cfg = load_config(find_config(args.config), args.opts)
     train_size = args.h or cfg.train_h, args.w or cfg.train_w
     test_size = args.h or cfg.test_h or cfg.train_h, args.w or cfg.test_w or cfg.train_w
     batch = args.batch or max(cfg.batch_size // max(len(cfg.train_gpu or ()), 1) // cfg.accumulate_steps, 1)
@@ -485,7 +486,7 @@ def parse_args(argv):
     sub.add_argument("--quick", action="store_true", help="tiny sizes, one run each: whether it works at all")
     sub = commands.add_parser("model", help="parameters, multiply-adds and memory of each part of a network")
     sub.set_defaults(command=model)
-    sub.add_argument("--config", required=True, help="YAML file of the experiment")
+    sub.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")
     sub.add_argument("--h", type=int, help="height of the image (default: train_h, test_h)")
     sub.add_argument("--w", type=int, help="width of the image (default: train_w, test_w)")
     sub.add_argument("--batch", type=int, help="images at a time (default: batch_size over train_gpu and accumulate_steps)")

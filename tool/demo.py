@@ -22,6 +22,7 @@ from model.fold import for_test
 from model.weights import load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
+from util.command import find_config
 from util.config import load_config
 from util.inference import predict, prediction_settings
 from util.log import report_errors
@@ -38,7 +39,7 @@ def main(argv=None) -> int:
 
 def demo(args) -> None:
     overrides = [*args.opts, *(["model_path", str(Path(args.model_path).resolve())] if args.model_path else [])]
-    cfg = load_config(args.config, overrides, must_exist=["model_path"])
+    cfg = load_config(find_config(args.config), overrides, must_exist=["model_path"])
     paths = find_images(args.image)
     names = load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {i}" for i in range(cfg.classes)]
     palette = load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
@@ -82,7 +83,7 @@ def read_upright(path):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of the experiment")
+    parser.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")
     parser.add_argument("--image", required=True, help="a picture, a folder of pictures, or a quoted pattern with *")
     parser.add_argument("--out", default="demo", help="folder for the results (default: %(default)s)")
     parser.add_argument("--model_path", "--model-path", help="checkpoint; default: the config's model_path")

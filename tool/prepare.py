@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from util import layout, prepare
 from util.check import check
+from util.command import find_config
 from util.config import ROOT, load_config
 from util.dataset import SemData
 from util.log import report_errors
@@ -68,7 +69,7 @@ For the config:
 
 
 def run_check(args):
-    report, faults = check(load_config(args.config, args.overrides))
+    report, faults = check(load_config(find_config(args.config), args.overrides))
     if report:
         print(report, flush=True)
     if faults:
@@ -78,7 +79,7 @@ def run_check(args):
 
 def run_cache(args):
     """Decode the images of a config's training and validation list into its cache; training does so where it is missing."""
-    cfg = load_config(args.config, args.overrides, must_exist=["data_root", "train_list"])
+    cfg = load_config(find_config(args.config), args.overrides, must_exist=["data_root", "train_list"])
     if cfg.cache is None:
         raise ValueError(f"{args.config}: DATA.cache: no folder is set; set one in the file or here: cache dataset/NAME/cache")
     lists = {"train": cfg.train_list, **({"val": cfg.val_list} if cfg.val_list else {})}

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from util.command import find_config
 from util.config import load_config
 from util.dataset import read_list
 from util.log import report_errors
@@ -44,7 +45,7 @@ def main(argv=None) -> int:
     def run():
         if args.opts and not args.config:
             raise ValueError(f"{' '.join(args.opts)}: these are keys of a config; name it with --config")
-        panels = panels_of(load_config(args.config, args.opts)) if args.config else all_panels()
+        panels = panels_of(load_config(find_config(args.config), args.opts)) if args.config else all_panels()
         args.out.parent.mkdir(parents=True, exist_ok=True)
         image = draw(panels, columns=min(len(panels), 3))
         image.quantize(128, dither=Image.Dither.NONE).save(args.out, optimize=True)
@@ -204,7 +205,7 @@ def font(size):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the PNG")
-    parser.add_argument("--config", metavar="FILE", help="draw the schedule of this YAML file")
+    parser.add_argument("--config", metavar="FILE", help="draw the schedule of this experiment")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config: schedule cosine")
     return parser.parse_args(argv)
 
