@@ -129,3 +129,11 @@ def test_sampler_goes_on_into_the_next_epochs():
     assert len(endless) == 6
     expected = [*list(sampler(1))[2:], *sampler(2), *list(sampler(3))[:2]]
     assert list(endless) == expected and len(expected) == 6
+
+
+def test_keys_that_will_do_nothing_are_noted(toy_options, tmp_path, capsys):
+    assert run(toy_options, tmp_path, "max_iter", "null", "epochs", 1, "test_list", tmp_path / "none.txt") == 0
+    screen = capsys.readouterr().out
+    assert "iter_interval: 5 is for runs of max_iter iterations" in screen and "none.txt does not exist" in screen
+    assert run(toy_options, tmp_path, "max_iter", 1) == 0
+    assert " is for runs of max_iter" not in capsys.readouterr().out

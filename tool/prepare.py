@@ -63,6 +63,8 @@ For the config:
   data_root: {root}
   train_list: {root}/list/train.txt
   val_list: {root}/list/val.txt
+  test_list: {root}/list/val.txt
+  save_path: exp/{out.name}/pspnet18/model
   classes: {len(plan.names)}
   names_path: {root}/{out.name}_names.txt
   colors_path: {root}/{out.name}_colors.txt"""

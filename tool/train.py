@@ -32,7 +32,7 @@ from util import board, distributed
 from util.check import automatic_class_weights
 from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside_checkpoints
 from util.command import parse_train
-from util.config import ROOT, changed_keys, dump_config, load_config
+from util.config import ROOT, Config, changed_keys, dump_config, load_config
 from util.distributed import REQUEUE
 from util.inference import predict_probability, prediction_settings
 from util.loader import build_data, build_loader, build_val_loader, check_data, end_workers
@@ -546,7 +546,11 @@ def check_batch(cfg) -> None:
 
 
 def launch_notes(cfg):
-    """What old keys of the config meant, where that is not what happens."""
+    """What keys of the config do not do, or will not."""
+    if cfg.test_list and not Path(cfg.test_list).exists():
+        yield f"test_list: {cfg.test_list} does not exist; the training does not need it, but the test will"
+    if not cfg.max_iter and cfg.iter_interval != Config.iter_interval:
+        yield f"iter_interval: {cfg.iter_interval} is for runs of max_iter iterations; this one counts epochs"
     if cfg.world_size not in (1, int(os.environ.get("GROUP_WORLD_SIZE", 1))):
         yield f"world_size: {cfg.world_size}, rank and dist_url are not used: the launcher knows the machines"
     if not cfg.multiprocessing_distributed and cfg.train_gpu and len(cfg.train_gpu) > 1:
