@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from tool import train
 from util.checkpoint import load_checkpoint
@@ -137,3 +138,31 @@ def test_keys_that_will_do_nothing_are_noted(toy_options, tmp_path, capsys):
     assert "iter_interval: 5 is for runs of max_iter iterations" in screen and "none.txt does not exist" in screen
     assert run(toy_options, tmp_path, "max_iter", 1) == 0
     assert " is for runs of max_iter" not in capsys.readouterr().out
+
+
+def test_validations_stay_in_the_metrics_file_when_intervals_grow(toy_options, tmp_path):
+    validating = ["evaluate", "True", "eval_freq", 1]
+    assert run(toy_options, tmp_path, *validating, "max_iter", 4, "iter_interval", 1) == 0
+    assert run(toy_options, tmp_path, *validating, "resume", "auto") == 0
+    assert [i for i, _ in lines(tmp_path, "mIoU_val")] == [1, 2, 3, 4, 5, 8]
+
+
+def test_a_checkpoint_from_before_intervals_goes_on(toy_options, tmp_path):
+    epochs = ["max_iter", "null", "epochs", 3]
+    assert run(toy_options, tmp_path / "a", *epochs, "save_iters", 2) == 0
+    content = load_checkpoint(tmp_path / "a/train_epoch_2.pth")
+    del content["iteration"]
+    state = content["state"]
+    for key in ("best_score", "best_at", "counted"):
+        del state[key]
+    state |= {"best_mIoU": 0.25, "best_epoch": 1}
+    config = yaml.safe_load(content["config"])
+    for key in ("max_iter", "iter_interval", "main_metric"):
+        del config["TRAIN"][key]
+    torch.save(content | {"config": yaml.safe_dump(config)}, tmp_path / "old.pth")
+    assert run(toy_options, tmp_path / "b", *epochs, "resume", tmp_path / "old.pth") == 0
+    assert same(tmp_path / "a/train_epoch_3.pth", tmp_path / "b/train_epoch_3.pth")
+    state = load_checkpoint(tmp_path / "b/train_epoch_3.pth")["state"]
+    assert state["best_score"] == 0.25 and state["best_at"] == "epoch 1"
+    assert run(toy_options, tmp_path / "c", "resume", tmp_path / "old.pth") == 0  # 6 of 8 iterations
+    assert [i for i, _ in lines(tmp_path / "c", "loss_train_batch")] == [7, 8]

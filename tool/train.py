@@ -166,7 +166,7 @@ def train(argv) -> int:
     seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
     state = State(epoch=cfg.start_epoch, seed=distributed.from_main(seed))
     if resumed:
-        state = State(**resumed["state"])
+        state = state_of(resumed)
     if asdict(state) != distributed.from_main(asdict(state)):
         raise ValueError(f"{save_path}: not the checkpoint that the main process found; all machines must see the same files")
 
@@ -180,8 +180,7 @@ def train(argv) -> int:
     plan = Plan(data_iters, data_iters, cfg.epochs * data_iters)
     if cfg.max_iter:
         plan = Plan(data_iters, cfg.iter_interval, cfg.max_iter)
-    if resumed:
-        find_place(cfg, plan, state, resumed)
+    moved = resumed is not None and find_place(cfg, plan, state, resumed)
 
     # ---- network, optimizer ----
     torch.manual_seed(state.seed)  # the same first weights in every process
@@ -227,7 +226,8 @@ def train(argv) -> int:
         (save_path / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
         out.writer = SummaryWriter(str(save_path), purge_step=first + 1 if first else None)
         board.log_start(out.writer, cfg)
-        out.metrics = MetricsFile(save_path / "metrics.jsonl", first, state.epoch)
+        # Where epochs have another length now, their numbers say nothing of which lines are beyond the start.
+        out.metrics = MetricsFile(save_path / "metrics.jsonl", first, math.inf if moved else state.epoch)
 
     # ---- loop ----
     def save(name=None):
@@ -519,19 +519,31 @@ def check_resumed(cfg, resumed, log) -> None:
     if resumed["state"]["step"] and {"batch_size", "train_list"} & changes.keys():
         raise ValueError(
             f"{cfg.path}: the checkpoint stands inside an epoch, and batch_size or train_list changed since; "
-            "set them back, or resume from a train_epoch_N.pth without `_iter_`"
+            "set them back, or resume from a checkpoint at the end of an epoch or interval"
         )
 
 
-def find_place(cfg, plan, state, resumed) -> None:
-    """A run that counts in intervals, or did before, goes on at its iteration, however long they are now."""
-    counted_epochs = not cfg.max_iter and not yaml.safe_load(resumed["config"])["TRAIN"]["max_iter"]
-    if counted_epochs or plan.iteration(state) == resumed["iteration"]:
-        return
-    state.epoch, state.step = divmod(resumed["iteration"], plan.epoch_iters)
-    if resumed["iteration"] >= plan.max_iter:
+def state_of(resumed) -> State:
+    """That of a checkpoint, also of one written before `main_metric` and `max_iter` were there."""
+    state = dict(resumed["state"])
+    if "best_mIoU" in state:
+        score, epoch = state.pop("best_mIoU"), state.pop("best_epoch")
+        state |= {"best_score": score, "best_at": f"epoch {epoch}"} if epoch else {}
+        state["counted"] = state["step"]
+    return State(**state)
+
+
+def find_place(cfg, plan, state, resumed) -> bool:
+    """A run that counts in intervals, or did before, goes on at its iteration, however long they are now: True if it moved."""
+    iteration = resumed.get("iteration", state.epoch * plan.data_iters + state.step)
+    counted_epochs = not cfg.max_iter and not yaml.safe_load(resumed["config"])["TRAIN"].get("max_iter")
+    if counted_epochs or plan.iteration(state) == iteration:
+        return False
+    state.epoch, state.step = divmod(iteration, plan.epoch_iters)
+    if iteration >= plan.max_iter:
         state.epoch, state.step = plan.epochs, 0
     state.counted, state.loss_sum, state.areas = 0, 0.0, []
+    return True
 
 
 def check_batch(cfg) -> None:
