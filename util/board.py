@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its scalars: config, settings to compare runs by, scores by class, confusion."""
+"""TensorBoard beside the scalars of a run: config, settings to compare runs by, scores by class, confusion matrix."""
 
 import textwrap
 
@@ -15,16 +15,16 @@ COMPARED = """arch layers stem zoom_factor initmodel sync_bn dropout train_h tra
 JUDGED_BY = ("mIoU_val", "mAcc_val", "allAcc_val", "loss_val")  # scalars of the same run
 
 
-def log_start(writer, cfg: Config) -> None:
-    """The config as text, and what the HParams tab compares."""
-    writer.add_text("config", textwrap.indent(dump_config(cfg), "    "))
+def log_start(writer, cfg: Config, step: int = 0) -> None:
+    """The config as text, and the settings that the HParams tab compares. step: iteration at which the run starts."""
+    writer.add_text("config", textwrap.indent(dump_config(cfg), "    "), step)
     settings = {key: getattr(cfg, key) for key in COMPARED}
     if cfg.initmodel:
         settings["initmodel"] = cfg.initmodel.rpartition("/")[2]
     # Not writer.add_hparams, which opens a folder of its own for them, apart from the run's scalars.
     experiment, session, _ = hparams(settings, dict.fromkeys(JUDGED_BY, 0.0))
     for summary in (experiment, session):
-        writer.file_writer.add_summary(summary, 0)
+        writer.file_writer.add_summary(summary, step)
 
 
 def log_validation(writer, result: Scores, confusion, names: list[str], step: int) -> None:

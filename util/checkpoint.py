@@ -1,10 +1,10 @@
-"""Checkpoints: written whole or not at all, verified when read, and never able to run code.
+"""Checkpoint files: written whole or not at all, verified when read, and never able to run code.
 
 A checkpoint is a dict of tensors and plain values written by `torch.save`: a zip archive, whose CRC-32 sums are the
 checksum. `epoch`, `state_dict` and `optimizer` have the original's names and meaning.
 """
 
-import os
+import io
 import pickle
 import re
 import zipfile
@@ -12,116 +12,166 @@ from pathlib import Path
 
 import torch
 
+from util.common import Mistake, first_few, write_aside
+
 NAME = re.compile(r"train_(?:epoch_(\d+)(?:_iter_(\d+))?|iter_(\d+))\.pth")
+RUN_FILES = (
+    "train_epoch_*.pth train_iter_*.pth model_best.pth metrics.jsonl events.out.tfevents.* config.yaml".split()
+)  # and logs
 
 
-def save_checkpoint(state: dict, path) -> None:
-    """Write `state` so that `path` is always the old file or the whole new one, also when the power or the disk goes."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path}: could not be written ({error}); earlier checkpoints are untouched") from error
-    _sync_folder(path.parent)
+class Damaged(Mistake):
+    """The content of a file is not that of a checkpoint, or not what was written."""
+
+
+def save_checkpoint(content: dict, path) -> None:
+    """Write a checkpoint so that `path` is always the old file or the whole new one, also when the power fails."""
+    with write_aside(path, sync=True) as aside, aside.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # so torch reports a full disk
+            raise Mistake(f"{path}: could not be written ({_first_line(error)}); earlier checkpoints are untouched") from error
 
 
 def load_checkpoint(path) -> dict:
     """Read a checkpoint to the CPU after checking every byte of it against its checksums.
 
     Only tensors and plain values are accepted (`weights_only=True`); `module.` prefixes of DataParallel are removed.
-    Raises ValueError with the reason when the file is missing, damaged, or would run code.
+    Raises Mistake if the file cannot be read, Damaged if its content is damaged, of another kind, or would run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
-    if zipfile.is_zipfile(path):  # files of torch < 1.6 are not, and have no checksums
-        damaged = _damage(path)
-        if damaged is not None:
-            raise ValueError(f"{path}: damaged file ({damaged} does not match its checksum); use an earlier checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused, since it holds more than tensors and plain values and could run code ({_first_line(error)})"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise Mistake(f"{path}: no such checkpoint") from None
+    except (OSError, MemoryError) as error:
+        raise Mistake(f"{path}: cannot be read ({error or 'not enough memory'})") from error
+    content = _decode(path, data)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict with `state_dict`, found {type(content).__name__}")
-    if "state_dict" in content:
-        content["state_dict"] = {key.removeprefix("module."): value for key, value in content["state_dict"].items()}
+        raise Damaged(f"{path}: expected a dict with `state_dict`, found {type(content).__name__}")
+    weights = content.get("state_dict")
+    if isinstance(weights, dict):
+        content["state_dict"] = {str(key).removeprefix("module."): value for key, value in weights.items()}
     return content
 
 
-def newest_checkpoint(folder, warn):
-    """The newest sound checkpoint of a run, or None if there is none; `warn(message)` hears of each damaged one."""
-    for path in reversed(_checkpoints(folder)):
+def newest_checkpoint(folder, data_iters, warn):
+    """Content of the newest sound checkpoint of a run, or None if there is none.
+
+    data_iters: iterations of an epoch. Damaged ones are passed over, and `warn(message)` is called for each. Raises Mistake
+    if one cannot be read, or if all of them are damaged.
+    """
+    damaged = []
+    for path in reversed(list_checkpoints(folder, data_iters)):
         try:
             return load_checkpoint(path)
-        except ValueError as error:
+        except Damaged as error:
+            damaged.append(str(error))
             warn(f"{error}; trying the one before")
+    if damaged:
+        raise Mistake(
+            f"{folder}: every checkpoint is damaged; to start anew, set `resume` to nothing:\n" + first_few(damaged, 5, "\n")
+        )
     return None
 
 
-def prune_checkpoints(folder, keep: int) -> None:
-    """Keep the `keep` newest train_epoch_N.pth, or train_iter_N.pth, and the `keep` newest inside the epoch that runs.
+def list_checkpoints(folder, data_iters) -> list[Path]:
+    """The numbered checkpoints of a run, oldest first."""
+    found = (path for path in Path(folder).glob("*.pth") if NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: position_of(path, data_iters))
 
-    Nothing goes unless one of those that stay is whole, so the only good one is never removed.
+
+def position_of(path, data_iters) -> tuple[int, bool]:
+    """(finished iterations, whether the interval that ends there was finished) by the file's name."""
+    epoch, inside, iteration = NAME.fullmatch(Path(path).name).groups()
+    if iteration:
+        return int(iteration), True
+    return int(epoch) * data_iters + min(int(inside or 0), data_iters), inside is None
+
+
+def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
+    """Keep the `keep` newest train_epoch_N.pth and train_iter_N.pth, and the `keep` newest inside the current epoch.
+
+    Nothing is deleted unless one of those that stay is whole, so the only good one is never deleted.
     """
-    paths = _checkpoints(folder)
-    ended = [path for path in paths if position_of(path)[1] == 0]
-    inside = [path for path in paths if not ended or position_of(path) > position_of(ended[-1])]
-    stay = ended[-keep:] + inside[-keep:]
-    if any(_damage(path) is None for path in reversed(stay)):
+    paths = list_checkpoints(folder, data_iters)
+    position = {path: position_of(path, data_iters) for path in paths}
+    finished = [path for path in paths if position[path][1]]
+    inside = [path for path in paths if not finished or position[path] > position[finished[-1]]]
+    stay = finished[-keep:] + inside[-keep:]
+    if any(_is_whole(path) for path in reversed(stay)):
         for path in set(paths) - set(stay):
             path.unlink()
 
 
-def set_aside_checkpoints(folder, position, warn) -> None:
-    """Before a run that starts at `position`: remove what a killed one left half-written, and set aside, as NAME.old, the
-    checkpoints of an earlier run beyond it, which would pass for newer ones of this run."""
-    for path in Path(folder).glob(".*.pth.*.tmp"):
+def set_aside(folder, new_log, position=None, data_iters=1) -> Path | None:
+    """Move what an earlier run left in `folder` into folder/earlier-N, and return that; None if there is nothing to move.
+
+    position: (iteration, finished) where a resumed run goes on: only the checkpoints beyond it are moved, with a copy of
+    metrics.jsonl; None moves all. new_log: the log file of the run that starts, which stays. Files left half-written by a
+    killed run are deleted.
+    """
+    folder = Path(folder)
+    for path in folder.glob(".*.tmp"):
         path.unlink()
-    for path in _checkpoints(folder):
-        if position_of(path) > position:
-            path.rename(f"{path}.old")
-            warn(f"{path} is of an earlier run, or damaged; it is {path.name}.old now")
+    if position is None:
+        files = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+        files += [path for path in folder.glob("train-*.log") if files and path != new_log]
+    else:
+        files = [path for path in list_checkpoints(folder, data_iters) if position_of(path, data_iters) > position]
+        best = folder / "model_best.pth"
+        files += [best] if best.exists() and _iteration_in(best) > position[0] else []
+    if not files:
+        return None
+    number = 1 + max((int(path.name[8:]) for path in folder.glob("earlier-*") if path.name[8:].isdecimal()), default=0)
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    metrics = folder / "metrics.jsonl"
+    if position is not None and metrics.exists():
+        (target / metrics.name).write_bytes(metrics.read_bytes())
+    for path in files:
+        path.rename(target / path.name)
+    return target
 
 
-def position_of(path) -> tuple[int, int]:
-    """(finished epochs, finished iterations of the next) that the name of a checkpoint states; (finished iterations, 0) in a
-    run that counts nothing else."""
-    epoch, inside, iteration = NAME.fullmatch(Path(path).name).groups()
-    return int(epoch or iteration), int(inside or 0)
+def _decode(path, data):
+    """What torch.save wrote. Since nothing is read from a disk here, every error means that the content is wrong."""
+    file = io.BytesIO(data)
+    try:
+        if zipfile.is_zipfile(file):  # torch < 1.6 wrote pickles without checksums
+            damaged = zipfile.ZipFile(file).testzip()
+            if damaged is not None:
+                raise Damaged(f"{path}: damaged file ({damaged} does not match its checksum); use an earlier checkpoint")
+        elif not data.startswith(b"\x80"):
+            raise Damaged(f"{path}: not a readable checkpoint (torch.save does not write files that begin with {data[:8]!r})")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (Mistake, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error):
+            raise Damaged(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+        raise Damaged(
+            f"{path}: refused, since it holds more than tensors and plain values and could run code ({_first_line(error)})"
+        ) from None
+    except Exception as error:
+        raise Damaged(f"{path}: damaged, not a readable checkpoint ({_first_line(error)})") from None
 
 
-def _checkpoints(folder) -> list[Path]:
-    """Those of a run, oldest first; names that people gave are not among them."""
-    return sorted((path for path in Path(folder).glob("*.pth") if NAME.fullmatch(path.name)), key=position_of)
-
-
-def _damage(path):
-    """The first thing in the file that does not match its checksum, or why it cannot be looked for; None if all is well."""
+def _is_whole(path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        return error
+            return file.testzip() is None
+    except Exception:  # see _decode
+        return False
 
 
-def _sync_folder(folder) -> None:
-    """A rename is safe only after the folder that holds the names is on the disk too."""
-    handle = os.open(folder, os.O_RDONLY)
+def _iteration_in(path) -> int:
+    """The iteration that a checkpoint states; only this number is read. 0 if it has none."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        iteration = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"]
+        return iteration if isinstance(iteration, int) else 0
+    except Exception:  # see _decode
+        return 0
 
 
 def _first_line(error) -> str:

@@ -1,4 +1,4 @@
-"""Who am I among the processes? Every function also answers in a single process, so callers never branch."""
+"""Distributed helpers that also work in one process, so that callers never branch."""
 
 import functools
 import math
@@ -20,6 +20,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
+from util.common import Mistake
+
 REQUEUE = 75  # EX_TEMPFAIL, the exit status after a signal: schedulers can be told to start a job that ends so again
 
 
@@ -37,7 +39,7 @@ def local_world_size() -> int:
 
 
 def is_main() -> bool:
-    """True in the one process that prints and writes files."""
+    """True in the one process that logs and writes files."""
     return rank() == 0
 
 
@@ -45,7 +47,7 @@ def is_main() -> bool:
 
 
 def adopt_launcher() -> None:
-    """Hand on what mpirun or srun says in torchrun's variables, which torch reads: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*.
+    """Set torchrun's variables, which torch reads (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*), from those of mpirun or srun.
 
     torchrun comes first, since srun may start it, then mpirun, which srun may start as well.
     """
@@ -68,7 +70,7 @@ def adopt_launcher() -> None:
         return
     env.setdefault("MASTER_PORT", str(20000 + zlib.crc32(job.encode()) % 10000))  # another one for every job
     if "MASTER_ADDR" not in env and host is None:
-        raise ValueError("mpirun over several machines: say where the first process is, `mpirun -x MASTER_ADDR=HOST ...`")
+        raise Mistake("mpirun over several machines: state where the first process is, `mpirun -x MASTER_ADDR=HOST ...`")
     env.setdefault("MASTER_ADDR", host or "")
     env.update(RANK=ours, WORLD_SIZE=size, LOCAL_RANK=local, LOCAL_WORLD_SIZE=local_size)
 
@@ -92,14 +94,15 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
     if machines > 1:
         found = re.fullmatch(r"tcp://(.+):(\d+)", url)
         if not found:
-            raise ValueError(f"dist_url: {url}: expected tcp://HOST:PORT, the address of the first of the {machines} machines")
+            raise Mistake(f"dist_url: {url}: expected tcp://HOST:PORT, the address of the first of the {machines} machines")
         address, port = found.groups()
         where = [f"--nnodes={machines}", f"--node-rank={machine}", f"--master-addr={address}", f"--master-port={port}"]
+        print(f"Machine {machine} of 0..{machines - 1}: waiting until all of them have met at {address}:{port}", flush=True)
 
-    def hand_on(number, _frame):  # torch's launcher does so for SIGTERM and SIGINT
-        raise SignalException("handed on", signal.Signals(number))
+    def pass_on(number, _frame):  # torch's launcher does so for SIGTERM and SIGINT
+        raise SignalException("passed on", signal.Signals(number))
 
-    signal.signal(signal.SIGUSR1, hand_on)
+    signal.signal(signal.SIGUSR1, pass_on)
     try:
         torchrun.run(torchrun.parse_args([*where, f"--nproc-per-node={processes}", str(script), *argv]))
     except ChildFailedError as failed:
@@ -123,7 +126,7 @@ def pick_device(gpus) -> torch.device:
     if "SLURM_STEP_ID" in os.environ and torch.cuda.device_count() == 1:
         local_rank = 0  # srun --gpus-per-task=1 shows each process its own GPU alone
     if local_rank >= len(gpus) or gpus[local_rank] >= torch.cuda.device_count():
-        raise ValueError(
+        raise Mistake(
             f"process {local_rank} of this machine has no GPU: configured are {list(gpus)}, "
             f"and CUDA sees {torch.cuda.device_count()}; correct train_gpu or test_gpu"
         )
@@ -141,11 +144,11 @@ def init_process_group(device: torch.device, backend: str = "nccl") -> None:
 
 
 def _name_of_start(store, rank, world) -> str:
-    """A name that the processes of this start share, and those of none before.
+    """A name that the processes of this start share, and those of no earlier start.
 
-    torchrun keeps its store when it replaces processes, and the addresses of the dead ones in it: whoever reads those waits
-    in vain. So the main process hangs out a new name, each other one asks under it with a new name of its own (again and
-    again, since it may have read that of a dead main process), and is answered there.
+    torchrun keeps its store when it replaces processes, with the addresses of the dead ones in it: a process that reads those
+    waits for ever. So the main process publishes a new name; each other one registers a new name of its own under it
+    (repeatedly, since it may have read the name of a dead main process), and waits for the answer there.
     """
     name = uuid.uuid4().hex
     if rank == 0:
@@ -196,10 +199,10 @@ def gather(items: list) -> list:
 
 @contextmanager
 def same_errors():
-    """For what goes wrong in all processes alike: the first of each machine says so, the others end without a word."""
+    """For mistakes that all processes find alike: the first process of each machine raises it, the others exit silently."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError):
+    except Mistake:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             raise
         sys.exit(1)
@@ -211,7 +214,7 @@ def on_main(function):
     if is_main():
         try:
             result = function()
-        except (ValueError, OSError) as caught:
+        except Exception as caught:
             error = caught
     if not from_main(error is None):
         raise error or SystemExit(1)
@@ -278,26 +281,26 @@ class StopSignal:
     """Remembers SIGTERM and SIGUSR1 (schedulers) and the first Ctrl-C; the program finishes its iteration and saves."""
 
     def __init__(self):
-        self.received, self.time = 0, math.inf
+        self.received, self.time = 0, math.inf  # by this process
+        self.agreed = 0  # by all of them
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._remember)
 
     def _remember(self, number, _frame):
-        if number == signal.SIGINT and time.monotonic() - self.time > 1:  # sooner it is the same one, handed on by a launcher
-            raise KeyboardInterrupt  # the second Ctrl-C means: now
+        if number == signal.SIGINT and time.monotonic() - self.time > 1:  # sooner it is the same one, passed on by a launcher
+            raise KeyboardInterrupt  # the second Ctrl-C ends the program at once
         self.received, self.time = number, min(self.time, time.monotonic())
 
     def requested(self) -> bool:
         """True once any process got a signal, in all of them at the same iteration."""
-        if world_size() == 1:
-            return self.received > 0
         flag = torch.tensor(self.received)
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=_host_group())
-        self.received = int(flag)
-        return self.received > 0
+        if world_size() > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=_host_group())
+        self.agreed = int(flag)  # not `received`: a signal may have arrived meanwhile
+        return self.agreed > 0
 
     def name(self) -> str:
-        return signal.Signals(self.received).name
+        return signal.Signals(self.agreed).name
 
 
 @functools.cache

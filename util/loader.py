@@ -13,14 +13,16 @@ from torch.utils.data import DataLoader
 
 from util import distributed
 from util.augmentation import build_augmentation
+from util.check import automatic_class_weights  # noqa: F401
 from util.dataset import EpochSampler, SemData, worker_init
 from util.log import ProgressBar
 
 
-def build_data(cfg, seed):
-    """Training set, augmented, and validation set of whole images (None without `evaluate`)."""
+def build_data(cfg):
+    """Training set, augmented, and validation set of whole images (None without `evaluate`). The seed of the run is to be set
+    as `seed` of the training set."""
     how = {"classes": cfg.classes, "ignore_label": cfg.ignore_label, "cache": cfg.cache}
-    train_data = SemData("train", cfg.data_root, cfg.train_list, build_augmentation(cfg), seed=seed, **how)
+    train_data = SemData("train", cfg.data_root, cfg.train_list, build_augmentation(cfg), **how)
     return train_data, SemData("val", cfg.data_root, cfg.val_list, None, **how) if cfg.evaluate else None
 
 

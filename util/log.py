@@ -1,8 +1,11 @@
-"""What a run tells: log lines on screen and in a file, scalars in metrics.jsonl and TensorBoard, a bar in a terminal."""
+"""Log lines on screen and in a file, scalars in metrics.jsonl and TensorBoard, a progress bar in a terminal."""
 
+import contextlib
 import fcntl
+import io
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -18,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 
+from util.common import Mistake, write_aside
 from util.config import ROOT
 
 
@@ -29,9 +33,9 @@ def build_logger(log_file=None, silent=False) -> logging.Logger:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    handlers = [logging.StreamHandler(sys.stdout)]
+    handlers = [ScreenHandler(sys.stdout)]
     if log_file is not None:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
     line = logging.Formatter("[%(asctime)s %(levelname)s %(filename)s line %(lineno)d %(process)d] %(message)s")
     for handler in handlers:
         handler.setFormatter(line)
@@ -39,39 +43,95 @@ def build_logger(log_file=None, silent=False) -> logging.Logger:
     return logger
 
 
+class ScreenHandler(logging.StreamHandler):
+    """Log lines on the screen. A screen that is closed, full or knows no such character must not end a run of days: what it
+    cannot show is left out, and after a failure it stays silent."""
+
+    def __init__(self, stream):
+        super().__init__(stream or io.StringIO())  # None: started without a screen
+        with contextlib.suppress(AttributeError, ValueError):  # a stream of another kind, as in tests
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def handleError(self, record):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # what is in its buffer must not fail at the end either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+# How messages of torch begin or what is in them, and what the user can do. They arrive as RuntimeError.
+REMEDIES = {
+    "DataLoader worker": "A worker that was killed mostly means that memory ran out: lower `workers`",
+    "DataLoader timed out": "Reading hangs: look at the disk or the network behind data_root, or raise `loader_timeout`",
+    "Connection closed by peer": "Another process of this run has ended; its own message says why",
+    "Connection reset by peer": "Another process of this run has ended; its own message says why",
+    "out of memory": "Lower batch_size, test_batch or the crop, or see accumulate_steps, precision and checkpoint_layers",
+    "can't allocate memory": "Not enough memory: lower batch_size, test_batch, the crop or `workers`",
+}
+
+
 def report_errors(program) -> int:
-    """Run `program()`; a mistake of the user ends with one message and status 1, its traceback goes to the log file."""
+    """Run `program()` and return its status. A mistake of the user ends with one message and status 1, its traceback goes to
+    the log file; every other error goes there too, and on."""
+    _open_standard_streams()
     try:
         return program() or 0
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        message = str(error)
-        if isinstance(error, RuntimeError):
-            if not message.startswith("DataLoader"):
-                raise
-            message = message.rstrip(". ") + (
-                ". A worker that was killed mostly means that memory ran out: lower `workers`. A time-out means that reading "
-                "hangs: look at the disk or the network behind data_root, or raise `loader_timeout`"
-            )
-        elif "DataLoader worker" in message:  # arrives as text, traceback first; what it says stands behind the last type
-            message = message.rsplit("Error: ", 1)[-1]
-        print(f"error: {message.strip()}", file=sys.stderr)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    except Exception as error:
         for handler in logging.getLogger("semseg").handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.stream.write(traceback.format_exc())
                 handler.flush()
+        message = _message_for_the_user(error)
+        if message is None:
+            raise
+        _say(f"error: {message}")
         return 1
 
 
+def _message_for_the_user(error):
+    """One message, or None for what is not the user's to put right."""
+    text = str(error).strip()
+    if isinstance(error, Mistake):
+        # That of a loader worker arrives as text with a traceback before it.
+        return text.rsplit("Mistake: ", 1)[-1] if "DataLoader worker" in text else text
+    if isinstance(error, RuntimeError | MemoryError):
+        for words, remedy in REMEDIES.items():
+            if words in text:
+                return f"{text.splitlines()[0].rstrip('. ')}. {remedy}"
+    return "not enough memory. Lower batch_size, the crop or `workers`" if isinstance(error, MemoryError) else None
+
+
+def _say(message):
+    with contextlib.suppress(OSError, ValueError):  # the screen may be closed or full
+        print(message, file=sys.stderr, flush=True)
+
+
+def _open_standard_streams():
+    """Where a program is started with closed streams (`>&- 2>&-`), the next file opened would become its screen."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def lock_folder(folder):
-    """Make the folder, or refuse it if another running program writes to it. The lock is the returned open file and ends with
-    it, also when the process is killed, and whatever its children do (that is why it is not `flock`, which they inherit)."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    file = (Path(folder) / ".lock").open("a+", encoding="utf-8")
+    """Make the folder, or raise Mistake if another running program writes to it or it cannot be written to.
+
+    The lock is the returned open file and ends with it, also when the process is killed, and whatever its children do (that is
+    why it is not `flock`, which they inherit).
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        file = (Path(folder) / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise Mistake(f"{folder}: no run can be written here ({error}); set another save_path") from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        raise ValueError(
+        raise Mistake(
             f"{folder}: another run writes here ({file.read().strip()}); wait for it, end it, or set another save_path"
         ) from None
     except OSError:
@@ -83,7 +143,7 @@ def lock_folder(folder):
 
 
 def environment(device: torch.device) -> str:
-    """One line for the log: what this result was made with."""
+    """One line for the log: versions, machine, device and git revision."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return (  # torchvision is not imported for its version alone: that takes a second
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {version('torchvision')}, "
@@ -113,7 +173,7 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int):
         self.title, self.total, self.start = title, max(total, 1), time.time()
-        self.visible = sys.stderr.isatty()
+        self.visible = sys.stderr is not None and sys.stderr.isatty()
 
     def show(self, done: int) -> None:
         if self.visible:
@@ -123,24 +183,38 @@ class ProgressBar:
             print(f"\r{self.title} [{bar}] {done}/{self.total} {rate:.2f}/s", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Wipe the bar, so that a log line can take its place."""
+        """Erase the bar, so that a log line can take its place."""
         if self.visible:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, for plots and scripts.
+    """metrics.jsonl: one JSON object a line, with its `iteration`.
 
-    A run that resumes drops the lines beyond the iteration and the finished epochs of its checkpoint first, so that
-    everything stands there once.
+    A resumed run first drops the lines that it will write again: those beyond `iteration` and, unless the interval that ends
+    there is `finished`, those of the interval (they have no `lr`). Lines that are no such object are moved to metrics.stray.
+    `last`: the lines of `iteration` that stay.
     """
 
-    def __init__(self, path, iteration: int = 0, epoch: int = 0):
+    def __init__(self, path, iteration=0, finished=True):
         path = Path(path)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in lines if _stands(line, iteration, epoch)), encoding="utf-8")
-        temporary.replace(path)
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what a crash cut off is dropped
+        kept, stray, self.last = [], [], []
+        for line in lines:
+            try:
+                values = json.loads(line)
+                at = values["iteration"]
+                stays = at < iteration or at == iteration and (finished or "lr" in values)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                stray.append(line)
+                continue
+            kept += [line] if stays else []
+            self.last += [values] if stays and at == iteration else []
+        if stray:
+            with path.with_suffix(".stray").open("ab") as file:
+                file.writelines(line + b"\n" for line in stray)
+        with write_aside(path) as aside:
+            aside.write_bytes(b"".join(line + b"\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, **values) -> None:
@@ -148,11 +222,38 @@ class MetricsFile:
 
     def flush(self) -> None:
         self.file.flush()
+        os.fsync(self.file.fileno())
 
 
-def _stands(line: str, iteration: int, epoch: int) -> bool:
-    try:
-        values = json.loads(line)
-        return values["iteration"] <= iteration and values.get("epoch", 0) <= epoch
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False  # a line that a crash cut off
+class Output:
+    """Metrics file and TensorBoard of a run; silent on ranks > 0."""
+
+    def __init__(self, folder=None, iteration=0, finished=True):
+        """folder: save_path, or None on ranks > 0. iteration, finished: where the run goes on, see MetricsFile."""
+        self.writer = self.metrics = None
+        if folder is None:
+            return
+        from tensorboardX import SummaryWriter  # a test needs none
+
+        self.metrics = MetricsFile(Path(folder) / "metrics.jsonl", iteration, finished)
+        # TensorBoard drops what it has from this step on, and is given the lines of the step that stay again.
+        purge = iteration + finished if iteration else None
+        self.writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{os.getpid()}")
+        for values in [] if finished else self.metrics.last:
+            self._add(**values)
+
+    def scalars(self, iteration: int, **values) -> None:
+        """TensorBoard tags and one line of metrics.jsonl; nan (no class present) is left out."""
+        if self.writer is not None:
+            values = {tag: value for tag, value in values.items() if not math.isnan(value)}
+            self.metrics.write(iteration=iteration, **values)
+            self._add(iteration, **values)
+
+    def _add(self, iteration, **values):
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, iteration)
+
+    def flush(self) -> None:
+        if self.writer is not None:
+            self.metrics.flush()
+            self.writer.flush()

@@ -30,6 +30,14 @@ def load_colors(path, classes):
     return np.array([line.split() for line in lines], np.uint8)
 
 
+def class_names(cfg):
+    return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {i}" for i in range(cfg.classes)]
+
+
+def palette_of(cfg):
+    return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
+
+
 def default_palette(classes):
     """(K, 3) uint8 colours, neighbours in hue far apart, for data sets that come without."""
     golden_ratio = 0.618034  # spreads any number of hues evenly

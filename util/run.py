@@ -1,0 +1,274 @@
+"""A training run: its length, its state, what it consists of, and the checkpoints that it goes on from."""
+
+import logging
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from util import board, distributed
+from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside
+from util.common import Mistake, first_few
+from util.config import Config, changed_keys, dump_config
+from util.log import Output
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length of a run, and where it validates and saves. All numbers are iterations; epochs follow from them."""
+
+    data_iters: int  # of an epoch: once through the data
+    max_iter: int  # of the run
+    interval: int  # between validations and between checkpoints: an epoch, or `iter_interval` under `max_iter`
+    counts_epochs: bool  # False under `max_iter`: names and log lines then state iterations alone
+
+    def interval_end(self, state) -> int:
+        """Where the interval ends that is under way at this state; a state with accumulated results has not finished it."""
+        if state.counted and (state.iteration % self.interval == 0 or state.iteration == self.max_iter):
+            return state.iteration
+        return min((state.iteration // self.interval + 1) * self.interval, self.max_iter)
+
+    def is_due(self, iteration, frequency) -> bool:
+        """Does an event of every `frequency` intervals, and of the end of the run, come at the end of this interval?"""
+        return iteration == self.max_iter or iteration % (self.interval * frequency) == 0
+
+    def epoch(self, iteration) -> float:
+        """Finished epochs, whole numbers as int."""
+        return iteration // self.data_iters if iteration % self.data_iters == 0 else round(iteration / self.data_iters, 4)
+
+    def place(self, iteration) -> str:
+        """The iteration for messages, counted from 1: `iteration 5`, or `epoch 2, iteration 1`."""
+        if not self.counts_epochs:
+            return f"iteration {iteration}"
+        epoch, step = divmod(iteration - 1, self.data_iters)
+        return f"epoch {epoch + 1}, iteration {step + 1}"
+
+    def end(self, iteration) -> str:
+        """The end of an interval for messages: `iteration 8` or `epoch 2`."""
+        return f"epoch {self.epoch(iteration)}" if self.counts_epochs else f"iteration {iteration}"
+
+
+@dataclass
+class State:
+    """Where the run is. All of it is in the checkpoint."""
+
+    iteration: int  # finished iterations
+    seed: int
+    best_score: float | None = None  # main_metric of the best validation
+    best_at: int | None = None  # its iteration
+    # accumulated since the last interval ended:
+    counted: int = 0  # iterations
+    loss_sum: float = 0.0
+    areas: list = field(default_factory=list)  # intersection, union and target pixels of each class (3, K)
+
+    def reset_accumulators(self):
+        self.counted, self.loss_sum, self.areas = 0, 0.0, []
+
+
+@dataclass
+class Run:
+    """What a training run consists of; `tool/train.py` fills it in from top to bottom."""
+
+    cfg: Config
+    device: torch.device
+    log: logging.Logger
+    log_file: Path | None = None  # of the main process
+    lock: Any = None  # on save_path; it lasts as long as this object
+    stop: distributed.StopSignal | None = None
+    train_data: Any = None
+    val_data: Any = None
+    plan: Plan | None = None
+    state: State | None = None
+    loader: Any = None
+    network: Any = None  # the module that is saved and validated
+    net: Any = None  # the same as it is trained: in DistributedDataParallel, compiled
+    optimizer: Any = None
+    schedule: Any = None  # finished iterations -> (learning rate, momentum) of the next one
+    precision: Any = None
+    out: Output | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.save_path)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state.iteration >= self.plan.max_iter and not self.state.counted
+
+
+# ---- start ----
+
+
+def open_output(run) -> None:
+    """Move what an earlier run left aside, then open the files of this one; from here on save_path is written to."""
+    run.out = Output()
+    if not distributed.is_main():
+        return
+    state, finished = run.state, not run.state.counted
+    resumes_here = run.cfg.resume in ("auto", "best") or Path(run.cfg.resume or "/").parent == run.folder
+    position = (state.iteration, finished) if resumes_here and state.iteration else None
+    aside = set_aside(run.folder, run.log_file, position, run.plan.data_iters)
+    if aside:
+        run.log.warning(
+            f"{run.folder} held {'later checkpoints of this' if position else 'an earlier'} run; moved into {aside}"
+        )
+    (run.folder / "config.yaml").write_text(dump_config(run.cfg), encoding="utf-8")
+    run.out = Output(run.folder, state.iteration, finished)
+    board.log_start(run.out.writer, run.cfg, state.iteration)
+
+
+# ---- checkpoints ----
+
+
+def save(run, name=None) -> None:
+    """Write a checkpoint in the main process; refuses weights that are not finite in all of them."""
+    name = name or checkpoint_name(run.plan, run.state)
+    with distributed.same_errors():
+        check_finite(run.network, run.plan.place(run.state.iteration))
+    if distributed.is_main():
+        run.out.flush()
+        save_checkpoint(checkpoint_of(run), run.folder / name)
+        prune_checkpoints(run.folder, run.cfg.keep_checkpoints, run.plan.data_iters)
+        run.log.info(f"Saved {run.folder / name}")
+
+
+def checkpoint_of(run) -> dict:
+    return {
+        "epoch": run.state.iteration // run.plan.data_iters,
+        "iteration": run.state.iteration,
+        "data_iters": run.plan.data_iters,
+        "state_dict": run.network.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "precision": run.precision.state_dict(),
+        "state": asdict(run.state),
+        "config": dump_config(run.cfg),
+    }
+
+
+def checkpoint_name(plan, state) -> str:
+    """train_iter_N.pth under max_iter; else train_epoch_N.pth, or inside an epoch and before its validation
+    train_epoch_N_iter_M.pth."""
+    if not plan.counts_epochs:
+        return f"train_iter_{state.iteration}.pth"
+    if state.iteration % plan.data_iters == 0 and not state.counted:
+        return f"train_epoch_{state.iteration // plan.data_iters}.pth"
+    epoch, step = divmod(state.iteration - 1, plan.data_iters)
+    return f"train_epoch_{epoch}_iter_{step + 1}.pth"
+
+
+def check_finite(network, place) -> None:
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise Mistake(
+                f"{name} became infinite or nan at {place}; the checkpoints written so far are sound. Try a smaller base_lr"
+            )
+
+
+def find_checkpoint(cfg, plan, log) -> dict | None:
+    """Content of the checkpoint that `resume` names, or None; `auto` and `best` name one only if there is one."""
+    folder, best = Path(cfg.save_path), Path(cfg.save_path) / "model_best.pth"
+    if not cfg.resume:
+        return None
+    if cfg.resume == "auto":
+        content = newest_checkpoint(folder, plan.data_iters, warn=log.warning)
+    elif cfg.resume == "best":
+        content = load_checkpoint(best) if best.exists() else None
+    else:
+        content = load_checkpoint(cfg.resume)
+    if content is None:
+        log.warning(f"resume: {cfg.resume}: there is no checkpoint in {folder} yet; the run starts anew")
+        return None
+    parts = {"state": dict, "optimizer": dict, "config": str, "state_dict": dict}
+    missing = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
+    if missing:
+        raise Mistake(
+            f"{cfg.path}: TRAIN.resume: {cfg.resume}: not a checkpoint of this program (it has no {' and no '.join(missing)}), "
+            "so no run can go on from it; give the file as `weight`"
+        )
+    for key, (old, new) in changed_keys(content["config"], cfg).items():
+        log.info(f"Resuming with a changed {key}: {old} -> {new}")
+    return content
+
+
+def state_of(cfg, plan, content) -> State:
+    """The state in a checkpoint, for the plan that goes on from it.
+
+    One rule: the run goes on at its iteration, whatever its length and intervals are now. If an epoch has another number of
+    iterations now, a run that counts epochs goes on at its epoch, and only from the end of one.
+    """
+    where = f"{cfg.path}: TRAIN.resume: {cfg.resume}"
+    try:
+        state, data_iters = _state_and_epoch(content, plan.data_iters)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Mistake(f"{where}: the state of the run in this checkpoint is not readable ({error!r})") from error
+    if plan.counts_epochs and data_iters != plan.data_iters:
+        if state.counted or state.iteration % data_iters:
+            raise Mistake(
+                f"{where}: the checkpoint is inside an epoch of {data_iters} iterations, and an epoch has {plan.data_iters} "
+                "now; set batch_size and train_list back, or resume from a checkpoint at the end of an epoch"
+            )
+        state.iteration = state.iteration // data_iters * plan.data_iters
+    return state
+
+
+def restore(run, content) -> None:
+    """Load network, optimizer and loss scale from a checkpoint; Mistake if they are those of another network."""
+    where = f"{run.cfg.path}: TRAIN.resume: {run.cfg.resume}"
+    own, theirs = run.network.state_dict(), content["state_dict"]
+    differences = list(own.keys() ^ theirs.keys())
+    differences += [key for key in own.keys() & theirs.keys() if not _fits(theirs[key], own[key])]
+    if differences:
+        raise Mistake(
+            f"{where}: the checkpoint is that of another network: {len(differences)} weights are missing, unknown or of "
+            f"another shape ({first_few(sorted(differences))}); set arch, layers and classes back, or start from it "
+            "with `weight` (and skip_head: True for other classes)"
+        )
+    run.network.load_state_dict(theirs)
+    try:
+        run.optimizer.load_state_dict(content["optimizer"])
+        wrong = [
+            name
+            for group in run.optimizer.param_groups
+            for parameter in group["params"]
+            for name, value in run.optimizer.state[parameter].items()
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        wrong = [str(error) or repr(error)]
+    if wrong:
+        raise Mistake(
+            f"{where}: the optimizer in this checkpoint has other parameter groups ({wrong[0]}); set param_rules, bias_decay "
+            "and norm_decay back, or start from the checkpoint with `weight`"
+        )
+    run.precision.load_state_dict(content.get("precision"))
+
+
+def _state_and_epoch(content, data_iters):
+    """State of a checkpoint, and the iterations that an epoch had. Earlier versions counted finished epochs or intervals and
+    the iterations of the next one: `epoch`, `step`; the first of them had neither `iteration` nor `best_score`."""
+    state = dict(content["state"])
+    if "epoch" in state:
+        epoch, step = state.pop("epoch"), state.pop("step")
+        counted_epochs = not yaml.safe_load(content["config"])["TRAIN"].get("max_iter")
+        iteration = content.get("iteration", epoch * data_iters + step)
+        if counted_epochs and epoch:
+            data_iters = (iteration - step) // epoch
+        if "best_mIoU" in state:
+            score, at = state.pop("best_mIoU"), state.pop("best_epoch")
+            state |= {"best_score": score, "best_at": f"epoch {at}"} if at else {}
+            state["counted"] = step
+        unit, _, number = (state.pop("best_at", "") or "").partition(" ")
+        state["best_at"] = int(number) * (data_iters if unit == "epoch" else 1) if number else None
+        state["iteration"] = iteration
+    else:
+        data_iters = content["data_iters"]
+    if state.keys() != {key.name for key in fields(State)} or not (data_iters >= 1 and state["iteration"] >= 0):
+        raise ValueError(f"found {', '.join(map(str, state))}")
+    return State(**state), data_iters
+
+
+def _fits(theirs, own) -> bool:
+    plain = isinstance(theirs, torch.Tensor) and theirs.layout == torch.strided
+    return plain and theirs.shape == own.shape and theirs.dtype.is_floating_point == own.dtype.is_floating_point
