@@ -58,6 +58,7 @@ BLOCKS = {
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
+WIDTH = 64  # channels of the 3x3 convolutions of layer1; 2, 4 and 8 times as many in the next stages
 # The 3x3 convolutions of the stem, or None for the single 7x7 one.
 STEMS = {"deep": (64, 64, 128), "deep32": (32, 32, 64), "plain": None}
 
@@ -71,7 +72,7 @@ def block_of(layers):
 
 def feature_channels(layers):
     """Channels behind the last stage: 512 for ResNet-18/34, else 2048."""
-    return 512 * block_of(layers)[0].expansion
+    return 8 * WIDTH * block_of(layers)[0].expansion
 
 
 def make_stem(stem):
@@ -135,10 +136,11 @@ class ResNet(nn.Module):
         self.layer0 = make_stem(stem)
         inplanes = (STEMS[stem] or (64,))[-1]
         wide = block.expansion
-        self.layer1 = make_stage(block, inplanes, 64, blocks[0])
-        self.layer2 = make_stage(block, 64 * wide, 128, blocks[1], stride=2)
-        self.layer3 = make_stage(block, 128 * wide, 256, blocks[2], dilation=2, contract_dilation=contract_dilation)
-        self.layer4 = make_stage(block, 256 * wide, 512, blocks[3], dilation=4, contract_dilation=contract_dilation)
+        p1, p2, p3, p4 = (WIDTH * factor for factor in (1, 2, 4, 8))
+        self.layer1 = make_stage(block, inplanes, p1, blocks[0])
+        self.layer2 = make_stage(block, p1 * wide, p2, blocks[1], stride=2)
+        self.layer3 = make_stage(block, p2 * wide, p3, blocks[2], dilation=2, contract_dilation=contract_dilation)
+        self.layer4 = make_stage(block, p3 * wide, p4, blocks[3], dilation=4, contract_dilation=contract_dilation)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

@@ -22,6 +22,14 @@ def toy(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def narrow():
+    """Networks with an eighth of the channels, for tests of the programs: steps and checkpoints take less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.resnet.WIDTH", 8)
+        yield
+
+
 @pytest.fixture
 def toy_options(toy, tmp_path):
     """KEY VALUE overrides that make config/toy/toy_pspnet18.yaml train in seconds: 3 iterations an epoch, two epochs."""

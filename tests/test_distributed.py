@@ -13,6 +13,8 @@ from processes import CONFIG, finish, losses, said, seen, small_training, start
 from tool import train
 from util import distributed
 from util.checkpoint import load_checkpoint
+from util.common import Mistake
+from util.run import State
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +49,12 @@ def test_any_number_of_processes_and_workers_trains_like_one(world, workers, opt
 
 @pytest.fixture(scope="module")
 def before_validation(options, tmp_path_factory):
-    """A checkpoint that stands between the last iteration and the validation."""
+    """A checkpoint from between the last iteration and a validation, which failed."""
     folder = tmp_path_factory.mktemp("validation")
-    more = ["save_path", folder, "epochs", 1, "keep_checkpoints", 9]
-    prune, train.prune_checkpoints = train.prune_checkpoints, lambda *_, **__: None
-    try:
-        assert train.main(["--config", CONFIG, *options, *map(str, more)]) == 0
-    finally:
-        train.prune_checkpoints = prune
+    (folder / "cut.png").write_bytes(b"\x89PNG")
+    (folder / "list.txt").write_text(f"{folder}/cut.png {folder}/cut.png")
+    more = ["save_path", folder, "epochs", 1, "val_list", folder / "list.txt", "check_data", False]
+    assert train.main(["--config", CONFIG, *options, *map(str, more)]) == 1
     return folder / "train_epoch_0_iter_3.pth"
 
 
@@ -259,10 +259,10 @@ def test_second_ctrl_c_ends_at_once_but_not_the_copy_that_a_launcher_hands_on(st
 def test_error_of_all_processes_is_said_by_the_first_of_each_machine(variables):
     def fail():
         with distributed.same_errors():
-            raise ValueError("wrong")
+            raise Mistake("wrong")
 
     variables["LOCAL_RANK"] = "0"
-    with pytest.raises(ValueError):
+    with pytest.raises(Mistake):
         fail()
     variables["LOCAL_RANK"] = "1"
     with pytest.raises(SystemExit, match="1"):
@@ -274,7 +274,7 @@ def test_error_of_all_processes_is_said_by_the_first_of_each_machine(variables):
 
 def dropped(cfg, rank, monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: rank)
-    train.seed_iteration(cfg, types.SimpleNamespace(seed=7), 11)
+    train.seed_iteration(types.SimpleNamespace(cfg=cfg, state=State(11, seed=7)))
     return torch.rand(5).tolist()
 
 

@@ -13,6 +13,8 @@ from processes import CONFIG, children, finish, losses, said, same_tensors, smal
 
 from tool import train
 from util.checkpoint import load_checkpoint
+from util.common import Mistake
+from util.run import check_finite
 
 REPORTED = 60  # seconds within which a fault must have ended the program, on a busy machine
 
@@ -85,7 +87,7 @@ def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(damage, options
     assert finish(start(options, "save_path", folder, "resume", "auto", log=tmp_path / "log")) == [0]
     text = said(tmp_path / "log")
     assert "WARNING" in text and f"{newest}: " in text and "trying the one before" in text
-    assert "resumed at epoch 1, iteration 0" in text and (folder / "train_epoch_2.pth.old").is_file()
+    assert "resumed at iteration 3 (epoch 1)" in text and (folder / "earlier-1/train_epoch_2.pth").is_file()
     assert ended_alike(folder, uninterrupted)
 
 
@@ -97,8 +99,8 @@ def test_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(options, tmp
     assert finish([process], REPORTED) == [1]
     assert "could not be written" in said(log) and "earlier checkpoints are untouched" in said(log)
     assert "Traceback" not in said(log)
-    left = [path for path in folder.iterdir() if path.suffix in (".pth", ".tmp") and path.name != "metrics.tmp"]
-    assert left and all(load_checkpoint(path)["state"]["step"] > 0 for path in left)
+    left = [path for path in folder.iterdir() if path.suffix in (".pth", ".tmp")]
+    assert left and all(load_checkpoint(path)["state"]["iteration"] > 0 for path in left)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -177,7 +179,7 @@ def test_checkpoint_that_would_run_code_is_refused(options, tmp_path, capsys):
 
 def test_weights_that_are_not_finite_are_never_saved():
     network = torch.nn.BatchNorm2d(3)
-    train.check_finite(network, train.State(epoch=2, seed=0, step=7))
+    check_finite(network, "epoch 3, iteration 7")
     network.running_var[1] = float("inf")
-    with pytest.raises(FloatingPointError, match="running_var became infinite or nan in epoch 3, iteration 7"):
-        train.check_finite(network, train.State(epoch=2, seed=0, step=7))
+    with pytest.raises(Mistake, match="running_var became infinite or nan in epoch 3, iteration 7"):
+        check_finite(network, "epoch 3, iteration 7")

@@ -1,16 +1,22 @@
 """Runs that are so many iterations long, wherever the data begin anew."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from processes import small_training
 
+from model.base import SceneParser
 from tool import train
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.dataset import EpochSampler
+from util.run import Plan, state_of
 
+pytestmark = pytest.mark.usefixtures("narrow")
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
 
 
@@ -88,8 +94,8 @@ def test_a_run_goes_on_at_its_iteration_however_it_counts_now(toy_options, tmp_p
     assert run(toy_options, tmp_path / "a") == 0
     assert run(toy_options, tmp_path / "b", "resume", tmp_path / "a/train_iter_5.pth", *change) == 0
     assert {p.name for p in (tmp_path / "b").glob("*.pth")} == files
-    iterations = [i for i, _ in lines(tmp_path / "b", "loss_train_batch")]
-    assert iterations == list(range(6, {2: 9, 0: 0}[len(files)] + ("null" in change)))
+    if files:
+        assert [i for i, _ in lines(tmp_path / "b", "loss_train_batch")] == list(range(6, 9 + ("null" in change)))
     if change == ["iter_interval", 3]:
         assert same(tmp_path / "a/train_iter_8.pth", tmp_path / "b/train_iter_8.pth")
 
@@ -106,15 +112,17 @@ def test_best_resumes_from_the_best_and_starts_anew_where_there_is_none(toy_opti
 @pytest.mark.parametrize("metric, best", [("loss", min), ("mDice", max), ("allAcc", max)])
 def test_main_metric_chooses_the_best_checkpoint(toy_options, tmp_path, metric, best):
     more = ["evaluate", "True", "eval_freq", 1, "max_iter", 6, "iter_interval", 1, "base_lr", 0.3]
-    assert run(toy_options, tmp_path, *more, "main_metric", metric, "minimize_metric", str(metric == "loss")) == 0
+    assert run(toy_options, tmp_path, *more, "main_metric", metric) == 0
     scored = {value: i for i, value in reversed(lines(tmp_path, f"{metric}_val"))}
     assert load_checkpoint(tmp_path / "model_best.pth")["iteration"] == scored[best(scored)]
     state = load_checkpoint(tmp_path / "model_best.pth")["state"]
-    assert state["best_score"] == best(scored) and state["best_at"] == f"iteration {scored[best(scored)]}"
+    assert state["best_score"] == best(scored) and state["best_at"] == scored[best(scored)]
 
 
-def test_loss_from_outside_the_network_trains_the_same_weights(toy_options, tmp_path):
-    assert run(toy_options, tmp_path / "a", "max_iter", 3, "fused_loss", "False") == 0
+def test_loss_from_outside_the_network_trains_the_same_weights(toy_options, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # the loss of all logits at once, as it is computed outside
+        patch.setattr(SceneParser, "fused_loss", property(lambda _: False, lambda *_: None), raising=False)
+        assert run(toy_options, tmp_path / "a", "max_iter", 3) == 0
     assert run(toy_options, tmp_path / "b", "max_iter", 3, "criterion_outside", "True") == 0
     a, b = (weights(tmp_path / name / "train_iter_3.pth") for name in "ab")
     for key, value in a.items():
@@ -152,10 +160,7 @@ def test_a_checkpoint_from_before_intervals_goes_on(toy_options, tmp_path):
     assert run(toy_options, tmp_path / "a", *epochs, "save_iters", 2) == 0
     content = load_checkpoint(tmp_path / "a/train_epoch_2.pth")
     del content["iteration"]
-    state = content["state"]
-    for key in ("best_score", "best_at", "counted"):
-        del state[key]
-    state |= {"best_mIoU": 0.25, "best_epoch": 1}
+    content["state"] = {"epoch": 2, "seed": 7, "step": 0, "loss_sum": 0.0, "areas": [], "best_mIoU": 0.25, "best_epoch": 1}
     config = yaml.safe_load(content["config"])
     for key in ("max_iter", "iter_interval", "main_metric"):
         del config["TRAIN"][key]
@@ -163,6 +168,97 @@ def test_a_checkpoint_from_before_intervals_goes_on(toy_options, tmp_path):
     assert run(toy_options, tmp_path / "b", *epochs, "resume", tmp_path / "old.pth") == 0
     assert same(tmp_path / "a/train_epoch_3.pth", tmp_path / "b/train_epoch_3.pth")
     state = load_checkpoint(tmp_path / "b/train_epoch_3.pth")["state"]
-    assert state["best_score"] == 0.25 and state["best_at"] == "epoch 1"
+    assert state["best_score"] == 0.25 and state["best_at"] == 3
     assert run(toy_options, tmp_path / "c", "resume", tmp_path / "old.pth") == 0  # 6 of 8 iterations
     assert [i for i, _ in lines(tmp_path / "c", "loss_train_batch")] == [7, 8]
+
+
+# ---- one clock: a run goes on at its iteration ----
+
+LENGTHS = {
+    "iterations": ["max_iter", 9, "iter_interval", 5],
+    "shorter intervals": ["max_iter", 9, "iter_interval", 2],
+    "longer intervals": ["max_iter", 9, "iter_interval", 7],
+    "epochs": ["max_iter", "null", "epochs", 3],
+}
+ENDS = {"iterations": [5, 9], "shorter intervals": [2, 4, 6, 8, 9], "longer intervals": [7, 9], "epochs": [3, 6, 9]}
+
+
+@pytest.fixture(scope="module")
+def stopped(narrow, toy, tmp_path_factory):
+    """Options, and for each length the folder of a run that keeps the checkpoint of every iteration."""
+    options = small_training(toy, print_freq=2, base_lr=0.01)
+    folders = {}
+    for name in ("iterations", "epochs"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("util.run.prune_checkpoints", lambda *_: None)
+            assert run(options, folders[name], *LENGTHS[name], "save_iters", 1, "evaluate", "True", "eval_freq", 1) == 0
+    return options, folders
+
+
+@pytest.mark.parametrize("after", LENGTHS)
+@pytest.mark.parametrize(
+    "before, iteration", [("iterations", 4), ("iterations", 5), ("iterations", 6), ("epochs", 4), ("epochs", 6)]
+)
+def test_a_run_goes_on_under_another_length_at_any_moment(stopped, tmp_path, before, iteration, after):
+    options, folders = stopped
+    for path in folders[before].iterdir():
+        if path.suffix == ".pth" and load_checkpoint_iteration(path) <= iteration or path.name == "metrics.jsonl":
+            shutil.copy(path, tmp_path)
+    more = [*LENGTHS[after], "evaluate", "True", "eval_freq", 1, "save_iters", 1]
+    assert run(options, tmp_path, *more, "resume", "auto") == 0
+    assert [i for i, _ in lines(tmp_path, "loss_train_batch")] == list(range(1, 10))
+    expected = sorted({i for i in ENDS[before] if i <= iteration} | {i for i in ENDS[after] if i >= iteration})
+    assert [i for i, _ in lines(tmp_path, "mIoU_val")] == [i for i, _ in lines(tmp_path, "mIoU_train")] == expected
+    last = {"epochs": "train_epoch_3.pth"}.get(after, "train_iter_9.pth")
+    assert same(tmp_path / last, folders["iterations"] / "train_iter_9.pth")
+    assert load_checkpoint(tmp_path / last)["state"]["counted"] == 0
+
+
+def load_checkpoint_iteration(path):
+    return torch.load(path, mmap=True, weights_only=True)["iteration"]
+
+
+def test_an_interval_that_changes_in_the_middle_of_another_goes_on(toy_options, tmp_path):
+    """Iteration 13 of max_iter 40 under iter_interval 20, then iter_interval 10."""
+    small = ["train_h", 17, "train_w", 17, "print_freq", 50]
+    assert run(toy_options, tmp_path, *small, "max_iter", 13, "iter_interval", 20) == 0
+    (tmp_path / "train_iter_13.pth").rename(tmp_path / "there.pth")
+    content = load_checkpoint(tmp_path / "there.pth")
+    content["state"] |= {"counted": 13, "loss_sum": 13.0, "areas": [[1] * 9] * 3}  # as if it had been stopped there
+    torch.save(content, tmp_path / "train_iter_13.pth")
+    assert run(toy_options, tmp_path, *small, "max_iter", 22, "iter_interval", 10, "resume", "auto") == 0
+    assert [i for i, _ in lines(tmp_path, "loss_train")] == [20, 22]
+
+
+# ---- checkpoints of earlier versions ----
+
+EARLIER = json.loads((ROOT / "tests/golden/earlier_checkpoints.json").read_text())  # all of them but the tensors
+
+
+@pytest.mark.parametrize("length, name", [(length, name) for length in EARLIER for name in EARLIER[length]])
+def test_a_checkpoint_of_the_version_that_counted_epochs_and_steps_goes_on(toy_options, tmp_path, length, name):
+    how = {"epochs": ["max_iter", 9, "iter_interval", 3], "iterations": ["max_iter", 8, "iter_interval", 5]}[length]
+    more = ["evaluate", "True", "eval_freq", {"epochs": 2, "iterations": 1}[length], "keep_checkpoints", 9]
+    assert run(toy_options, tmp_path / "new", *how, *more, "save_iters", 1) == 0
+    old = EARLIER[length][name]
+    tensors = load_checkpoint(tmp_path / f"new/train_iter_{old['iteration']}.pth")
+    content = {**old, "state_dict": tensors["state_dict"]}
+    content["optimizer"] = {**old["optimizer"], "state": tensors["optimizer"]["state"]}
+    (tmp_path / "old").mkdir()
+    torch.save(content, tmp_path / "old" / name)
+    how = ["max_iter", "null", "epochs", 3] if length == "epochs" else how
+    assert run(toy_options, tmp_path / "old", *how, *more, "resume", "auto") == 0
+    last = "train_epoch_3.pth" if length == "epochs" else "train_iter_8.pth"
+    ours, theirs = tmp_path / "new" / f"train_iter_{how[1] if length == 'iterations' else 9}.pth", tmp_path / "old" / last
+    assert same(ours, theirs) and load_checkpoint(theirs)["state"]["counted"] == 0
+    plan = Plan(3, 9, 3, counts_epochs=True) if length == "epochs" else Plan(3, 8, 5, counts_epochs=False)
+    state = state_of(SimpleNamespace(path="a.yaml", resume=name), plan, old)
+    best = old["state"]["best_at"]  # "epoch 2" or "iteration 5"
+    assert state.best_at == (int(best.split()[1]) * (3 if "epoch" in best else 1) if best else None)
+    assert (state.best_score, state.counted) == (old["state"]["best_score"], old["state"]["counted"])
+    first = old["iteration"] + 1
+    assert [i for i, _ in lines(tmp_path / "old", "loss_train_batch")] == list(
+        range(first, load_checkpoint(ours)["iteration"] + 1)
+    )

@@ -23,6 +23,7 @@ from util.distributed import CpuSyncBatchNorm
 from util.inference import predict
 from util.optim import build_optimizer
 from util.precision import Precision
+from util.run import Run
 from util.transform import MEAN, STD
 
 CPU = torch.device("cpu")
@@ -300,7 +301,7 @@ def test_an_update_never_waits_for_the_device(monkeypatch):
     network = build_model(cfg).to(device).train()
     optimizer = build_optimizer(network, base_lr=0.1)
     image, label = torch.empty(4, 3, 33, 33, device=device), torch.empty(4, 33, 33, dtype=torch.int64, device=device)
-    precision = Precision("fp32", device)
+    run = Run(cfg, device, None, net=network, network=network, optimizer=optimizer, precision=Precision("fp32", device))
     for _ in range(2):
-        losses, areas = train.update(cfg, network, network, optimizer, precision, image, label)
+        losses, areas = train.update(run, image, label)
     assert losses.shape == (3,) and areas.shape == (3, cfg.classes) and losses.device == device

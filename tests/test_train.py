@@ -1,10 +1,10 @@
+import itertools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +25,10 @@ from tool import train
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.precision import Precision
+from util.progress import clock
+from util.run import Run
 
+pytestmark = pytest.mark.usefixtures("narrow")
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
 
 
@@ -70,7 +73,7 @@ def tensorboard_tags(path):
 
 
 @pytest.fixture(scope="module")
-def finished(toy, tmp_path_factory):
+def finished(narrow, toy, tmp_path_factory):
     """Options of one uninterrupted run of two epochs, with its screen and files."""
     options = {"data_root": toy, "train_list": toy / "list/train.txt", "val_list": toy / "list/val.txt"}
     options |= {"test_list": toy / "list/val.txt", "save_path": tmp_path_factory.mktemp("finished") / "model"}
@@ -131,20 +134,17 @@ def test_same_seed_gives_the_same_bytes(finished, toy_options):
 
 
 def test_run_resumed_inside_an_epoch_ends_as_the_uninterrupted_one(finished, toy_options):
-    timer = threading.Event()
-    original = train.update
+    count = itertools.count(1)
 
-    def update(*args):  # asks the run to stop while its fifth iteration is under way
-        timer.count = getattr(timer, "count", 0) + 1
-        if timer.count == 5:
+    def stop(module, _):  # asks the run to stop while its fifth iteration is under way
+        if isinstance(module, PSPNet) and next(count) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
 
-    train.update = update
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(stop)
     try:
         assert run(toy_options) == train.REQUEUE
     finally:
-        train.update = original
+        hook.remove()
     assert (folder(toy_options) / "train_epoch_1_iter_2.pth").is_file()
     assert [i for i, _ in losses(toy_options)] == [1, 2, 3, 4, 5]
     assert run(toy_options, "resume", "auto") == 0
@@ -159,6 +159,34 @@ def test_resume_auto_without_a_checkpoint_starts_anew(finished, toy_options):
     assert losses(toy_options) == losses(finished)
 
 
+def test_a_start_without_resume_moves_the_earlier_run_aside_as_a_whole(toy_options, capsys):
+    shorter = ["epochs", 1, "eval_freq", 1]
+    assert run(toy_options, *shorter) == 0
+    earlier = {
+        path.name: path.read_bytes() for path in folder(toy_options).iterdir() if path.is_file() and path.name != ".lock"
+    }
+    (folder(toy_options) / "mine.pth").write_bytes(b"of the user")
+    assert run(toy_options, *shorter, "base_lr", -1) == 1  # a start that fails leaves everything where it is
+    assert run(toy_options, *shorter, "batch_size", 14) == 1
+    assert not (folder(toy_options) / "earlier-1").exists()
+    assert run(toy_options, *shorter, "manual_seed", 8) == 0
+    assert "held an earlier run: moved into" in capsys.readouterr().out
+    moved = {path.name: path.read_bytes() for path in (folder(toy_options) / "earlier-1").iterdir()}
+    assert earlier.items() <= moved.items()
+    assert {"train_epoch_1.pth", "model_best.pth", "metrics.jsonl", "config.yaml"} <= moved.keys()
+    assert [i for i, _ in losses(toy_options)] == [1, 2, 3] and (folder(toy_options) / "mine.pth").exists()
+    assert run(toy_options, *shorter) == 0
+    assert (folder(toy_options) / "earlier-2/train_epoch_1.pth").is_file()
+
+
+def test_a_run_that_has_ended_is_left_alone(finished, toy_options, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in folder(finished).iterdir() if path.suffix in (".pth", ".jsonl")}
+    assert run(finished, "resume", "auto", "epochs", 1) == 0
+    screen = capsys.readouterr().out
+    assert "reached its end (3 iterations) already: there is nothing to do" in screen and "model_best" not in screen
+    assert before == {name: (folder(finished) / name).stat().st_mtime_ns for name in before}
+
+
 def test_weight_starts_a_new_schedule_from_a_whole_network(finished, toy_options):
     weight = folder(finished) / "train_epoch_2.pth"
     assert run(toy_options, "weight", weight, "base_lr", 0, "evaluate", "False", "epochs", 1) == 0
@@ -168,16 +196,22 @@ def test_weight_starts_a_new_schedule_from_a_whole_network(finished, toy_options
 
 def test_save_iters_writes_inside_the_epoch_and_pruning_removes_it_later(toy_options, capsys):
     assert run(toy_options, "save_iters", 2, "evaluate", "False", "keep_checkpoints", 1) == 0
-    assert "train_epoch_1_iter_2.pth" in capsys.readouterr().out
+    assert "train_epoch_1_iter_1.pth" in capsys.readouterr().out  # the fourth iteration
     assert [p.name for p in folder(toy_options).glob("*.pth")] == ["train_epoch_2.pth"]
 
 
-def test_resuming_inside_an_epoch_with_another_batch_size_is_refused(toy_options, capsys):
-    assert run(toy_options, "save_iters", 1, "evaluate", "False", "epochs", 1, "keep_checkpoints", 9) == 0
-    inside = next(folder(toy_options).glob("train_epoch_0_iter_2.pth"), None)
-    assert inside is None  # gone with the end of its epoch
-    assert run(toy_options, "resume", folder(toy_options) / "train_epoch_1.pth", "batch_size", 6) == 0
+def test_another_batch_size_goes_on_at_the_end_of_an_epoch_and_is_refused_inside(toy_options, tmp_path, capsys):
+    iterations = ["max_iter", 3, "iter_interval", 1, "keep_checkpoints", 9, "evaluate", "False"]
+    assert run(toy_options, *iterations, "save_path", tmp_path / "a") == 0
+    capsys.readouterr()
+    larger = ["batch_size", 6, "evaluate", "False", "max_iter", "null"]  # 2 iterations an epoch instead of 3
+    assert run(toy_options, *larger, "resume", tmp_path / "a/train_iter_2.pth") == 1
+    error = capsys.readouterr().err
+    assert "TRAIN.resume" in error and "inside an epoch of 3 iterations, and an epoch has 2 now; set batch_size" in error
+    assert run(toy_options, *larger, "resume", tmp_path / "a/train_iter_3.pth") == 0
     assert "changed batch_size: 4 -> 6" in capsys.readouterr().out
+    last = load_checkpoint(folder(toy_options) / "train_epoch_2.pth")
+    assert (last["iteration"], last["epoch"]) == (4, 2) and [i for i, _ in losses(toy_options)] == [3, 4]
 
 
 @pytest.mark.parametrize("loss", ["ce", "ohem", "dice"])
@@ -245,6 +279,7 @@ def test_weights_of_torchvision_and_of_mmsegmentation_start_a_run(toy_options, t
     path = tmp_path / "resnet18.pth"
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
     monkeypatch.setattr(train, "fetch_torchvision", lambda layers, where: path)
+    monkeypatch.setattr("model.resnet.WIDTH", 64)
     shorter = ["epochs", 1, "evaluate", "False", "contract_dilation", "True"]
     assert run(toy_options, "initmodel", "torchvision", "stem", "plain", *shorter) == 0
     (log,) = folder(toy_options).glob("train-*.log")
@@ -263,7 +298,7 @@ def test_weights_of_torchvision_and_of_mmsegmentation_start_a_run(toy_options, t
 def test_a_run_does_not_go_on_from_the_weights_of_another_program(toy_options, tmp_path, capsys):
     torch.save({"epoch": 3, "state_dict": {"module.a": torch.ones(1)}, "optimizer": {}}, tmp_path / "a.pth")
     assert run(toy_options, "resume", tmp_path / "a.pth") == 1
-    assert "a.pth: not a checkpoint of this project" in capsys.readouterr().err
+    assert "a.pth: not a checkpoint of this program (it has no state and no config)" in capsys.readouterr().err
 
 
 def test_gpus_without_cuda_mean_the_cpu_with_one_warning(toy_options):
@@ -272,12 +307,24 @@ def test_gpus_without_cuda_mean_the_cpu_with_one_warning(toy_options):
     assert len([w for w in warnings if "CUDA is not available" in str(w.message)]) == 1
 
 
-def test_traceback_goes_to_the_log_file_and_not_to_the_screen(toy_options, capsys):
+def test_traceback_of_a_mistake_goes_to_the_log_file_and_not_to_the_screen(toy_options, capsys):
     assert run(toy_options, "batch_size", 14) == 1
     (log,) = folder(toy_options).glob("train-*.log")
     assert "Traceback (most recent call last)" in log.read_text()
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err + captured.out
+
+
+@pytest.mark.parametrize("bug", [ValueError, OSError, KeyError])
+def test_traceback_of_a_bug_goes_to_the_screen_too(toy_options, monkeypatch, bug):
+    def fail(*_):
+        raise bug("of a library")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", fail)
+    with pytest.raises(bug, match="of a library"):
+        run(toy_options)
+    (log,) = folder(toy_options).glob("train-*.log")
+    assert "Traceback (most recent call last)" in log.read_text() and "of a library" in log.read_text()
 
 
 class TinyNet(nn.Module):
@@ -299,15 +346,20 @@ class TinyNet(nn.Module):
         return label
 
 
+def tiny_run(net, optimizer, parts=1):
+    cfg = SimpleNamespace(criterion_outside=False, accumulate_steps=parts, aux_weight=0.4, classes=4, ignore_label=255)
+    cpu = torch.device("cpu")
+    return Run(cfg, cpu, None, net=net, network=net, optimizer=optimizer, precision=Precision("fp32", cpu))
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(parts):
     g = torch.Generator().manual_seed(1)
     image, label = torch.randn(5, 3, 8, 8, generator=g), torch.randint(0, 4, (5, 8, 8), generator=g)
     label[0], label[1, :3] = 255, 255  # very unequal numbers of valid pixels, one image with none
     net, reference = TinyNet(), TinyNet()
-    cfg = SimpleNamespace(criterion_outside=False, accumulate_steps=parts, aux_weight=0.4, classes=4, ignore_label=255)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    loss, areas = train.update(cfg, net, net, optimizer, Precision("fp32", torch.device("cpu")), image, label)
+    loss, areas = train.update(tiny_run(net, optimizer, parts), image, label)
 
     main = F.cross_entropy(reference.main(image), label, ignore_index=255)
     aux = F.cross_entropy(reference.aux(image), label, ignore_index=255)
@@ -321,17 +373,16 @@ def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(par
 def test_batch_without_a_valid_pixel_changes_nothing_but_momentum():
     net = TinyNet()
     before = net.main.weight.clone()
-    cfg = SimpleNamespace(criterion_outside=False, accumulate_steps=1, aux_weight=0.4, classes=4, ignore_label=255)
     label = torch.full((2, 4, 4), 255)
     optimizer, image = torch.optim.SGD(net.parameters(), lr=1.0), torch.randn(2, 3, 4, 4)
-    loss, areas = train.update(cfg, net, net, optimizer, Precision("fp32", torch.device("cpu")), image, label)
+    loss, areas = train.update(tiny_run(net, optimizer), image, label)
     assert loss.tolist() == [0, 0, 0] and areas.sum() == 0
     assert torch.equal(net.main.weight, before)
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "00:00:00"), (61, "00:01:01"), (360000, "100:00:00")])
 def test_clock_counts_hours_beyond_a_day(seconds, text):
-    assert train.clock(seconds) == text
+    assert clock(seconds) == text
 
 
 def test_help_says_what_is_written_and_how_it_ends():

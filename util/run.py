@@ -162,7 +162,7 @@ def check_finite(network, place) -> None:
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise Mistake(
-                f"{name} became infinite or nan at {place}; the checkpoints written so far are sound. Try a smaller base_lr"
+                f"{name} became infinite or nan in {place}; the checkpoints written so far are sound. Try a smaller base_lr"
             )
 
 
