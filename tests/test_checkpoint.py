@@ -1,18 +1,26 @@
+import errno
 import os
 import pickle
+import random
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 
+from util import checkpoint
 from util.checkpoint import (
+    Damaged,
     load_checkpoint,
     newest_checkpoint,
     position_of,
     prune_checkpoints,
     save_checkpoint,
-    set_aside_checkpoints,
+    set_aside,
 )
+from util.common import Mistake
+
+EPOCH = 20  # iterations of an epoch
 
 
 def a_state(value=1.0):
@@ -61,7 +69,7 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"state_dict": Attack()}, tmp_path / "zip.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Attack()))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Attack(), protocol=2))
     for name in ("zip.pth", "plain.pth"):
         with pytest.raises(ValueError, match="refused.*could run code"):
             load_checkpoint(tmp_path / name)
@@ -84,7 +92,7 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"a\.pth: could not be written.*earlier checkpoints are untouched"):
+        with pytest.raises(Mistake, match=r"a\.pth: could not be written.*what was there is untouched"):
             save_checkpoint(a_state(2.0), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -93,15 +101,80 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_every_damage_to_the_directory_of_the_archive_is_a_mistake(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(a_state(), path)
+    sound = path.read_bytes()
+    first = sound.index(b"PK\x01\x02")  # the central directory; then its end records
+    directory, rng, refused = range(8 * first, 8 * len(sound)), random.Random(0), 0
+    for bits in [*zip(directory), *(rng.sample(directory, 3) for _ in range(2000))]:
+        damaged = bytearray(sound)
+        for bit in bits:
+            damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            content = load_checkpoint(path)
+        except Damaged as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:  # a bit that means nothing, such as one of a date
+            assert torch.equal(content["state_dict"]["weight"], a_state()["state_dict"]["weight"])
+    assert refused > 500
+
+
+@pytest.mark.parametrize(
+    "content, words", [(b"\x89PNG\r\n\x1a\n" + b"x" * 99, "PNG"), (b"", "b''"), (b"\x80", "not a readable")]
+)
+def test_file_of_another_kind_is_refused_without_talk_of_code(tmp_path, content, words):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(Damaged, match="not a readable checkpoint") as error:
+        load_checkpoint(tmp_path / "a.pth")
+    assert words in str(error.value) and "could run code" not in str(error.value)
+
+
 def test_newest_checkpoint_passes_over_damaged_files(tmp_path):
     for name, value in (("train_epoch_2", 2.0), ("train_epoch_10", 10.0), ("train_epoch_10_iter_5", 10.5)):
         save_checkpoint(a_state(value), tmp_path / f"{name}.pth")
     warnings = []
-    assert newest_checkpoint(tmp_path, warnings.append)["state_dict"]["weight"][0, 0] == 10.5
+    assert newest_checkpoint(tmp_path, EPOCH, warnings.append)["state_dict"]["weight"][0, 0] == 10.5
     (tmp_path / "train_epoch_10_iter_5.pth").write_bytes(b"PK")
-    assert newest_checkpoint(tmp_path, warnings.append)["state_dict"]["weight"][0, 0] == 10.0
+    assert newest_checkpoint(tmp_path, EPOCH, warnings.append)["state_dict"]["weight"][0, 0] == 10.0
     assert len(warnings) == 1 and "train_epoch_10_iter_5.pth" in warnings[0]
-    assert newest_checkpoint(tmp_path / "empty", warnings.append) is None
+    assert newest_checkpoint(tmp_path / "empty", EPOCH, warnings.append) is None
+
+
+def test_nothing_but_damaged_checkpoints_is_a_mistake_that_lists_them(tmp_path):
+    for n in (1, 2):
+        (tmp_path / f"train_epoch_{n}.pth").write_bytes(b"PK")
+    with pytest.raises(Mistake, match="every checkpoint is damaged") as error:
+        newest_checkpoint(tmp_path, EPOCH, print)
+    assert "train_epoch_1.pth" in str(error.value) and "train_epoch_2.pth" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "Permission denied"), MemoryError()]
+)
+def test_an_error_of_reading_is_not_taken_for_damage(tmp_path, monkeypatch, error):
+    for n in (1, 2):
+        save_checkpoint(a_state(), tmp_path / f"train_epoch_{n}.pth")
+    read = Path.read_bytes
+
+    def fail(path):
+        if path.name == "train_epoch_2.pth":
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(Mistake, match=r"train_epoch_2\.pth: cannot be read \(.+\)") as caught:
+        newest_checkpoint(tmp_path, EPOCH, pytest.fail)
+    assert not isinstance(caught.value, Damaged)
+
+
+def test_epochs_and_iterations_have_one_order(tmp_path):
+    names = ["train_epoch_1_iter_20", "train_epoch_2", "train_iter_45", "train_epoch_2_iter_6", "train_iter_100"]
+    for name in reversed(names):
+        (tmp_path / f"{name}.pth").touch()
+    assert [path.stem for path in checkpoint.list_checkpoints(tmp_path, EPOCH)] == names
 
 
 @pytest.fixture
@@ -118,7 +191,7 @@ def names_in(folder):
 
 
 def test_pruning_keeps_the_newest_and_the_best(run_folder):
-    prune_checkpoints(run_folder, keep=2)
+    prune_checkpoints(run_folder, 2, EPOCH)
     newest = {f"train_epoch_{n}" for n in (10, 11, "11_iter_6", "11_iter_7")}
     assert names_in(run_folder) == newest | {"model_best", "train_epoch_final"}
 
@@ -129,19 +202,42 @@ def test_pruning_never_removes_the_only_good_one(run_folder):
         damaged = bytearray((run_folder / f"train_epoch_{n}.pth").read_bytes())
         damaged[len(damaged) // 2] ^= 1
         (run_folder / f"train_epoch_{n}.pth").write_bytes(damaged)
-    prune_checkpoints(run_folder, keep=1)
+    prune_checkpoints(run_folder, 1, EPOCH)
     assert names_in(run_folder) == before
 
 
-def test_checkpoints_beyond_the_start_are_set_aside_and_half_written_ones_removed(run_folder):
+def test_checkpoints_beyond_the_start_are_moved_aside_and_half_written_ones_deleted(run_folder):
     (run_folder / ".train_epoch_12.pth.123.tmp").touch()
-    warnings, before = [], names_in(run_folder)
-    set_aside_checkpoints(run_folder, (11, 5), warnings.append)
+    (run_folder / "metrics.jsonl").write_text("{}\n")
+    before = names_in(run_folder) - {".train_epoch_12.pth.123.tmp"}
+    assert set_aside(run_folder, None, (11 * EPOCH + 5, False), EPOCH) == run_folder / "earlier-1"
     aside = {"train_epoch_11_iter_6", "train_epoch_11_iter_7"}
-    assert names_in(run_folder) == before - aside - {".train_epoch_12.pth.123.tmp"} | {f"{name}.pth.old" for name in aside}
-    assert len(warnings) == 2 and position_of(run_folder / "train_epoch_11.pth") == (11, 0)
+    assert names_in(run_folder) == before - aside | {"earlier-1"} and names_in(run_folder / "earlier-1") == aside | {
+        "metrics.jsonl"
+    }
+    assert set_aside(run_folder, None, (11 * EPOCH + 5, False), EPOCH) is None
+
+
+def test_a_best_checkpoint_from_beyond_the_start_is_moved_too(tmp_path):
+    save_checkpoint(a_state() | {"iteration": 7}, tmp_path / "model_best.pth")
+    assert set_aside(tmp_path, None, (7, True), EPOCH) is None
+    assert set_aside(tmp_path, None, (6, True), EPOCH) == tmp_path / "earlier-1"
+    assert names_in(tmp_path / "earlier-1") == {"model_best"} and names_in(tmp_path) == {"earlier-1"}
+
+
+def test_an_earlier_run_is_moved_as_a_whole_and_nothing_else(run_folder):
+    mine = {"mine.txt", "notes.pth", "train-new.log"}
+    for name in (*mine, "train-old.log", "metrics.jsonl", "config.yaml", "events.out.tfevents.1.host"):
+        (run_folder / name).touch()
+    assert set_aside(run_folder, run_folder / "train-new.log") == run_folder / "earlier-1"
+    assert {path.name for path in run_folder.iterdir()} == mine | {"train_epoch_final.pth", "earlier-1"}
+    (run_folder / "train_iter_3.pth").touch()
+    assert set_aside(run_folder, None) == run_folder / "earlier-2"
+    (run_folder / "train-failed.log").touch()  # a start that failed leaves a log and no run
+    assert set_aside(run_folder, None) is None
 
 
 def test_position_is_read_from_the_name():
-    assert position_of("a/train_epoch_7.pth") == (7, 0)
-    assert position_of("train_epoch_7_iter_120.pth") == (7, 120)
+    assert position_of("a/train_epoch_7.pth", EPOCH) == (140, True)
+    assert position_of("train_epoch_7_iter_12.pth", EPOCH) == (152, False)
+    assert position_of("train_iter_12.pth", EPOCH) == (12, True)

@@ -15,9 +15,7 @@ import torch
 from util.common import Mistake, first_few, write_aside
 
 NAME = re.compile(r"train_(?:epoch_(\d+)(?:_iter_(\d+))?|iter_(\d+))\.pth")
-RUN_FILES = (
-    "train_epoch_*.pth train_iter_*.pth model_best.pth metrics.jsonl events.out.tfevents.* config.yaml".split()
-)  # and logs
+RUN_FILES = "model_best.pth metrics.jsonl metrics.stray events.out.tfevents.* config.yaml".split()  # beside those and the logs
 
 
 class Damaged(Mistake):
@@ -44,7 +42,7 @@ def load_checkpoint(path) -> dict:
     except FileNotFoundError:
         raise Mistake(f"{path}: no such checkpoint") from None
     except (OSError, MemoryError) as error:
-        raise Mistake(f"{path}: cannot be read ({error or 'not enough memory'})") from error
+        raise Mistake(f"{path}: cannot be read ({str(error) or 'not enough memory'})") from error
     content = _decode(path, data)
     if not isinstance(content, dict):
         raise Damaged(f"{path}: expected a dict with `state_dict`, found {type(content).__name__}")
@@ -114,7 +112,7 @@ def set_aside(folder, new_log, position=None, data_iters=1) -> Path | None:
     for path in folder.glob(".*.tmp"):
         path.unlink()
     if position is None:
-        files = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+        files = list_checkpoints(folder, data_iters) + [path for pattern in RUN_FILES for path in folder.glob(pattern)]
         files += [path for path in folder.glob("train-*.log") if files and path != new_log]
     else:
         files = [path for path in list_checkpoints(folder, data_iters) if position_of(path, data_iters) > position]
@@ -138,7 +136,7 @@ def _decode(path, data):
     file = io.BytesIO(data)
     try:
         if zipfile.is_zipfile(file):  # torch < 1.6 wrote pickles without checksums
-            damaged = zipfile.ZipFile(file).testzip()
+            damaged = _first_damaged(zipfile.ZipFile(file))
             if damaged is not None:
                 raise Damaged(f"{path}: damaged file ({damaged} does not match its checksum); use an earlier checkpoint")
         elif not data.startswith(b"\x80"):
@@ -148,19 +146,26 @@ def _decode(path, data):
     except (Mistake, MemoryError):
         raise
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
-            raise Damaged(f"{path}: not a readable checkpoint ({_first_line(error)})") from None
+        what = re.search(r"GLOBAL \S+", str(error))
+        if not what:
+            raise Damaged(f"{path}: damaged, not a readable checkpoint") from None
         raise Damaged(
-            f"{path}: refused, since it holds more than tensors and plain values and could run code ({_first_line(error)})"
+            f"{path}: refused, since it holds more than tensors and plain values and could run code ({what[0]})"
         ) from None
     except Exception as error:
         raise Damaged(f"{path}: damaged, not a readable checkpoint ({_first_line(error)})") from None
 
 
+def _first_damaged(archive):
+    """Name of the first entry that is not what was written, or None. torch reads nothing of an entry marked as a folder."""
+    folders = (entry.filename for entry in archive.infolist() if entry.external_attr & 0x10)
+    return next(folders, None) or archive.testzip()
+
+
 def _is_whole(path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
+            return _first_damaged(file) is None
     except Exception:  # see _decode
         return False
 
