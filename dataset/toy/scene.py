@@ -1,8 +1,8 @@
-"""A renderer of little street scenes with exact labels: a data set for tests and first steps, made in seconds.
+"""A renderer of small street scenes with exact labels: a data set for tests and first steps, made in seconds.
 
-The world is a road that may bend. Every object has road coordinates in metres: d to the right of the road's middle, y
-up, z along the view. A pinhole camera projects them, and a depth buffer settles what hides what. Ids are the places in
-`CLASSES`; 255 is void: grass, bins, flower boxes, dogs and the bonnet of the car that films.
+The scene is a road that may bend. Every object has road coordinates in metres: d to the right of the road's middle, y up,
+z along the view. A pinhole camera projects them, and a depth buffer resolves occlusion. Ids are the indices in `CLASSES`;
+255 is void: grass, bins, flower boxes, dogs and the bonnet of the car that carries the camera.
 """
 
 from pathlib import Path
