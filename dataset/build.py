@@ -5,9 +5,11 @@ is repeated gives the same files.
 """
 
 import os
+import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,10 +31,11 @@ def build(plan, out, copy=False, skip_bad=False):
     """
     out = Path(out).absolute()
     _keep_sources(plan, out)
-    bar = ProgressBar(out.name, len(plan.samples))
+    samples = _without_doubles(plan.samples)
+    bar = ProgressBar(out.name, len(samples))
     done = []
     with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(_build_one, sample, plan.read, out, copy) for sample in plan.samples]
+        futures = [pool.submit(_build_one, sample, plan.read, out, copy) for sample in samples]
         try:
             for i, future in enumerate(futures):
                 done.append(future.result())
@@ -46,12 +49,15 @@ def build(plan, out, copy=False, skip_bad=False):
         raise Mistake(f"{len(faults)} of {len(done)} samples cannot be used:\n  {listed}\n"
                       "repair them, or leave them out with --skip-bad")  # fmt: skip
     skipped = out / "skipped.txt"
-    skipped.unlink(missing_ok=True)
+    try:
+        skipped.unlink(missing_ok=True)
+    except OSError as error:
+        raise Mistake(f"{skipped}: cannot be removed ({system_words(error)})") from error
     if faults:
         write_text(skipped, "".join(f"{fault}\n" for fault in faults))
 
-    good = {split: [] for split in dict.fromkeys(sample.split for sample in plan.samples)}
-    for sample, (count, fault) in zip(plan.samples, done):
+    good = {split: [] for split in dict.fromkeys(sample.split for sample in samples)}
+    for sample, (count, fault) in zip(samples, done):
         if not fault:
             good[sample.split].append((sample, count))
     if not all(good.values()):
@@ -67,10 +73,35 @@ def build(plan, out, copy=False, skip_bad=False):
     return "\n".join([f"{out}", frequency_table(plan.names, counts), *notes])
 
 
+def _without_doubles(samples):
+    """The samples, with a fault where another one before it goes to the same files."""
+    earlier, result = {}, []
+    for sample in samples:
+        other = next((earlier[to] for to in (sample.image_to, sample.label_to) if to in earlier), None)
+        if other and not sample.fault:
+            reason = "is listed twice" if other == sample.image else f"would be written to the file of {other}"
+            sample = replace(sample, fault=f"{sample.image}: {reason}")
+        elif not sample.fault:
+            earlier |= dict.fromkeys({sample.image_to, sample.label_to} - {None}, sample.image)
+        result.append(sample)
+    return result
+
+
+def _unlistable(sample):
+    """The fault of a name that a list cannot hold, or ""."""
+    names = f"{sample.image_to}{sample.label_to}"
+    if re.search(r"[\t\r\n]", names):
+        return f"{sample.image}: its name holds a TAB or a line break, which separate the entries of a list; rename it"
+    if names.encode(errors="replace").decode() != names:
+        return f"{sample.image}: its name is not UTF-8, as lists are; rename it"
+    return ""
+
+
 def _build_one(sample, read, out, copy):
     """(pixels of each id (256,) int64 or None, fault or "")"""
-    if sample.fault:
-        return None, sample.fault
+    fault = sample.fault or _unlistable(sample)
+    if fault:
+        return None, fault
     try:
         image = read_image(sample.image)  # also where it is only linked: a broken one is a fault
         label = None if sample.label is None else read(sample.label)
@@ -88,7 +119,7 @@ def _build_one(sample, read, out, copy):
 def _line(sample):
     """The line of a list, with a TAB between the paths if they hold spaces."""
     parts = [part for part in (sample.image_to, sample.label_to) if part]
-    return ("\t" if " " in "".join(parts) else " ").join(parts) + "\n"
+    return ("\t" if re.search(r"\s", "".join(parts)) else " ").join(parts) + "\n"
 
 
 def _place(source, target, copy):
@@ -117,16 +148,19 @@ def _keep_sources(plan, out):
     """Refuse to write into a source, also through a link."""
     files = [*plan.lists, *(to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)]
     for part in sorted({(out / file).parent for file in files}):
-        for source in plan.sources:
-            if part.resolve().is_relative_to(source.resolve()):
-                raise Mistake(f"{part} lies in the source {source}, which must stay as it is: "
-                              "remove the link, or give another folder with --out")  # fmt: skip
+        try:
+            inside = [source for source in plan.sources if part.resolve().is_relative_to(source.resolve())]
+        except (OSError, RuntimeError) as error:  # a loop of links is one or the other, by the version of Python
+            raise Mistake(f"{part}: not a folder that can be written to ({error})") from error
+        if inside:
+            raise Mistake(f"{part} lies in the source {inside[0]}, which must stay as it is: "
+                          "remove the link, or give another folder with --out")  # fmt: skip
 
 
 def write_text(path, text):
     """Write a UTF-8 text file whole or not at all, with the folders it needs."""
     with write_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be any bytes
 
 
 def frequency_table(names, counts, extra=()):

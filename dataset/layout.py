@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from util.common import Mistake, first_few
-from util.image import image_header, read_bytes, read_image, read_label, read_lines, read_text, refuse_lossy
-from util.visual import default_palette
+from util.image import image_header, read_bytes, read_image, read_label, read_lines, read_text, refuse_lossy, system_words
+from util.visual import default_palette, line_colour
 
 VOID = 255
 MASK_ENDING = r"_(mask|label|gt)$"  # of a mask's name, after the name of its image
@@ -148,7 +148,7 @@ def bdd(source, names):
     for root in (source, source / "bdd100k"):
         for images, labels, ending in (("images/10k", "labels/sem_seg/masks", ""), ("images/10k", "seg/labels", "_train_id"),
                                        ("seg/images", "seg/labels", "_train_id")):  # fmt: skip
-            if (root / images).is_dir() and (root / labels).is_dir():
+            if _is_dir(root / images) and _is_dir(root / labels):
                 _need(root, "BDD100K", *(f"{kind}/{split}/" for kind in (images, labels) for split in ("train", "val")))
                 samples = []
                 for split in ("train", "val", "test"):
@@ -169,12 +169,12 @@ def read_colour_table(path):
     table = []
     for number, line in enumerate(read_lines(path), 1):
         parts = line.split(maxsplit=3)
-        if len(parts) < 3 or not all(part.isdecimal() and int(part) < 256 for part in parts[:3]):
-            raise Mistake(f"{path}: entry {number} is {line!r}, expected `R G B name` with numbers 0..255")
-        colour, name = [int(part) for part in parts[:3]], parts[3] if len(parts) > 3 else f"class{len(table)}"
-        if colour in [entry[:3] for entry in table]:
-            raise Mistake(f"{path}: entry {number}: the colour {parts[0]} {parts[1]} {parts[2]} is there twice")
-        table.append([*colour, name])
+        colour = line_colour(parts[:3])
+        if colour is None:
+            raise Mistake(f"{path}: entry {number} is {line[:80]!r}, expected `R G B name` with numbers 0..255")
+        if colour in [tuple(entry[:3]) for entry in table]:
+            raise Mistake(f"{path}: entry {number}: the colour {' '.join(parts[:3])} is there twice")
+        table.append([*colour, parts[3] if len(parts) > 3 else f"class{len(table)}"])
     if all(name == "void" for *_, name in table):
         raise Mistake(f"{path}: no colours in it, expected `R G B name` lines")
     return table
@@ -188,7 +188,7 @@ def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ra
     Folders train and val on both sides are kept as the splits; else a share `val_ratio`, drawn with `seed`, is val.
     """
     for path in (images, masks):
-        if not path.is_dir():
+        if not _is_dir(path):
             raise Mistake(f"{path}: no such folder")
     pictures, notes = _own_files(images, masks == images, want_masks=False)
     labels, more_notes = _own_files(masks, masks == images, want_masks=True)
@@ -230,6 +230,8 @@ def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ra
         names = tuple(f"class{k}" for k in range(_count_ids([s.label for s in samples if s.label and not s.fault], void)))
     elif names is None:
         names = tuple(f"class{k}" for k in range(len(ids)))
+    if ids is not None and len(set(ids)) < len(ids):
+        raise Mistake(f"--ids {' '.join(map(str, ids))}: an id is given twice, and one id cannot be two classes")
     if ids is not None and len(ids) != len(names):
         raise Mistake(f"{len(ids)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
     if len(names) > VOID:
@@ -291,12 +293,18 @@ def _by_colour(table, by_id):
 
 def _cityscapes_polygons(path, names):
     """Draw the polygons in their order, as the data set's own tools do; a group counts as its members' class."""
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
-        size, objects = (content["imgWidth"], content["imgHeight"]), content["objects"]
-        objects = [(thing["label"], thing["polygon"]) for thing in objects if not thing.get("deleted")]
-    except (ValueError, KeyError, TypeError) as error:
+        content = json.loads(text)
+        size = content["imgWidth"], content["imgHeight"]
+        objects = [(str(thing["label"]), np.array(thing["polygon"], float).reshape(-1, 2))
+                   for thing in content["objects"] if not thing.get("deleted")]  # fmt: skip
+    except (RecursionError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise Mistake(f"{path}: not a polygon file of Cityscapes ({error!r})") from error
+    if not all(isinstance(side, int) and 0 < side < 2**15 for side in size):
+        raise Mistake(f"{path}: imgWidth and imgHeight are {size[0]} and {size[1]}, expected a size in pixels")
+    if not all((np.abs(polygon) < 2**20).all() for _, polygon in objects):
+        raise Mistake(f"{path}: a polygon with coordinates far outside the image")
     label = Image.new("L", size, VOID)
     draw = ImageDraw.Draw(label)
     for name, polygon in objects:
@@ -306,7 +314,8 @@ def _cityscapes_polygons(path, names):
             continue
         if name not in CITYSCAPES_VOID and name not in names:
             raise Mistake(f"{path}: {name!r} is no class of Cityscapes")
-        draw.polygon([tuple(point) for point in polygon], fill=names.index(name) if name in names else VOID)
+        if len(polygon) > 1:
+            draw.polygon(polygon.ravel().tolist(), fill=names.index(name) if name in names else VOID)
     return np.array(label)
 
 
@@ -339,16 +348,23 @@ def _count_ids(paths, void):
 
 def _need(source, what, *parts):
     """Every part (a folder if it ends in /) must be there; the error names all that are not."""
-    if not source.is_dir():
+    if not _is_dir(source):
         raise Mistake(f"{source}: no such folder; expected {what}: {' '.join(parts)}")
     missing = [part for part in parts if not (Path.is_dir if part.endswith("/") else Path.is_file)(source / part)]
     if missing:
         raise Mistake(f"{source}: not {what}: {', '.join(missing)} missing; expected {' '.join(parts)}")
 
 
+def _is_dir(path):
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise Mistake(f"{path}: {system_words(error)}") from error
+
+
 def _inside(source, mark, *below):
     """The source itself if it holds the folder `mark`, else the first folder below it that does."""
-    return next((root for root in (source, *(source / part for part in below)) if (root / mark).is_dir()), source)
+    return next((root for root in (source, *(source / part for part in below)) if _is_dir(root / mark)), source)
 
 
 def _files(root, ending=""):

@@ -149,8 +149,8 @@ def add_common(sub):
 
 def size(text):
     match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(int(n) for n in match.groups()) < 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH of at least 16x16")
+    if not match or not all(len(n) < 5 and 16 <= int(n) <= 4096 for n in match.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH between 16x16 and 4096x4096")
     return tuple(int(n) for n in match.groups())
 
 
@@ -165,8 +165,8 @@ def share(text):
 
 
 def natural(text):
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
     return int(text)
 
 
@@ -177,10 +177,11 @@ def mask_id(text):
 
 
 def positive(text):
-    if natural(text) == 0:
-        raise argparse.ArgumentTypeError("0 scenes; give at least 1")
+    if not 0 < natural(text) <= 100000:
+        raise argparse.ArgumentTypeError(f"{text} scenes; give 1 to 100000")
     return int(text)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal's encoding lacks
     sys.exit(report_errors(main))

@@ -2,6 +2,7 @@
 
 import colorsys
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -38,11 +39,17 @@ def load_colors(path, classes):
     lines = read_lines(path)
     if len(lines) != classes:
         raise Mistake(f"{path}: expected {classes} colours, `R G B` a line, found {len(lines)}")
-    for i, line in enumerate(lines):
-        numbers = line.split()
-        if len(numbers) != 3 or not all(n.isascii() and n.isdecimal() and len(n) < 4 and int(n) <= 255 for n in numbers):
-            raise Mistake(f"{path}: colour {i} is {line!r}, expected three numbers 0..255")
-    return np.array([[int(n) for n in line.split()] for line in lines], np.uint8)
+    colors = [line_colour(line.split()) for line in lines]
+    if None in colors:
+        i = colors.index(None)
+        raise Mistake(f"{path}: colour {i} is {lines[i][:80]!r}, expected three numbers 0..255")
+    return np.array(colors, np.uint8)
+
+
+def line_colour(words):
+    """The words R G B as three numbers 0..255, or None if they are something else."""
+    ok = len(words) == 3 and all(re.fullmatch("[0-9]{1,3}", word) and int(word) <= 255 for word in words)
+    return tuple(int(word) for word in words) if ok else None
 
 
 def class_names(cfg):
