@@ -44,12 +44,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    sources: tuple[Path, ...]  # folders that must stay as they are
+    sources: tuple[Path, ...]  # folders that are never written to
     samples: list[Sample]
     lists: dict[str, tuple[str, ...]]  # file of a list, relative to the output folder: the splits in it
     names: tuple[str, ...]  # of the classes
     read: Callable  # path of a label -> (H, W) uint8 of classes and 255
-    colors: np.ndarray | None = None  # (K, 3); given where names and colours have to be written too
+    colors: np.ndarray | None = None  # (K, 3); set if names and colours are to be written too
     notes: tuple[str, ...] = field(default=())
 
 
@@ -62,7 +62,7 @@ def camvid(source, names):
         for number, line in enumerate(read_lines(source / f"{split}.txt"), 1):
             if len(line.split()) != 2:
                 raise Mistake(f"{source / split}.txt: entry {number} is {line!r}, expected `image label`")
-            # The lists carry the absolute paths of their author's machine: only folder and name mean something.
+            # The lists hold absolute paths of another machine: only folder and name are used.
             image, label = (source.joinpath(*Path(entry).parts[-2:]) for entry in line.split())
             samples.append(Sample(split, image, f"image/{split}/{image.name}", label, f"label/{split}/{label.name}"))
     lists = {f"list/{split}.txt": (split,) for split in splits}
@@ -72,7 +72,7 @@ def camvid(source, names):
 def cityscapes(source, names):
     """Cityscapes: leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_*.
 
-    The label is the first there of labelIds.png, polygons.json, labelTrainIds.png. Test images get a list without labels.
+    The label is the first that exists of labelIds.png, polygons.json, labelTrainIds.png. Test images get a list without labels.
     """
     _need(source, "Cityscapes, leftImg8bit and gtFine in one folder", "leftImg8bit/train/", "leftImg8bit/val/",
           "gtFine/train/", "gtFine/val/")  # fmt: skip
@@ -114,7 +114,7 @@ def ade20k(source, names):
 
 
 def voc2012(source, names):
-    """PASCAL VOC 2012 as in VOCdevkit/VOC2012, and SegmentationClassAug beside SegmentationClass where it is there.
+    """PASCAL VOC 2012 as in VOCdevkit/VOC2012, with SegmentationClassAug beside SegmentationClass if it exists.
 
     train_aug is train, with the official labels, and what SegmentationClassAug has beyond train and val.
     """
@@ -183,7 +183,7 @@ def read_colour_table(path):
 def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ratio=0.2, seed=0):
     """One's own images and masks, paired by their path below `images` and `masks`, without suffix.
 
-    names: class names. table: [(R, G, B, name)], the meaning of colour masks, a name `void` for what to ignore. ids: the
+    names: class names. table: [(R, G, B, name)], the classes of colour masks; the name `void` marks colours to ignore. ids: the
     values in the masks that are classes 0, 1, ...; without any of these the masks must hold 0, 1, ... and void values only.
     Folders train and val on both sides are kept as the splits; else a share `val_ratio`, drawn with `seed`, is val.
     """

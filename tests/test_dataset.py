@@ -119,9 +119,11 @@ def test_a_list_that_is_not_utf_8_is_named(root, split):
 @pytest.mark.parametrize("entry, reason", [
     ("ima\0ge.png", "a NUL character in the path"), ("image", "a folder"), ("loop.png", "too many levels of symbolic links"),
     ("x" * 300 + ".png", "file name too long"), ("image/0.png/x", "not a directory"), (".", "a folder"),
+    ("/dev/zero", "not a regular file"), ("pipe", "not a regular file"),
 ])  # fmt: skip
 def test_an_entry_that_is_no_file_is_named_with_the_reason(root, split, entry, reason):
     (root / "loop.png").symlink_to(root / "loop.png")
+    os.mkfifo(root / "pipe")
     for line in [entry] if split == "test" else [f"{entry} label/0.png", f"{entry}\tlabel/0.png"]:
         with pytest.raises(Mistake, match=rf"list.txt: . of the files .* do not exist(.|\n)*\({reason}"):
             read_list(list_of(root, line), root, split)

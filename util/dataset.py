@@ -82,7 +82,7 @@ def _file_fault(path):
         return f" ({system_words(error)})"
     except ValueError:
         return " (a NUL character in the path)"
-    return " (a folder)" if stat.S_ISDIR(kind) else None
+    return None if stat.S_ISREG(kind) else " (a folder)" if stat.S_ISDIR(kind) else " (not a regular file)"
 
 
 def _is_file(path):
