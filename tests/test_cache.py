@@ -1,4 +1,5 @@
 # ruff: noqa: F811  (`root` is a fixture)
+import json
 import multiprocessing
 import os
 from collections import namedtuple
@@ -13,6 +14,7 @@ from tool import prepare, train
 from util import cache as C
 from util import transform as T
 from util.checkpoint import load_checkpoint
+from util.common import Mistake
 from util.config import ROOT
 from util.dataset import SemData, read_list, worker_init
 from util.image import read_image, read_label
@@ -101,6 +103,54 @@ def test_a_file_that_was_cut_off_is_made_again(root, tmp_path, kept):
     assert seen == [2] and file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("change", [{"format": 1}, {"format": None}, {"source": None}, {"h": 1}])
+def test_a_file_of_another_format_is_made_again(root, tmp_path, change):
+    file = Path(build(root, tmp_path / "cache")[2])
+    whole = file.read_bytes()
+    head, _, rest = whole.partition(b"\n")
+    changed = json.loads(head) | change
+    text = json.dumps({key: value for key, value in changed.items() if value is not None})
+    file.write_bytes(text.ljust(len(head)).encode() + b"\n" + rest)
+    seen = []
+    build(root, tmp_path / "cache", seen)
+    assert seen == [2] and file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("head", [b"[]", b"null", b"7", b'"x"', b"{}"])
+def test_a_file_whose_header_is_something_else_is_made_again(root, tmp_path, head):
+    file = Path(build(root, tmp_path / "cache")[2])
+    file.write_bytes(head + b"\n")
+    seen = []
+    build(root, tmp_path / "cache", seen)
+    assert seen == [2]
+
+
+def test_a_pair_that_is_listed_twice_is_decoded_once(root, tmp_path):
+    (root / "train.txt").write_text("image/0.png label/0.png\n" * 20)
+    seen = []
+    assert len(build(root, tmp_path / "cache", seen)) == 20 and seen == [19]
+
+
+def test_places_where_no_cache_can_lie_are_named(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Mistake, match="file/cache/.*raw: not a directory"):
+        build(root, tmp_path / "file/cache")
+    with pytest.raises(Mistake, match="cache /proc/cache: the folder cannot be made"):
+        build(root, "/proc/cache")
+    file = Path(build(root, tmp_path / "cache")[1])
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(Mistake, match=f"{file}: is a directory"):
+        build(root, tmp_path / "cache")
+
+
+def test_a_cached_file_that_vanishes_is_named(root, tmp_path):
+    data = SemData("train", root, root / "train.txt", cache=tmp_path / "cache")
+    Path(data.cached[1]).unlink()
+    with pytest.raises(Mistake, match=f"{data.cached[1]}: no such file"):
+        data[1]
+
+
 def test_a_build_that_was_stopped_goes_on_where_it_was(root, tmp_path, monkeypatch):
     pairs = read_list(root / "train.txt", root, "train")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
@@ -152,7 +202,7 @@ def test_the_announced_size_is_that_of_the_files(root, tmp_path):
 
 def test_an_unreadable_image_is_named(root, tmp_path):
     (root / "image/2.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"image/2.png.*not images"):
+    with pytest.raises(ValueError, match=r"image/2.png: cannot be decoded"):
         build(root, tmp_path / "cache")
 
 
@@ -181,7 +231,6 @@ def test_prepare_says_where_to_set_the_folder_of_the_cache(toy_options):
         prepare.main(["cache", "--config", str(ROOT / "config/toy/toy_pspnet18.yaml"), *toy_options])
 
 
-@pytest.mark.skipif(C.fcntl is None, reason="no lock on this system")
 def test_of_two_processes_one_builds_and_the_other_waits(root, tmp_path):
     pairs = read_list(root / "train.txt", root, "train")
     log = tmp_path / "log"

@@ -1,13 +1,16 @@
-"""`tool/prepare.py check`: every fault of a data set found before a training starts, and the numbers it prints."""
+"""`tool/prepare.py check`: faults of a data set and the table of classes."""
 
 import numpy as np
 import pytest
 
+from dataset.check import check
 from tool import prepare
-from util.check import check, class_weights
 from util.config import load_config
-from util.image import read_label, write_png
+from util.dataset import read_list
+from util.image import read_label
+from util.loader import automatic_class_weights, class_weights
 from util.log import report_errors
+from util.visual import save_png
 
 SIZE = 12, 16
 
@@ -21,10 +24,10 @@ def data(tmp_path):
         for kind in ("image", "label"):
             (tmp_path / kind / split).mkdir(parents=True)
         for i in range(n):
-            write_png(tmp_path / "image" / split / f"{i}.png", rng.integers(0, 256, (*SIZE, 3), np.uint8))
-            label = rng.integers(0, 3, SIZE)
+            save_png(tmp_path / "image" / split / f"{i}.png", rng.integers(0, 256, (*SIZE, 3), np.uint8))
+            label = rng.integers(0, 3, SIZE, np.uint8)
             label[0] = 255
-            write_png(tmp_path / "label" / split / f"{i}.png", label)
+            save_png(tmp_path / "label" / split / f"{i}.png", label)
         rows = (f"image/{split}/{i}.png label/{split}/{i}.png\n" for i in range(n))
         (tmp_path / "list" / f"{split}.txt").write_text("".join(rows))
     (tmp_path / "names.txt").write_text("sea\nsand\nsky\n")
@@ -70,19 +73,19 @@ def test_the_table_counts_every_pixel(data):
 
 def test_a_class_without_pixels_is_mentioned(data):
     report, faults = check(load_config(data / "config.yaml", ["classes", "4", "names_path", "null"]))
-    assert "train has no pixel of: class3" in report and faults == []
+    assert "train has no pixel of: class 3" in report and faults == []
 
 
 def spoil_range(data):
-    write_png(data / "label/val/1.png", np.full(SIZE, 3))
+    save_png(data / "label/val/1.png", np.full(SIZE, 3, np.uint8))
 
 
 def spoil_16_bit_range(data):
-    write_png(data / "label/val/1.png", np.full(SIZE, 1000))
+    save_png(data / "label/val/1.png", np.full(SIZE, 1000, np.uint16))
 
 
 def spoil_size(data):
-    write_png(data / "label/train/1.png", np.zeros((12, 15), np.uint8))
+    save_png(data / "label/train/1.png", np.zeros((12, 15), np.uint8))
 
 
 def spoil_empty(data):
@@ -99,7 +102,7 @@ def spoil_missing(data):
 
 
 def spoil_colour(data):
-    write_png(data / "label/train/3.png", np.random.default_rng(1).integers(0, 256, (*SIZE, 3), np.uint8))
+    save_png(data / "label/train/3.png", np.random.default_rng(1).integers(0, 256, (*SIZE, 3), np.uint8))
 
 
 def spoil_names(data):
@@ -118,6 +121,19 @@ def spoil_content_leak(data):
     (data / "image/val/1.png").write_bytes((data / "image/train/2.png").read_bytes())
 
 
+def spoil_void(data):
+    for path in (data / "label/val").glob("*.png"):
+        save_png(path, np.full(SIZE, 255, np.uint8))
+
+
+def spoil_encoding(data):
+    (data / "list/val.txt").write_bytes(b"image/\xff.png label/0.png\n")
+
+
+def spoil_names_encoding(data):
+    (data / "names.txt").write_bytes(b"sea\nsand\nciel bleu\xe9\n")
+
+
 def spoil_twice(data):
     (data / "list/train.txt").write_text("image/train/2.png label/train/2.png\n" * 3)
 
@@ -134,6 +150,9 @@ FAULTS = [
     (spoil_list, "list/val.txt: no such list file"),
     (spoil_path_leak, "image/train/2.png is in the training list too"),
     (spoil_content_leak, "image/val/1.png is in the training list too, there as"),
+    (spoil_void, "list/val.txt: every pixel of the 2 labels is ignore_label = 255"),
+    (spoil_encoding, "list/val.txt: not UTF-8 text (byte 6: "),
+    (spoil_names_encoding, "names.txt: not UTF-8 text (byte 18: "),
     (spoil_twice, "image/train/2.png is listed 3 times"),
 ]
 
@@ -146,7 +165,7 @@ def test_a_fault_is_named_and_the_status_is_one(data, capsys, spoil, message):
     assert error.startswith("error: 1 fault:") and message in error
 
 
-def test_all_faults_are_told_at_once(data):
+def test_all_faults_are_reported_together(data):
     for spoil in (spoil_range, spoil_size, spoil_names, spoil_colour):
         spoil(data)
     assert len(faults_of(data)) == 4
@@ -166,3 +185,20 @@ def test_class_weights_are_the_median_frequency_over_the_frequency():
     frequency = np.array([180 / 300, 100 / 200])  # of the pixels of the images that hold the class
     weights = class_weights(pixels)
     assert np.allclose(weights[:2], np.median(frequency) / frequency) and np.isnan(weights[2])
+
+
+def test_automatic_weights_are_one_where_there_is_nothing_to_count(data):
+    pairs = read_list(data / "list/train.txt", data, "train")
+    weights = automatic_class_weights(pairs, 4)
+    assert weights[3] == 1 and min(weights) > 0
+    for _, label in pairs:
+        save_png(label, np.full(SIZE, 255, np.uint8))
+    assert automatic_class_weights(pairs, 4) == [1.0] * 4
+
+
+def test_an_ignored_class_has_no_say_in_the_automatic_weights(data):
+    pairs = read_list(data / "list/train.txt", data, "train")
+    weights = automatic_class_weights(pairs, 3, ignore_label=0)
+    assert weights[0] == 1 and automatic_class_weights(pairs, 3) != weights
+    frequency = np.mean([[(read_label(label) == k).mean() for k in (1, 2)] for _, label in pairs], 0)
+    assert np.allclose(weights[1:], np.median(frequency) / frequency)

@@ -1,11 +1,13 @@
-"""The arrows between the project's files: tool -> model, util; nothing else."""
+"""Imports between the project's files: tool -> dataset -> util, model; model -> util.common; nothing else."""
 
 import ast
+import subprocess
+import sys
 
 from util.config import ROOT
 
-FOLDERS = ("model", "util", "tool")
-# Inside util: who may import whom. What is not listed may import all of util but the programs.
+FOLDERS = ("dataset", "model", "util", "tool")
+# Inside util: who may import whom, `common` apart. What is not listed may import all of util.
 GROUND = {
     "config": set(),
     "distributed": set(),
@@ -17,8 +19,8 @@ GROUND = {
     "inference": {"transform"},
     "schedule": set(),
     "optim": {"schedule"},
-    "toy": {"visual"},
-    "cache": set(),
+    "common": set(),
+    "cache": {"image"},
     "checkpoint": set(),
     "dataset": {"image", "cache", "transform"},
     "visual": {"image"},
@@ -29,7 +31,7 @@ GROUND = {
 def imports():
     """(importing module, imported module) of every import of this project's own files, `util.config` like."""
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted({*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*/scene.py")}):
             here = f"{folder}.{path.stem}"
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Import):
@@ -45,20 +47,35 @@ def imports():
 
 
 def test_imports_are_found():
-    assert ("tool.train", "util.config") in set(imports()) and ("model.pspnet", "model.base") in set(imports())
+    found = set(imports())
+    assert {("tool.train", "util.config"), ("model.pspnet", "model.base"), ("tool.prepare", "dataset.check")} <= found
+    assert ("dataset.scene", "util.visual") in found
 
 
-def test_model_and_util_do_not_import_each_other_nor_a_program():
-    allowed = {"tool": {"tool", "model", "util"}, "model": {"model"}, "util": {"util"}}
+def test_imports_run_one_way():
+    allowed = {"tool": {*FOLDERS}, "dataset": {"dataset", "model", "util"}, "model": {"model"}, "util": {"util"}}
     wrong = [(a, b) for a, b in imports() if b.split(".")[0] not in allowed[a.split(".")[0]]]
-    assert not wrong
+    assert not [(a, b) for a, b in wrong if not (a.startswith("model.") and b == "util.common")]
+
+
+def test_training_loads_nothing_of_dataset():
+    code = "import sys, tool.train; print([name for name in sys.modules if name.split('.')[0] == 'dataset'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_an_installed_package_called_dataset_does_not_get_in_the_way(tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/__init__.py").write_text("raise SystemExit('the wrong one')")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import dataset.toy.scene"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_ground_floor_of_util_imports_nothing_above_it():
     wrong = []
     for a, b in imports():
         folder, name = a.split(".")
-        if folder == "util" and name in GROUND and b.split(".")[1] not in GROUND[name]:
+        if folder == "util" and name in GROUND and b.split(".")[1] not in GROUND[name] | {"common"}:
             wrong.append((a, b))
     assert not wrong
 

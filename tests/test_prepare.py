@@ -1,7 +1,9 @@
-"""Every layout of `tool/prepare.py` on a small tree with the real file names, and what it says of trees with faults."""
+"""Every layout of `tool/prepare.py` on a small tree with the real file names, and the messages for trees with faults."""
 
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tool import prepare
+from util.common import Mistake
 from util.dataset import read_list
 from util.image import read_image, read_label
 from util.log import report_errors
@@ -53,6 +56,10 @@ def lines(path):
     return path.read_text().splitlines()
 
 
+def pairs_of(out):
+    return [pair for split in ("train", "val") for pair in read_list(out / f"list/{split}.txt", out, split)]
+
+
 # ---- toy
 
 
@@ -78,12 +85,23 @@ def test_toy_scene_does_not_depend_on_how_many_there_are(tmp_path):
     assert all(more[name] == value for name, value in snapshot(tmp_path / "few").items() if name.endswith(".png"))
 
 
-def test_toy_prints_the_row_baseline(tmp_path, capsys):
+def test_toy_prints_the_baseline_of_rows(tmp_path, capsys):
     run("toy", "--out", tmp_path, "--train", 3, "--val", 2, "--size", "48x64", "--seed", 5)
-    assert "has mIoU 0." in capsys.readouterr().out
+    assert "most frequent class of each row: mIoU 0." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [["--size", "192"], ["--size", "8x8"], ["--train", "0"], ["--seed", "-1"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--size", "192"],
+        ["--size", "8x8"],
+        ["--size", "99999x99999"],
+        ["--train", "0"],
+        ["--train", "9" * 30],
+        ["--seed", "-1"],
+        ["--seed", "9" * 5000],
+    ],
+)
 def test_toy_refuses_a_wrong_number(tmp_path, wrong, capsys):
     with pytest.raises(SystemExit):
         run("toy", "--out", tmp_path, *wrong)
@@ -218,7 +236,7 @@ FAULTS = [
     (spoil_cut_image, "train/0006R0_f00930.png: cannot be decoded"),
     (spoil_missing_image, "train/0006R0_f00930.png: no such file"),
     (spoil_missing_label, "trainannot/0006R0_f00930.png: no such file"),
-    (spoil_size, "trainannot/0006R0_f00930.png: 16 x 12, but its image 0006R0_f00930.png is 32 x 24"),
+    (spoil_size, "trainannot/0006R0_f00930.png: 16 x 12, but its image"),
     (spoil_range, "trainannot/0006R0_f00930.png: ids out of range: 77 (384 pixels); expected 0..11"),
     (spoil_colour, "trainannot/0006R0_f00930.png: a colour mask"),
 ]
@@ -319,6 +337,12 @@ def test_cityscapes_polygons_are_drawn_where_there_is_no_png(cityscapes, tmp_pat
 
 @pytest.mark.parametrize("content, message", [
     ("{", "not a polygon file"),
+    ("[" * 100000, "not a polygon file"),
+    ("7", "not a polygon file"),
+    ('{"imgWidth": 32, "imgHeight": 24, "objects": [{"label": "car", "polygon": [[1, 2, 3], [4, 5]]}]}', "not a polygon file"),
+    ('{"imgWidth": 9, "imgHeight": 9, "objects": [{"label": "car", "polygon": [[0, 0], [1e99, NaN]]}]}', "far outside"),
+    ('{"imgWidth": 3e9, "imgHeight": 24, "objects": []}', "expected a size in pixels"),
+    ('{"imgWidth": 999999, "imgHeight": 999999, "objects": []}', "expected a size in pixels"),
     ('{"imgWidth": 32, "imgHeight": 24, "objects": [{"label": "spaceship", "polygon": []}]}', "'spaceship' is no class"),
     ('{"imgWidth": 16, "imgHeight": 24, "objects": []}', "16 x 24, but its image"),
 ])  # fmt: skip
@@ -578,7 +602,98 @@ def test_own_faults_are_all_named(own, tmp_path, capsys):
     assert len(skipped) == len(expected) and "7 left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name, reason", [
+    ("new\nline", "a TAB or a line break"), ("a\tb", "a TAB or a line break"), ("a\rb", "a TAB or a line break"),
+    ("\udcff", "is not UTF-8"),
+])  # fmt: skip
+def test_a_name_that_no_list_can_hold_is_a_fault(own, tmp_path, name, reason):
+    put(tmp_path / "photos" / f"{name}.png", picture(1))
+    put(tmp_path / "masks" / f"{name}.png", ids([0, 1, 2]))
+    with pytest.raises(Mistake, match=f"its name .*{reason}"):
+        prepare.main(["folder", *map(str, own)])
+    assert run("folder", *own, "--skip-bad") == 0
+    assert reason in (tmp_path / "mine/skipped.txt").read_text(encoding="utf-8")
+    assert len(pairs_of(tmp_path / "mine")) == 10
+
+
+def test_any_name_can_be_printed_in_any_locale(own, tmp_path):
+    for name in ("\udcff.txt", "é.txt"):
+        (tmp_path / "photos" / name).write_text("left alone")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tool/prepare.py", "folder", *own], env=plain, capture_output=True, check=False
+    )
+    assert done.returncode == 0 and b"left alone: " in done.stdout and not done.stderr
+
+
+def test_names_with_spaces_at_their_ends_and_rare_characters_are_kept(tmp_path):
+    names = (" a", "b ", "c\u2028d", "#e", "f  g", "-h", "\xa0i\xa0", "é東")
+    for name in names:
+        put(tmp_path / "photos" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", ids([0, 1]))
+    assert run("folder", "--images", tmp_path / "photos", "--masks", tmp_path / "masks", "--out", tmp_path / "mine") == 0
+    found = [
+        pair for split in ("train", "val") for pair in read_list(tmp_path / f"mine/list/{split}.txt", tmp_path / "mine", split)
+    ]
+    assert {Path(image).stem for image, _ in found} == {Path(label).stem for _, label in found} == {*names}
+
+
+def test_photographs_turned_by_exif_fit_their_upright_masks(own, tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for path in (tmp_path / "photos").rglob("*.JPG"):
+        Image.fromarray(picture(1, SIZE[::-1])).save(path, exif=exif)  # stored on its side
+    assert run("folder", *own) == 0
+    Image.fromarray(picture(1)).save(tmp_path / "photos/day 0/IMG_0000.JPG", exif=exif)
+    assert run("folder", *own) == 1
+    assert (
+        "day 0/IMG_0000.JPG is 24 x 32; the label fits the pixels as they are stored, but the image's EXIF"
+        in capsys.readouterr().err
+    )
+
+
+def test_one_image_twice_in_the_lists_of_a_source_is_a_fault(camvid, tmp_path, capsys):
+    entries = lines(camvid / "train.txt")
+    put(camvid / "other" / "0001TP_006690.png", picture(3))
+    entries += [entries[1], entries[0].replace("/train/", "/other/")]
+    (camvid / "train.txt").write_text("\n".join(entries))
+    assert run("camvid", "--source", camvid, "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "train/0006R0_f00930.png: is listed twice" in error and "2 of 7 samples" in error
+    assert f"other/0001TP_006690.png: would be written to the file of {camvid}/train/0001TP_006690.png" in error
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda out: out.write_text(""), "mine/image/day .*: could not be written"),
+    (lambda out: out.symlink_to(out), "mine/image.*: not a folder that can be written to|could not be written"),
+    (lambda out: (out / "skipped.txt").mkdir(parents=True), "skipped.txt: cannot be removed"),
+    (lambda out: (out / "list/val.txt").mkdir(parents=True), "list/val.txt: could not be written"),
+], ids=["a file", "a loop of links", "a folder for skipped.txt", "a folder for a list"])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_named(own, tmp_path, capsys, spoil, message):
+    spoil(tmp_path / "mine")
+    assert run("folder", *own) == 1
+    assert re.search(f"error: .*{message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option, content, message", [
+    ("--names", b"\xff\n", "file.txt: not UTF-8 text"), ("--colors", b"\xff\n", "file.txt: not UTF-8 text"),
+    ("--colors", b"1 2 " + b"9" * 5000, "entry 1 is '1 2 999"), ("--colors", "1 2 ³ a".encode(), "entry 1 is '1 2 ³ a'"),
+    ("--names", None, "file.txt: no such file"), ("--colors", None, "file.txt: no such file"),
+])  # fmt: skip
+def test_unfit_files_of_names_and_colours_are_named(own, tmp_path, capsys, option, content, message):
+    if content is not None:
+        (tmp_path / "file.txt").write_bytes(content)
+    assert run("folder", *own, option, tmp_path / "file.txt") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_one_id_for_two_classes_is_refused(own, capsys):
+    assert run("folder", *own, "--ids", 0, 0, 1) == 1
+    assert "--ids 0 0 1: an id is given twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("args, message", [
+    (["--images", "x" * 300, "--masks", "."], "x: file name too long"),
     (["--source", "x", "--images", "y", "--masks", "z"], "give --images DIR and --masks DIR, or --source"),
     (["--images", "y"], "give --images DIR and --masks DIR, or --source"),
     (["--images", "nowhere", "--masks", "nowhere"], "nowhere: no such folder"),

@@ -1,12 +1,12 @@
-"""The toy street: same pixels for the same seed, every class, little void, and no way to score without looking."""
+"""The toy street: same pixels for the same seed, every class, little void, and a low baseline."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from util.prepare import row_baseline
-from util.toy import CLASSES, VOID, render_scene
+from dataset.build import row_baseline
+from dataset.toy.scene import CLASSES, VOID, render_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,12 +42,12 @@ def test_void_share_is_small(scenes):
     assert 0.005 < np.mean([label == VOID for _, label in scenes]) < 0.1
 
 
-def test_commonest_class_of_a_row_scores_far_below_a_network(scenes):
+def test_baseline_of_rows_is_low(scenes):
     rows = np.array([[np.bincount(row, minlength=256) for row in label] for _, label in scenes])
     assert 0.05 < row_baseline(rows[:26].sum(0), rows[26:].sum(0), len(CLASSES)) < 0.2
 
 
-def test_row_baseline_is_one_where_rows_tell_everything():
+def test_row_baseline_is_one_where_the_row_decides_the_class():
     rows = np.eye(9, 256, dtype=np.int64).repeat(4, 0) * 50
     rows[:, VOID] = 3
     assert row_baseline(rows, rows, 9) == 1.0

@@ -1,8 +1,25 @@
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, paint, panel, save_png
+from util.common import Mistake
+from util.visual import (
+    class_names,
+    colorize,
+    default_palette,
+    load_colors,
+    load_names,
+    output_names,
+    overlay,
+    paint,
+    palette_of,
+    panel,
+    save_png,
+)
 
 PALETTE = np.uint8([[128, 64, 128], [244, 35, 232], [70, 70, 70]])
 
@@ -80,14 +97,79 @@ def test_names_and_colours_are_read_and_blank_lines_skipped(tmp_path):
 
 def test_wrong_lists_are_named_with_what_was_expected(tmp_path):
     (tmp_path / "list.txt").write_text("0 1 2\n3 4 256\n")
-    with pytest.raises(ValueError, match=r"list.txt: expected 3 names, one a line, found 2"):
+    with pytest.raises(Mistake, match=r"list.txt: expected 3 names, one a line, found 2"):
         load_names(tmp_path / "list.txt", 3)
-    with pytest.raises(ValueError, match=r"list.txt: expected 1 colours, `R G B` a line, found 2"):
+    with pytest.raises(Mistake, match=r"list.txt: expected 1 colours, `R G B` a line, found 2"):
         load_colors(tmp_path / "list.txt", 1)
-    with pytest.raises(ValueError, match=r"colour 1 is '3 4 256', expected three numbers 0..255"):
+    with pytest.raises(Mistake, match=r"colour 1 is '3 4 256', expected three numbers 0..255"):
         load_colors(tmp_path / "list.txt", 2)
-    with pytest.raises(FileNotFoundError, match="none.txt: no such file"):
+    with pytest.raises(Mistake, match="none.txt: no such file"):
         load_names(tmp_path / "none.txt", 3)
+
+
+def config(**keys):
+    return SimpleNamespace(**{"classes": 2, "names_path": None, "colors_path": None, **keys})
+
+
+def test_classes_have_names_and_colours_with_and_without_files(tmp_path):
+    assert class_names(config()) == ["class 0", "class 1"] and np.array_equal(palette_of(config()), default_palette(2))
+    (tmp_path / "names.txt").write_text("\ufeffStraße\nWeg\n", encoding="utf-8")
+    (tmp_path / "colors.txt").write_text("0 1 2\n3 4 5\n")
+    files = config(names_path=tmp_path / "names.txt", colors_path=tmp_path / "colors.txt")
+    assert class_names(files) == ["Straße", "Weg"] and palette_of(files).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"a\n", "expected 2 .*, found 1"), (b"\xff\n\xfe", r"not UTF-8 text \(byte 0: "), (None, "no such file"),
+])  # fmt: skip
+def test_unfit_files_of_names_and_colours_are_a_mistake_with_the_file(tmp_path, content, message):
+    path = tmp_path / "list.txt"
+    if content is not None:
+        path.write_bytes(content)
+    for load, key in ((class_names, "names_path"), (palette_of, "colors_path")):
+        with pytest.raises(Mistake, match=f"list.txt: {message}"):
+            load(config(**{key: path}))
+        with pytest.raises(Mistake, match=f"{tmp_path}: is a directory"):
+            load(config(**{key: tmp_path}))
+
+
+@pytest.mark.parametrize("number", ["²", "٣", "9" * 5000, "-1", "1.0"])
+def test_a_colour_that_is_no_number_is_a_mistake(tmp_path, number):
+    (tmp_path / "colors.txt").write_text(f"0 1 2\n3 4 {number}\n", encoding="utf-8")
+    with pytest.raises(Mistake, match="colour 1 is .*, expected three numbers 0..255"):
+        palette_of(config(colors_path=tmp_path / "colors.txt"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_panel_of_a_full_frame_has_512_pixels_a_picture(dtype):
+    image = np.zeros((1024, 6144, 3), np.uint8)
+    image[:, 1::2] = 200
+    label = np.tile((np.arange(6144) // 2048), (1024, 1)).astype(dtype)
+    shown = panel(image, label, label, PALETTE, 255)
+    assert shown.shape == (85, 3 * 512, 3)
+    assert np.abs(shown[:, :512].astype(int) - 100).max() <= 1  # by area: the mean of the stripes
+    assert {tuple(colour) for colour in shown[0, 512:]} == {tuple(colour) for colour in PALETTE}  # no mixed colours
+    assert np.array_equal(shown[:, 512:1024], shown[:, 1024:])
+    small = np.zeros((300, 512, 3), np.uint8)
+    assert panel(small, label[:300, :512], label[:300, :512], PALETTE).shape == (300, 1536, 3)
+    assert panel(np.zeros((5000, 2, 3)), np.zeros((5000, 2), dtype), np.zeros((5000, 2), dtype), PALETTE).shape == (512, 3, 3)
+
+
+@pytest.mark.parametrize("paths", [
+    ["../x/a.png", "b/a.png"], ["a/../../gray/x.png", "color/x.png"], ["/x/../a.png", "/b/a.png"],
+    ["d/..png", "e/..png"], ["d/...png", "e/...png"], ["d/.png", "e/.png"],
+])  # fmt: skip
+def test_results_stay_inside_their_folder(paths, tmp_path):
+    names = output_names(paths)
+    files = {Path(os.path.normpath(tmp_path / f"{kind}/{name}.png")) for name in names for kind in ("gray", "color")}
+    assert len(files) == 4
+    assert sum(file.is_relative_to(tmp_path / "gray") for file in files) == 2
+    assert sum(file.is_relative_to(tmp_path / "color") for file in files) == 2
+
+
+def test_one_image_by_two_paths_is_refused():
+    with pytest.raises(Mistake, match="d/x.jpg: this image is in the list twice"):
+        output_names(["d/x.jpg", "d/e/../x.jpg"])
 
 
 def test_results_are_named_apart_however_the_images_are():
@@ -95,5 +177,5 @@ def test_results_are_named_apart_however_the_images_are():
     assert output_names(["d/a/x.jpg", "d/b/x.jpg", "d/b/y.jpg"]) == ["a/x", "b/x", "b/y"]
     assert output_names(["d/x.jpg", "d/x.png"]) == ["x.jpg", "x.png"]
     assert output_names(["d/x.v1.jpg"]) == ["x.v1"]
-    with pytest.raises(ValueError, match="d/x.jpg: this image stands in the list twice"):
+    with pytest.raises(Mistake, match="d/x.jpg: this image is in the list twice"):
         output_names(["d/x.jpg", "./d/x.jpg"])

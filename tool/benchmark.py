@@ -35,6 +35,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from dataset.build import toy
+from dataset.toy.scene import write_scene
 from model import build_model
 from model.fold import fold_batchnorm
 from model.loss import CrossEntropy, upsampled_loss
@@ -48,8 +50,6 @@ from util.log import environment, peak_memory_mb, report_errors
 from util.metric import confusion_matrix
 from util.optim import build_optimizer
 from util.precision import Precision
-from util.prepare import toy
-from util.toy import write_scene
 from util.transform import MEAN, STD
 
 REST = "between the parts"

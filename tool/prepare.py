@@ -6,9 +6,9 @@
     python tool/prepare.py check --config config/toy/toy_pspnet18.yaml
     python tool/prepare.py cache --config config/toy/toy_pspnet18.yaml cache dataset/toy/cache
 
-All but `check` and `cache` write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, where the
-configs look; the source is never changed, and an interrupted run is simply started again. Exit status: 0 = done; 1 = a mistake
-or faults in the data, said in words.
+All but `check` and `cache` write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, the folder in
+the configs; the source is never changed, and an interrupted run is completed by starting it again. Exit status: 0 = done; 1 =
+an error in the arguments or the data, which the message names.
 """
 
 import argparse
@@ -17,11 +17,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from util import layout, prepare
-from util.check import check
+from dataset import build, layout
+from dataset.check import check
 from util.command import find_config
+from util.common import Mistake, first_few
 from util.config import ROOT, load_config
 from util.dataset import SemData
+from util.image import read_lines
 from util.log import report_errors
 
 LAYOUTS = {
@@ -39,23 +41,23 @@ def main(argv=None):
 
 
 def run_toy(args):
-    return prepare.toy(args.out, args.train, args.val, *args.size, args.seed)
+    return build.toy(args.out, args.train, args.val, *args.size, args.seed)
 
 
 def run_layout(args):
-    names = (ROOT / "dataset" / args.name / f"{args.name}_names.txt").read_text(encoding="utf-8").splitlines()
-    return prepare.build(args.layout(args.source, tuple(names)), args.out, args.copy, args.skip_bad)
+    names = read_lines(ROOT / "dataset" / args.name / f"{args.name}_names.txt")
+    return build.build(args.layout(args.source, tuple(names)), args.out, args.copy, args.skip_bad)
 
 
 def run_folder(args):
     if (args.source is None) == (args.images is None or args.masks is None):
-        raise ValueError("give --images DIR and --masks DIR, or --source DIR where both lie in one folder")
+        raise Mistake("give --images DIR and --masks DIR, or --source DIR where both lie in one folder")
     images, masks = args.images or args.source, args.masks or args.source
     table = args.colors and layout.read_colour_table(args.colors)
-    names = args.names and tuple(line for line in args.names.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = args.names and tuple(read_lines(args.names))
     void = [value for value in args.void if value not in (args.ids or ())]
     plan = layout.folder(images, masks, names, table, args.ids, void, args.val_ratio, args.seed)
-    done = prepare.build(plan, args.out, args.copy, args.skip_bad)
+    done = build.build(plan, args.out, args.copy, args.skip_bad)
     out = args.out.absolute()
     root = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # configs' paths start at the project's root
     return f"""{done}
@@ -75,15 +77,16 @@ def run_check(args):
     if report:
         print(report, flush=True)
     if faults:
-        raise ValueError(f"{len(faults)} fault{'s' * (len(faults) > 1)}:{prepare.shorten(faults, 50)}")
+        listed = first_few(faults, 50, "\n  ")
+        raise Mistake(f"{len(faults)} fault{'s' * (len(faults) > 1)}:\n  {listed}")
     return "no faults"
 
 
 def run_cache(args):
-    """Decode the images of a config's training and validation list into its cache; training does so where it is missing."""
+    """Decode the images of a config's training and validation list into its cache; training does this if it is missing."""
     cfg = load_config(find_config(args.config), args.overrides, must_exist=["data_root", "train_list"])
     if cfg.cache is None:
-        raise ValueError(f"{args.config}: DATA.cache: no folder is set; set one in the file or here: cache dataset/NAME/cache")
+        raise Mistake(f"{args.config}: DATA.cache: no folder is set; set one in the file or here: cache dataset/NAME/cache")
     lists = {"train": cfg.train_list, **({"val": cfg.val_list} if cfg.val_list else {})}
     for split, path in lists.items():
         SemData(split, cfg.data_root, path, classes=cfg.classes, ignore_label=cfg.ignore_label, cache=cfg.cache)
@@ -102,16 +105,16 @@ def parse(argv):
                          help="folder to make (dataset/NAME)")  # fmt: skip
         return sub
 
-    sub = command("toy", run_toy, "render little street scenes, in seconds")
+    sub = command("toy", run_toy, "render small street scenes, in seconds")
     sub.add_argument("--train", type=positive, default=160, metavar="N", help="training scenes (160)")
     sub.add_argument("--val", type=positive, default=40, metavar="N", help="validation scenes (40)")
     sub.add_argument("--size", type=size, default=(192, 256), metavar="HxW", help="in pixels (192x256)")
-    sub.add_argument("--seed", type=natural, default=0, help="another seed, other streets (0)")
+    sub.add_argument("--seed", type=natural, default=0, help="of the scenes (0)")
 
     for name, (reader, about) in LAYOUTS.items():
         sub = command(name, run_layout, about)
         sub.set_defaults(layout=reader)
-        sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data as they were unpacked")
+        sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data set as distributed, unpacked")
         add_common(sub)
 
     sub = command("folder", run_folder, "your own images and masks")
@@ -119,7 +122,7 @@ def parse(argv):
     sub.add_argument("--masks", type=Path, metavar="DIR", help="their masks: same names, ids or palette or colours, PNG")
     sub.add_argument("--source", type=Path, metavar="DIR", help="instead of both: NAME.jpg with NAME.png or NAME_mask.png")
     sub.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (class0, class1, ...)")
-    sub.add_argument("--colors", type=Path, metavar="FILE", help="`R G B name` a line: what the colours of the masks mean")
+    sub.add_argument("--colors", type=Path, metavar="FILE", help="`R G B name` a line: the classes of the colours in the masks")
     sub.add_argument("--ids", type=mask_id, nargs="+", metavar="ID", help="values in the masks that are classes 0, 1, ...")
     sub.add_argument("--void", type=mask_id, nargs="*", default=[255], metavar="ID", help="values to ignore (255)")
     sub.add_argument("--val-ratio", type=share, default=0.2, metavar="R", help="share of the images for validation (0.2)")
@@ -127,7 +130,7 @@ def parse(argv):
     add_common(sub)
 
     for name, run, about, text in (
-        ("check", run_check, "look at every file of a config's lists", check.__doc__),
+        ("check", run_check, "check every file of a config's lists", check.__doc__),
         ("cache", run_cache, "decode a config's images into its cache", run_cache.__doc__),
     ):
         sub = commands.add_parser(name, help=about, description=text)
@@ -146,8 +149,8 @@ def add_common(sub):
 
 def size(text):
     match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(int(n) for n in match.groups()) < 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH of at least 16x16")
+    if not match or not all(len(n) < 5 and 16 <= int(n) <= 4096 for n in match.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH between 16x16 and 4096x4096")
     return tuple(int(n) for n in match.groups())
 
 
@@ -162,8 +165,8 @@ def share(text):
 
 
 def natural(text):
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
     return int(text)
 
 
@@ -174,10 +177,11 @@ def mask_id(text):
 
 
 def positive(text):
-    if natural(text) == 0:
-        raise argparse.ArgumentTypeError("0 scenes; at least 1")
+    if not 0 < natural(text) <= 100000:
+        raise argparse.ArgumentTypeError(f"{text} scenes; give 1 to 100000")
     return int(text)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal's encoding lacks
     sys.exit(report_errors(main))

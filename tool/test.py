@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from dataset.server import save_for_server, server_files
 from model import build_model
 from model.fold import for_test
 from model.weights import load_network_weights
@@ -31,7 +32,6 @@ from util.checkpoint import load_checkpoint
 from util.command import parse_test
 from util.config import ROOT, load_config
 from util.dataset import SemData
-from util.export import save_for_server, server_files
 from util.image import read_label
 from util.inference import predict, prediction_settings
 from util.log import build_logger, environment, report_errors

@@ -1,6 +1,5 @@
-"""A pipeline of Albumentations, an optional package, in the place of our own transforms."""
+"""A pipeline of Albumentations, an optional package, instead of our own transforms."""
 
-import difflib
 import inspect
 import os
 import random
@@ -9,20 +8,21 @@ import warnings
 import cv2
 import numpy as np
 
+from util.common import Mistake, did_you_mean
 from util.transform import MEAN, STD, Compose, Normalize, ToTensor, check_arrays, to_uint8, wide_enough
 
 NEAREST = (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
 
 
 class Albumentations:
-    """`t(image, label, rng)` for `pipeline`, a sequence of mappings {Class: {argument: value}} in the package's own words.
+    """`t(image, label, rng)` for `pipeline`, a sequence of mappings {Class: {argument: value}} named as in the package.
 
     Compositions hold entries of the same form: {OneOf: {transforms: [{Blur: {p: 1}}, {MedianBlur: }], p: 0.5}}. Where the
     package would fill the label with class 0, it is filled with ignore_label. The numbers of a sample come from `rng` alone.
 
-    image (H, W, 3) RGB 0..255, uint8 or float32 (rounded) -> (3, h, w) float32, normalised, where (h, w) = size, or ValueError:
-    the pipeline has to end with a crop. label (H, W) integer ids -> (h, w) int64, never interpolated. Mistakes in the
-    pipeline are one ValueError with a line for each.
+    image (H, W, 3) RGB 0..255, uint8 or float32 (rounded) -> (3, h, w) float32, normalised, where (h, w) = size, or Mistake:
+    the pipeline has to end with a crop. label (H, W) integer ids -> (h, w) int64, never interpolated. Errors in the
+    pipeline are one Mistake with a line for each.
     """
 
     lazy = True  # takes images as uint8, for SemData
@@ -32,7 +32,7 @@ class Albumentations:
         mistakes = []
         transforms = _build(package, pipeline, ignore_label, "entry", mistakes)
         if mistakes:
-            raise ValueError("\n".join(mistakes))
+            raise Mistake("\n".join(mistakes))
         self.size, self.ignore_label = tuple(size), ignore_label
         self.pipeline = package.Compose(transforms)
         self.finish = Compose([ToTensor(), Normalize(MEAN, STD)])
@@ -46,11 +46,11 @@ class Albumentations:
         try:
             out = self.pipeline(image=np.asarray(to_uint8(image)), mask=np.asarray(wide_enough(label, self.ignore_label)))
         except Exception as error:
-            raise ValueError(f"TRAIN.augmentation, on an image of shape {image.shape}: {error}") from error
+            raise Mistake(f"TRAIN.augmentation, on an image of shape {image.shape}: {error}") from error
         image, label = out["image"], out["mask"]
         h, w = self.size
         if image.shape != (h, w, 3):
-            raise ValueError(
+            raise Mistake(
                 f"TRAIN.augmentation: the pipeline made an image of shape {tuple(image.shape)}, and train_h, train_w ask for "
                 f"{(h, w, 3)}: let it end with RandomCrop: {{height: {h}, width: {w}}}"
             )
@@ -62,9 +62,9 @@ def _package():
     try:
         import albumentations
     except ImportError as error:
-        raise ValueError(f"a pipeline needs albumentations: pip install albumentations ({error})") from None
+        raise Mistake(f"a pipeline needs albumentations: pip install albumentations ({error})") from None
     if not hasattr(albumentations.Compose, "set_random_state"):
-        raise ValueError(f"albumentations {albumentations.__version__} is too old: pip install 'albumentations>=2.0.8'")
+        raise Mistake(f"albumentations {albumentations.__version__} is too old: pip install 'albumentations>=2.0.8'")
     return albumentations
 
 
@@ -92,13 +92,13 @@ def _make(package, name, arguments, ignore_label, here, mistakes):
     bases = package.BasicTransform, package.BaseCompose
     known = {key: item for key, item in vars(package).items() if inspect.isclass(item) and issubclass(item, bases)}
     if name not in known:
-        raise ValueError(f"albumentations {package.__version__} has no such transform{_nearest(name, known)}")
+        raise ValueError(f"albumentations {package.__version__} has no such transform{did_you_mean(name, known)}")
     if name in ("Normalize", "ToFloat", "ToTensorV2"):
         raise ValueError("leave it out: after the pipeline images are normalised and become tensors")
     parameters = inspect.signature(known[name]).parameters
     for argument in arguments:  # the package only warns
         if argument not in parameters:
-            raise ValueError(f"unknown argument {argument}{_nearest(argument, parameters)}")
+            raise ValueError(f"unknown argument {argument}{did_you_mean(argument, parameters)}")
     if "transforms" in parameters:
         before = len(mistakes)
         arguments["transforms"] = _build(package, arguments.get("transforms"), ignore_label, f"{here}: entry", mistakes)
@@ -116,11 +116,6 @@ def _make(package, name, arguments, ignore_label, here, mistakes):
     if getattr(made, "mask_interpolation", NEAREST[0]) not in (*NEAREST, None):
         raise ValueError(f"mask_interpolation = {made.mask_interpolation}: ids cannot be interpolated, leave it out")
     return made
-
-
-def _nearest(name, known):
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _in_a_line(error):

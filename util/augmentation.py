@@ -2,13 +2,14 @@
 
 from util import transform
 from util.albumentation import Albumentations
+from util.common import Mistake
 from util.transform import MEAN, STD
 
 
 def build_augmentation(cfg):
     """`augment(image, label, rng)` -> image (3, train_h, train_w) float32, normalised; label (train_h, train_w) int64.
 
-    image (H, W, 3) RGB 0..255, uint8 or float32; label (H, W) integer ids. ValueError for a mistake in TRAIN.augmentation or
+    image (H, W, 3) RGB 0..255, uint8 or float32; label (H, W) integer ids. Mistake for an error in TRAIN.augmentation or
     TRAIN.resize_box.
     """
     size, ignore_label = [cfg.train_h, cfg.train_w], cfg.ignore_label
@@ -24,7 +25,7 @@ def build_augmentation(cfg):
         ]
     elif cfg.augmentation == "mmseg":
         if cfg.resize_box is not None and len(cfg.resize_box) != 2:
-            raise ValueError(f"{cfg.path}: TRAIN.resize_box: {list(cfg.resize_box)} must be the long and the short side")
+            raise Mistake(f"{cfg.path}: TRAIN.resize_box: {list(cfg.resize_box)} must be the long and the short side")
         ops = [
             transform.RandomResize(cfg.resize_box, [cfg.scale_min, cfg.scale_max]),
             transform.RandomCrop(size, cfg.cat_max_ratio, ignore_label),
@@ -36,7 +37,7 @@ def build_augmentation(cfg):
     else:
         try:
             return Albumentations(cfg.augmentation, size, ignore_label)
-        except ValueError as mistake:
+        except Mistake as mistake:
             lines = (f"{cfg.path}: TRAIN.augmentation: {line}" for line in str(mistake).splitlines())
-            raise ValueError("\n".join(lines)) from None
+            raise Mistake("\n".join(lines)) from None
     return transform.Compose(ops, lazy=True)

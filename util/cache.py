@@ -1,49 +1,51 @@
-"""A cache of decoded images and labels: a sample then costs the pixels it uses instead of the decoding of two PNGs.
+"""A cache of decoded images and labels: reading a sample then costs the pixels it uses, not the decoding of two files.
 
 Each pair of a list is one file in the cache's directory, named by the paths of image and label:
   one line of JSON, padded to a multiple of 64 bytes   format, h, w, label (dtype or null), ids, source
   the label, h x w of its dtype (nothing where the list has no label), then the image, h x w x 3 uint8 RGB.
 `ids` are the label's distinct values, `source` is [[size, mtime_ns], ...] of the files it was made from. When a dataset is
-made, a file that does not match its source or is shorter than it should be is made again. Files appear whole (written
-aside, then renamed): a build that was stopped goes on where it was. One cache serves any number of lists and processes.
+made, a file of another format, from another source or of the wrong length is made again. Files appear whole, so a build that
+was stopped continues where it was. One cache serves any number of lists and processes.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock: there one process should build the cache before others start
-    fcntl = None
+from util.common import Mistake, write_aside
+from util.image import image_header, system_words
 
-FORMAT = 1
+FORMAT = 2  # 1 held images that were not turned by their EXIF orientation
 
 
 def build_cache(directory, data_list, decode, say=print):
     """Bring the cache up to date with `data_list` and return its files, one path (str) for each pair.
 
     data_list holds (image path, label path or None); decode(index) -> image (H, W, 3) uint8, label (H, W) uint8 or uint16.
-    One process builds and the others wait for it. Says through `say` what it is about to write, and raises ValueError if
-    the disk has no room for it.
+    One process builds and the others wait for it. `say` gets the size before the first file is written, and the progress;
+    a disk without room for it raises Mistake.
     """
     directory = Path(directory)
     files = [str(directory / _name(pair)) for pair in data_list]
     if all(_is_current(file, pair) for file, pair in zip(files, data_list)):
         return files
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"cache {directory}: the folder cannot be made ({system_words(error)})") from error
     with _lock(directory / "lock"):
-        todo = [i for i, (file, pair) in enumerate(zip(files, data_list)) if not _is_current(file, pair)]
+        unique = dict(zip(files, range(len(files))))  # a list may name a pair twice
+        todo = [i for file, i in unique.items() if not _is_current(file, data_list[i])]
         need, free = sum(_bytes_of(*data_list[i]) for i in todo), shutil.disk_usage(directory).free
         if need > free:
-            raise ValueError(
+            raise Mistake(
                 f"cache {directory}: {len(todo)} decoded images need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: "
                 f"choose a directory on a larger disk or train without cache"
             )
@@ -67,10 +69,13 @@ def build_cache(directory, data_list, decode, say=print):
 
 def read_cached(file):
     """(image, label or None, ids): read-only maps of the file, (H, W, 3) uint8 and (H, W), and the label's values."""
-    with Path(file).open("rb") as stream:
-        head = json.loads(stream.readline())
-        label_start = stream.tell()
-        data = np.asarray(np.memmap(stream, np.uint8, "r"))
+    try:
+        with Path(file).open("rb") as stream:
+            head = json.loads(stream.readline())
+            label_start = stream.tell()
+            data = np.asarray(np.memmap(stream, np.uint8, "r"))
+    except OSError as error:
+        raise Mistake(f"{file}: {system_words(error)}; the cache is complete only when a run starts") from error
     h, w = head["h"], head["w"]
     image_start = len(data) - h * w * 3
     label = data[label_start:image_start].view(head["label"]).reshape(h, w) if head["label"] else None
@@ -90,25 +95,26 @@ def _write(file, pair, decode, index):
         "source": source,
     }
     text = json.dumps(head)
-    aside = Path(f"{file}.tmp")
-    with aside.open("wb") as stream:
+    with write_aside(file) as aside, aside.open("wb") as stream:
         stream.write(text.ljust(-(-(len(text) + 1) // 64) * 64 - 1).encode() + b"\n")
         if label is not None:
             stream.write(label)
         stream.write(np.ascontiguousarray(image))
-    aside.replace(file)
 
 
 def _is_current(file, pair):
-    """Whether the cached file is whole and made from the pair's files as they are now."""
+    """Whether the cached file is whole, of this format, and made from the pair's files as they are now."""
     try:
         with Path(file).open("rb") as stream:
             head = json.loads(stream.readline())
+            if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("source") != _source(pair):
+                return False
             size = stream.tell() + head["h"] * head["w"] * (3 + np.dtype(head["label"] or "V0").itemsize)
-            whole = os.fstat(stream.fileno()).st_size == size
+            return os.fstat(stream.fileno()).st_size == size
     except (FileNotFoundError, ValueError):  # none yet, or its header is cut off
         return False
-    return whole and head["format"] == FORMAT and head["source"] == _source(pair)
+    except OSError as error:
+        raise Mistake(f"{file}: {system_words(error)}") from error
 
 
 def _name(pair):
@@ -118,24 +124,28 @@ def _name(pair):
 
 
 def _source(pair):
-    stats = [Path(path).stat() for path in pair if path is not None]
+    try:
+        stats = [Path(path).stat() for path in pair if path is not None]
+    except OSError as error:
+        raise Mistake(f"{error.filename}: {system_words(error)}") from error
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 def _bytes_of(image_path, label_path):
     """Bytes that a pair takes decoded, from the headers of its files."""
-    try:
-        w, h = Image.open(image_path).size
-        deep = label_path is not None and Image.open(label_path).mode.startswith("I")
-    except OSError as error:
-        raise ValueError(f"{image_path}, {label_path}: not images ({error})") from error
+    w, h, _ = image_header(image_path)
+    deep = label_path is not None and image_header(label_path)[2].startswith("I")
     return h * w * (3 + (0 if label_path is None else 2 if deep else 1)) + 64
 
 
 @contextmanager
 def _lock(path):
-    """Hold the lock file; the system lets go of it if the process dies."""
-    with path.open("w") as stream:
-        if fcntl:
+    """Hold the lock file; the operating system releases it if the process dies."""
+    try:
+        stream = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise Mistake(f"{path}: {system_words(error)}") from error
+    with stream:
+        with suppress(OSError):  # some file systems of clusters cannot lock; files still appear whole
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield

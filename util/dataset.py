@@ -1,12 +1,13 @@
-"""Image lists, the dataset that reads them, and the sampler that deals its samples out.
+"""Image lists, the dataset that reads them, and the sampler of the training.
 
-What a sample looks like depends on (seed, epoch, index in the list) alone, and the order of an epoch on (seed, epoch)
-alone: any number of processes and workers sees the same training.
+The random numbers of a sample depend only on (seed, epoch, index in the list), the order of an epoch only on (seed, epoch):
+any number of processes and workers gets the same samples.
 """
 
 import random
 import re
 import signal
+import stat
 from pathlib import Path
 
 import cv2
@@ -14,23 +15,24 @@ import numpy as np
 import torch
 
 from util.cache import build_cache, read_cached
-from util.image import read_image, read_label
+from util.common import Mistake, first_few
+from util.image import check_sizes, read_image, read_label, read_text, system_words
 
 
 def read_list(path, data_root, split):
     """Read a list file into [(image path, label path)], the label path None for split `test`.
 
     A line is `image label`, relative to data_root; `test` needs the image only and ignores a label. Blank lines and lines
-    that begin with `#` are skipped. Paths that hold spaces are separated by a TAB, or else where both parts are files. A
-    missing or empty list and files that do not exist are errors (FileNotFoundError, ValueError) that say where to look.
+    that begin with `#` are skipped. Paths that hold spaces are separated by a TAB, or else where both parts are files. A list
+    that is missing, empty or not UTF-8, lines without label and paths that are no files raise Mistake.
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"split = {split!r}: expected 'train', 'val' or 'test'")
-    if path is None or not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such list file (split {split}): check the list's path in the config")
+    if path is None or not _is_file(path):
+        raise Mistake(f"{path}: no such list file (split {split}): check the list's path in the config")
     root = Path(data_root or "")
     pairs, missing, unlabelled = [], [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -39,18 +41,19 @@ def read_list(path, data_root, split):
             unlabelled.append(f"line {number}: {line}")
             continue
         pairs.append((str(root / image), None if split == "test" else str(root / label)))
-        missing += [f"line {number}: {name}" for name in pairs[-1] if name is not None and not Path(name).is_file()]
+        missing += [f"line {number}: {name}{fault}" for name in pairs[-1] if name and (fault := _file_fault(name)) is not None]
     if unlabelled:
-        raise ValueError(
+        raise Mistake(
             f"{path}: {len(unlabelled)} lines have no label, split {split} needs `image label` on each line (separated by a "
-            f"TAB if paths hold spaces): {_first(unlabelled)}"
+            f"TAB if paths hold spaces):\n  " + first_few(unlabelled, separator="\n  ")
         )
     if missing:
-        raise FileNotFoundError(
-            f"{path}: {len(missing)} of the files it names do not exist under data_root = {data_root}: {_first(missing)}"
+        raise Mistake(
+            f"{path}: {len(missing)} of the files it names do not exist under data_root = {data_root}:"
+            "\n  " + first_few(missing, separator="\n  ")
         )
     if not pairs:
-        raise ValueError(f"{path}: the list is empty (split {split})")
+        raise Mistake(f"{path}: the list is empty (split {split})")
     return pairs
 
 
@@ -58,19 +61,32 @@ def _split_line(line, root, split):
     """(image, label or None) of one line: at a TAB, else at the space that leaves files on disk, else at the first space."""
     if "\t" in line:
         image, label = (part.strip() for part in line.split("\t", 1))
-        return image, label
+        return image, label or None
     splits = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s+", line)]
     if split == "test":
         splits = [(line, None), *reversed(splits)]  # the longest name that is a file
     if len(splits) > 1:  # an ordinary line needs no look at the disk
         for image, label in splits:
-            if (root / image).is_file() and (split == "test" or (root / label).is_file()):
+            if _is_file(root / image) and (split == "test" or _is_file(root / label)):
                 return image, label
     return splits[0] if splits else (line, None)
 
 
-def _first(lines, count=5):
-    return "".join(f"\n  {line}" for line in lines[:count]) + ("\n  ..." if len(lines) > count else "")
+def _file_fault(path):
+    """None for a file, else the reason in parentheses, which is empty where there is nothing of that name."""
+    try:
+        kind = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f" ({system_words(error)})"
+    except ValueError:
+        return " (a NUL character in the path)"
+    return None if stat.S_ISREG(kind) else " (a folder)" if stat.S_ISDIR(kind) else " (not a regular file)"
+
+
+def _is_file(path):
+    return _file_fault(path) is None
 
 
 class SemData(torch.utils.data.Dataset):
@@ -78,10 +94,10 @@ class SemData(torch.utils.data.Dataset):
 
     `transform` gets image (H, W, 3) float32 RGB 0..255 (uint8 if it has a true attribute `lazy`), label (H, W) uint8 or
     uint16, and the sample's own random numbers. Split `test` has no labels: they are all zero, uint8. With `classes` given,
-    a label id that is neither below it nor `ignore_label` is a ValueError.
+    a label id that is neither below it nor `ignore_label` is a Mistake.
 
-    `cache` names a directory for decoded files (util/cache.py): whatever it lacks is decoded now. A lazy transform then reads
-    the pixels of its crop only.
+    `cache` names a directory for decoded files (util/cache.py); what it lacks is decoded by the constructor. A lazy transform
+    then reads the pixels of its crop only.
     """
 
     def __init__(
@@ -98,7 +114,7 @@ class SemData(torch.utils.data.Dataset):
     ):
         self.split, self.transform, self.seed = split, transform, seed
         self.classes, self.ignore_label = classes, ignore_label
-        self.data_list = read_list(data_list, data_root, split)
+        self.list_path, self.data_list = data_list, read_list(data_list, data_root, split)
         self.cached = build_cache(cache, self.data_list, self._decode) if cache else None
 
     def __len__(self):
@@ -125,30 +141,44 @@ class SemData(torch.utils.data.Dataset):
             check_ids(label, self.classes, self.ignore_label, self.data_list[index][1])
         return image, label
 
+    def look(self, index):
+        """(pixels as `count_pixels` returns them, or None without a label; what is wrong with the files, or "")."""
+        try:
+            _, label = self.read(index)
+        except Mistake as error:
+            return None, str(error)
+        return None if self.split == "test" else count_pixels(label, self.classes, self.ignore_label), ""
+
     def _decode(self, index):
         image_path, label_path = self.data_list[index]
         image = read_image(image_path)
         if label_path is None:
             return image, np.zeros(image.shape[:2], np.uint8)
         label = read_label(label_path)
-        if image.shape[:2] != label.shape:
-            sizes = [f"{path} is {a.shape[0]} x {a.shape[1]}" for path, a in ((image_path, image), (label_path, label))]
-            raise ValueError(f"image and label differ in size (height x width): {sizes[0]}, {sizes[1]}")
+        check_sizes(image_path, image, label_path, label)
         if self.classes is not None:
             check_ids(label, self.classes, self.ignore_label, label_path)
         return image, label
 
 
 def check_ids(label, classes, ignore_label, path):
-    """Raise ValueError if a uint8 or uint16 label map holds an id that is neither < classes nor ignore_label."""
+    """Raise Mistake if a uint8 or uint16 label map holds an id that is neither < classes nor ignore_label."""
     wrong = (label >= classes) & (label != ignore_label)
     if wrong.any():
         values, counts = np.unique(label[wrong], return_counts=True)
-        found = ", ".join(f"{value} ({count} pixels)" for value, count in zip(values[:5], counts[:5]))
-        raise ValueError(
-            f"{path}: label ids outside 0..{classes - 1} that are not ignore_label = {ignore_label}: {found}"
-            f"{', ...' if len(values) > 5 else ''}: correct the file, `classes` or `ignore_label`"
+        found = [f"{value} ({count} pixels)" for value, count in zip(values, counts)]
+        raise Mistake(
+            f"{path}: label ids outside 0..{classes - 1} that are not ignore_label = {ignore_label}: {first_few(found)}: "
+            f"correct the file, `classes` or `ignore_label`"
         )
+
+
+def count_pixels(label, classes, ignore_label):
+    """Pixels of each class and, last, of everything else, (K + 1,) int64. label: (H, W) uint8 or uint16."""
+    count = np.bincount(label.ravel(), minlength=classes)[:classes]
+    if 0 <= ignore_label < classes:
+        count[ignore_label] = 0
+    return np.append(count, label.size - count.sum())
 
 
 def sample_rng(seed, epoch, index):
@@ -160,60 +190,41 @@ class EpochSampler:
     """A batch sampler: yields this rank's part of every global batch as a list of (epoch, index) keys for `SemData`.
 
     The order of an epoch depends on (seed, epoch) only. A global batch of `batch_size` is cut into world_size contiguous
-    parts whose sizes differ by one at most (16 over 3 ranks: 6 + 5 + 5). drop_last leaves out the samples that fill no
-    batch; otherwise they are dealt out once, without duplicates, as a smaller last batch, and a rank whose part of it is
-    empty has one batch fewer. The epoch begins at global batch `start_batch`, for a run that is resumed. It ends with the
-    data, or, if `set_epoch` states a number of `batches`, after so many, going on into the next epochs (with drop_last).
+    parts whose sizes differ by one at most (16 over 3 ranks: 6 + 5 + 5); samples that fill no batch are left out. The epoch
+    begins at global batch `start_batch`, for a run that is resumed. It ends with the data, or, if `set_epoch` sets a number
+    of `batches`, after that number, continuing into the next epochs.
     """
 
-    def __init__(self, length, batch_size, *, seed, epoch, rank=0, world_size=1, shuffle=True, drop_last=True, start_batch=0):
+    def __init__(self, length, batch_size, *, seed, epoch, rank=0, world_size=1, start_batch=0):
         if batch_size < world_size:
-            raise ValueError(f"batch_size = {batch_size} is less than the {world_size} processes: give each at least one")
-        if drop_last and length < batch_size:
-            raise ValueError(
+            raise Mistake(f"batch_size = {batch_size} is less than the {world_size} processes: give each at least one")
+        if length < batch_size:
+            raise Mistake(
                 f"the dataset has {length} samples, less than one batch of batch_size = {batch_size}: "
                 f"lower batch_size or add samples"
             )
-        self.length, self.batch_size, self.seed, self.shuffle, self.drop_last = length, batch_size, seed, shuffle, drop_last
-        self.rank, self.world_size = rank, world_size
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        base, extra = divmod(batch_size, world_size)
+        start = rank * base + min(rank, extra)
+        self.part = slice(start, start + base + (rank < extra))  # of a global batch
         self.set_epoch(epoch, start_batch)
 
     def set_epoch(self, epoch, start_batch=0, batches=None):
         self.epoch, self.start_batch, self.batches = epoch, start_batch, batches
 
-    def _part(self, size):
-        """Start and stop of this rank's part of a global batch."""
-        base, extra = divmod(size, self.world_size)
-        start = self.rank * base + min(self.rank, extra)
-        return start, start + base + (self.rank < extra)
-
     def __len__(self):
-        """Batches of this rank from start_batch on."""
-        return self._left(self.start_batch) if self.batches is None else self.batches
+        """Batches from start_batch on."""
+        return max(self.length // self.batch_size - self.start_batch, 0) if self.batches is None else self.batches
 
     def __iter__(self):
-        epoch, start_batch, left = self.epoch, self.start_batch, len(self)
+        epoch, batch, left = self.epoch, self.start_batch, len(self)
         while left:
-            batches = min(left, self._left(start_batch))
-            yield from self._batches(epoch, start_batch, batches)
-            epoch, start_batch, left = epoch + 1, 0, left - batches
-
-    def _left(self, start_batch):
-        """Batches of this rank from start_batch to the end of the data."""
-        full, rest = divmod(self.length, self.batch_size)
-        start, stop = self._part(rest)
-        return max(full + (stop > start and not self.drop_last) - start_batch, 0)
-
-    def _batches(self, epoch, start_batch, batches):
-        order = range(self.length)
-        if self.shuffle:
             mixed = random.Random(f"{self.seed},{epoch}").getrandbits(63)  # not a sum: (0, 1) and (1, 0) are two orders
             order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed)).tolist()
-        first = start_batch * self.batch_size
-        for begin in range(first, first + batches * self.batch_size, self.batch_size):
-            batch = order[begin : begin + self.batch_size]
-            start, stop = self._part(len(batch))
-            yield [(epoch, index) for index in batch[start:stop]]
+            stop = min(batch + left, self.length // self.batch_size)
+            for begin in range(batch * self.batch_size, stop * self.batch_size, self.batch_size):
+                yield [(epoch, index) for index in order[begin : begin + self.batch_size][self.part]]
+            epoch, batch, left = epoch + 1, 0, left - max(stop - batch, 0)
 
 
 def worker_init(worker_id):

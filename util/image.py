@@ -1,85 +1,161 @@
-"""Reading images and label maps from files as they are, and writing PNGs. Paths may hold any character."""
+"""Reading image, label and text files. Faults of a file are a Mistake that names it; paths may hold any character."""
 
 import io
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from util.common import Mistake
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
+TIFF_STARTS, TIFF_ORIENTATION = (b"II", b"MM"), 274
 
 
 def read_image(path):
-    """The image as (H, W, 3) uint8 RGB; 16-bit files lose their low byte.
-
-    The EXIF orientation is ignored: the label map was drawn on the pixels as they are stored. A file that cannot be decoded
-    is a ValueError.
-    """
-    image = _decode(path, _read_bytes(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    """The image as (H, W, 3) uint8 RGB, turned by its EXIF orientation; without transparency and the low byte of 16 bits."""
+    return cv2.cvtColor(_decode(path, read_bytes(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def read_label(path):
-    """The label map as (H, W) uint8, or uint16 from a 16-bit file.
+    """The label map as (H, W) uint8, or uint16 from a 16-bit file, turned by its EXIF orientation.
 
-    Palette files give their indices, files of 1, 2 or 4 bits a pixel the numbers stored. Three equal channels are one; a
-    mask that has colours, or is not made of integers, is a ValueError, and so is a file that cannot be decoded.
+    Palette files give their indices, files of 1, 2 or 4 bits a pixel the numbers stored; three equal channels are one.
+    Refused are lossy formats, whatever the file's suffix, masks with colours, and pixels that are not 8- or 16-bit integers.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
+    refuse_lossy(path, data)
+    if data[:2] in TIFF_STARTS and _header(data, "tag_v2", {}).get(TIFF_ORIENTATION, 1) != 1:
+        raise Mistake(f"{path}: a TIFF with an orientation tag, which decoders apply differently; save labels as PNG")
     depth, colour = data[24:26] if data.startswith(PNG_SIGNATURE) and len(data) > 25 else (None, None)
-    if colour == PNG_PALETTE or colour is None and _pil_mode(data) == "P":
-        try:
-            return np.array(Image.open(io.BytesIO(data)))
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: cannot be decoded ({error})") from error
-    label = _decode(path, data, cv2.IMREAD_UNCHANGED)
+    if colour == PNG_PALETTE or colour is None and _header(data, "mode") == "P":
+        return _palette_indices(path, data)
+    label = _decode(path, data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if label.ndim == 3:
-        if (label[..., 0] == label[..., 1]).all() and (label[..., 0] == label[..., 2]).all():
-            label = np.ascontiguousarray(label[..., 0])
-        else:
-            raise ValueError(
+        if (label[..., 0] != label[..., 1]).any() or (label[..., 0] != label[..., 2]).any():
+            raise Mistake(
                 f"{path}: a colour mask of shape {label.shape}, expected one class id a pixel: "
                 f"convert the colours to ids first and save them as a one-channel PNG"
             )
+        label = np.ascontiguousarray(label[..., 0])
     if label.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"{path}: pixels are {label.dtype}, expected 8-bit or 16-bit class ids: save it as a PNG of ids")
+        raise Mistake(f"{path}: pixels are {label.dtype}, expected 8-bit or 16-bit class ids: save it as a PNG of ids")
     if colour == PNG_GRAY and depth < 8:
         label //= 255 // (2**depth - 1)  # decoders stretch 1, 2 and 4 bits to 0..255
     return label
 
 
-def write_png(path, array):
-    """Write (H, W, 3) RGB uint8, or (H, W) integer ids: as an 8-bit gray PNG if all fit, else as a 16-bit one."""
-    if array.ndim == 3:
-        array = cv2.cvtColor(array, cv2.COLOR_RGB2BGR)
-    elif array.min() < 0 or array.max() > 65535:
-        raise ValueError(f"{path}: ids {array.min()}..{array.max()} do not fit into a PNG (0..65535)")
-    else:
-        array = array.astype(np.uint8 if array.max() < 256 else np.uint16)
-    Path(path).write_bytes(cv2.imencode(".png", array)[1])
+def refuse_lossy(path, data):
+    """Raise Mistake if the content of a label file is of a lossy format, whatever its suffix."""
+    starts = {b"\xff\xd8\xff": "JPEG", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL"}
+    lossy = next((name for start, name in starts.items() if data.startswith(start)), None)
+    if data[4:8] == b"ftyp":
+        lossy = "AVIF or HEIF"
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP" and b"VP8 " in _chunks(data):
+        lossy = "lossy WebP"
+    elif data[:2] in TIFF_STARTS:
+        compression = _header(data, "info", {}).get("compression", "")
+        lossy = f"TIFF ({compression})" if "jpeg" in compression or compression == "webp" else None
+    if lossy:
+        raise Mistake(f"{path}: a {lossy} file: lossy formats change the ids; save labels as PNG")
 
 
-def _read_bytes(path):
-    data = Path(path).read_bytes()
+def check_sizes(image_path, image, label_path, label):
+    """Raise Mistake unless image (H, W, 3) and label (H, W) have one size."""
+    if image.shape[:2] == label.shape:
+        return
+    stored = _decode(image_path, read_bytes(image_path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    reason = ""
+    if stored.shape[:2] == label.shape:
+        reason = (
+            "; the label fits the pixels as they are stored, but the image's EXIF orientation turns them: remove the tag "
+            "from the image, or turn the label"
+        )
+    raise Mistake(f"{label_path}: {size_text(label)}, but its image {image_path} is {size_text(image)}{reason}")
+
+
+def size_text(array):
+    """`WIDTH x HEIGHT`, in the order in which image viewers show it."""
+    return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def image_header(path):
+    """(width, height, mode of Pillow) of an image file; no pixel is decoded."""
+    try:
+        with Image.open(path) as image:
+            return *image.size, image.mode
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        if getattr(error, "errno", None):
+            raise Mistake(f"{path}: {system_words(error)}") from error
+        raise _undecodable(path, error) from error
+
+
+def read_bytes(path):
+    """The content of a file that must not be empty."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise Mistake(f"{path}: {system_words(error)}") from error
     if not data:
-        raise ValueError(f"{path}: the file is empty (0 bytes): copy or download it again")
+        raise Mistake(f"{path}: the file is empty (0 bytes): copy or download it again")
     return data
+
+
+def read_text(path):
+    """The content of a UTF-8 text file, with or without byte order mark."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Mistake(f"{path}: {system_words(error)}") from error
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{path}: not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
+
+
+def read_lines(path):
+    """The lines of a text file without the white space around them; blank lines are left out."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]  # splitlines() splits within names too
+
+
+def system_words(error):
+    """What the operating system calls an OSError, in lower case."""
+    return "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+
+
+def _palette_indices(path, data):
+    try:
+        return np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    except Exception as error:  # as in image_header
+        raise _undecodable(path, error) from error
+
+
+def _header(data, name, default=None):
+    """An attribute of the Pillow image of a file's content, or the default if Pillow does not know it."""
+    try:
+        return getattr(Image.open(io.BytesIO(data)), name)
+    except Exception:  # as in image_header; the decoding reports what is wrong
+        return default
 
 
 def _decode(path, data, flags):
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
-        raise ValueError(f"{path}: cannot be decoded ({error.err})") from error
+        raise _undecodable(path, error.err) from error
     if array is None:
-        raise ValueError(f"{path}: cannot be decoded: not an image, cut short, or of a kind that OpenCV does not read")
+        raise _undecodable(path, "not an image, cut short, or of a kind that OpenCV does not read")
     return array
 
 
-def _pil_mode(data):
-    try:
-        return Image.open(io.BytesIO(data)).mode  # reads the header only
-    except OSError:
-        return None
+def _undecodable(path, reason):
+    return Mistake(f"{path}: cannot be decoded ({reason})")
+
+
+def _chunks(data):
+    """The names of the chunks of a WebP file: name, size, content padded to an even number of bytes."""
+    names, place = [], 12
+    while place + 8 <= len(data):
+        names.append(data[place : place + 4])
+        place += 8 + (int.from_bytes(data[place + 4 : place + 8], "little") + 1) // 2 * 2
+    return names

@@ -1,4 +1,4 @@
-"""What feeds a training: batches of augmented samples, the worker processes that make them, and a look at every file first."""
+"""The data of a training: loaders and their worker processes, the check of every file, class weights."""
 
 import math
 import multiprocessing
@@ -8,13 +8,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from util import distributed
 from util.augmentation import build_augmentation
-from util.check import automatic_class_weights  # noqa: F401
-from util.dataset import EpochSampler, SemData, worker_init
+from util.common import Mistake, first_few
+from util.dataset import EpochSampler, SemData, count_pixels, worker_init
+from util.image import read_label
 from util.log import ProgressBar
 
 
@@ -70,27 +72,56 @@ def end_workers():
                 child.kill()
 
 
-def check_data(*datasets) -> None:
-    """Read every image and label once, and report all that is wrong at once: better now than in the middle of the night."""
-    samples = [(data, index) for data in datasets if data is not None for index in range(len(data))]
-    mine = samples[distributed.rank() :: distributed.world_size()]
-    bar = ProgressBar("Checking the data", len(mine))
-
-    def mistake(sample):
-        data, index = sample
-        try:
-            data.read(index)
-        except (ValueError, OSError) as error:
-            return str(error)
-        return None
-
-    mistakes = []
+def look_at(samples, title) -> list:
+    """`data.look(index)` of every (data, index): the pixels of its classes and what is wrong with its files."""
+    bar, found = ProgressBar(title, len(samples)), []
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without holding Python's lock
-        for done, found in enumerate(pool.map(mistake, mine), 1):
-            mistakes += [found] if found else []
-            bar.show(done)
-    bar.clear()
-    mistakes = distributed.gather(mistakes)
-    if mistakes:
-        more = f"\n... and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""
-        raise ValueError(f"{len(mistakes)} of {len(samples)} samples are faulty:\n" + "\n".join(mistakes[:10]) + more)
+        try:
+            for result in pool.map(lambda sample: sample[0].look(sample[1]), samples):
+                found.append(result)
+                bar.show(len(found))
+        finally:
+            bar.clear()
+            pool.shutdown(cancel_futures=True)
+    return found
+
+
+def check_data(*datasets) -> None:
+    """Read every image and label once before the first step. Mistake with all faults, and if a list has no labelled pixel."""
+    datasets = [data for data in datasets if data is not None]
+    samples = [(data, index) for data in datasets for index in range(len(data))]
+    mine = samples[distributed.rank() :: distributed.world_size()]
+    found = look_at(mine, "Checking the data")
+    faults = distributed.gather([fault for _, fault in found if fault])
+    if faults:
+        listed = first_few(faults, 10, "\n")
+        raise Mistake(f"{len(faults)} of {len(samples)} samples are faulty:\n{listed}")
+    labelled = {data.list_path for (data, _), (pixels, _) in zip(mine, found) if pixels[:-1].any()}
+    labelled = distributed.gather([*labelled])
+    for data in datasets:
+        if data.list_path not in labelled:
+            raise Mistake(nothing_labelled(data))
+
+
+def nothing_labelled(data) -> str:
+    """The message for a list without a labelled pixel."""
+    return f"{data.list_path}: every pixel of the {len(data)} labels is ignore_label = {data.ignore_label}"
+
+
+def class_weights(pixels):
+    """Median frequency balancing, (K,) float64; nan for a class without a pixel (Eigen & Fergus 2015).
+
+    weight = median of all frequencies / frequency of the class; its frequency is its share of the images it is in.
+    pixels: for each image the pixels of each class and, last, of void, (K + 1,).
+    """
+    pixels = np.stack(pixels)
+    inside = (pixels.sum(1, keepdims=True) * (pixels > 0)).sum(0)[:-1]
+    frequency = np.divide(pixels.sum(0)[:-1], inside, out=np.full(len(inside), np.nan), where=inside > 0)
+    return np.nanmedian(frequency) / frequency if inside.any() else frequency
+
+
+def automatic_class_weights(pairs, classes, ignore_label=255):
+    """Median frequency balancing, (K,) list of floats, of the labels of [(image path, label path)]; 1 for absent classes."""
+    with ThreadPoolExecutor() as pool:
+        pixels = list(pool.map(lambda pair: count_pixels(read_label(pair[1]), classes, ignore_label), pairs))
+    return np.nan_to_num(class_weights(pixels), nan=1.0).tolist()

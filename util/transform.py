@@ -4,8 +4,8 @@ Every transform is called as `t(image, label, rng=random)` with
   image  (H, W, 3) float32, 0..255, RGB (uint8 is converted),
   label  (H, W) integer ids; 8-bit, 16-bit and int32 maps keep their dtype, others become int32,
   rng    anything with `random()` and `randint(a, b)`, b included, as Python's `random` has them,
-and works in two steps: `draw(rng, h, w)` takes the random numbers, `apply(image, label, params)` computes. One that has to
-see the label first overrides `choose(rng, h, w, look)`; look(window) returns the label's pixels in a window. Inputs are never
+and works in two steps: `draw(rng, h, w)` takes the random numbers, `apply(image, label, params)` computes. One that needs
+the label to draw overrides `choose(rng, h, w, look)`; look(window) returns the label's pixels in a window. Inputs are never
 modified. Wrong constructor arguments raise ValueError with the argument and its value.
 
 The transforms that may stand before a crop also have a lazy form. A window is (y0, y1, x0, x1), the stops excluded:
@@ -25,18 +25,18 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # of ImageNet, RGB: the colour of padding, and what Normalize takes away
+MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # of ImageNet, RGB: subtracted by Normalize, and the colour of padding
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class Transform:
-    """A transform of (image, label); nothing random unless it overrides `draw`."""
+    """A transform of (image, label); it is random only if it overrides `draw`."""
 
     def draw(self, rng, h, w):
-        """The random numbers for an image of h x w, as `apply` wants them."""
+        """The random numbers for an image of h x w: the `params` of `apply`."""
 
     def choose(self, rng, h, w, look):
-        """`draw` with a view of the label, for those that need one."""
+        """`draw` with access to the label."""
         return self.draw(rng, h, w)
 
     def apply(self, image, label, params):
@@ -112,7 +112,7 @@ class RandomResize(RandScale):
         self.box = box
 
     def draw(self, rng, h, w):
-        """Exact ratios of the rounded sides: cv2.resize to a size samples as it does with these as factors."""
+        """Exact ratios of the rounded sides: with these factors cv2.resize samples as it does when given the size."""
         r, box = _between(self.scale, rng), self.box or (h, w)
         f = min(max(box) * r / max(h, w), min(box) * r / min(h, w))
         return int(h * f + 0.5) / h, int(w * f + 0.5) / w
@@ -177,7 +177,7 @@ class RandRotate(Transform):
         image = self._warp_image(image, matrix, (x1 - x0, y1 - y0), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         image = cv2.flip(image, 0) if upside_down else image
         # How OpenCV rounds to the nearest label depends on its version, the dtype and the pixel's place in the output, so
-        # equal labels need the full-size call. It is cheap for labels, and its source may be blank where nobody looks.
+        # equal labels need the full-size call. It is cheap for labels, and pixels outside the source window may be blank.
         canvas = np.zeros((h, w), label.dtype)
         canvas[source[0] : source[1], source[2] : source[3]] = label
         label = self._warp_label(canvas, params, (w, y1))[y0:, x0:x1]
@@ -301,10 +301,10 @@ class Crop(Transform):
 
 
 class RandomCrop(Crop):
-    """Cut out `size` (h, w) at random, of a smaller image what it has (MMSegmentation).
+    """Cut out `size` (h, w) at random; a side on which the image is smaller is kept whole (MMSegmentation).
 
     With cat_max_ratio < 1 a crop must show more than one class, none of them on that share of the labelled pixels or more;
-    if ten in a row do not, the next one is taken as it is.
+    after ten crops that do not, the next one is used without this test.
     """
 
     TRIES = 10
@@ -343,7 +343,7 @@ class RandomCrop(Crop):
 
 
 class Resize(Transform):
-    """Resize to `size` (h, w), whatever the shape was."""
+    """Resize to `size` (h, w); the aspect ratio may change."""
 
     def __init__(self, size):
         _require(
@@ -363,9 +363,9 @@ class Resize(Transform):
 class PhotometricDistortion(Transform):
     """Change brightness, contrast, saturation and hue, each with probability 0.5, on whole grey levels (MMSegmentation).
 
-    Brightness adds up to +-`brightness`; contrast and saturation multiply with a factor from (low, high); hue adds an integer
-    from [-hue, hue - 1] in units of 2 degrees. A coin decides whether contrast comes second or last. The image is first rounded
-    to uint8, as a resized uint8 image would be, and each step truncates to uint8.
+    Brightness adds up to +-`brightness`; contrast and saturation multiply with a factor from (low, high); hue adds an
+    integer from [-hue, hue - 1] in units of 2 degrees. Contrast comes second or last, with probability 0.5 each. The image is
+    first rounded to uint8, as a resized uint8 image would be, and each step truncates to uint8.
     """
 
     def __init__(self, brightness=32, contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=18):
@@ -378,7 +378,7 @@ class PhotometricDistortion(Transform):
         self.brightness, self.contrast, self.saturation, self.hue = (-brightness, brightness), contrast, saturation, hue
 
     def draw(self, rng, h, w):
-        """The steps that the coins choose, in their order, as (function, number)."""
+        """The chosen steps in their order, as (function, number)."""
 
         def toss(step, bounds):
             return [(step, _between(bounds, rng))] if rng.random() < 0.5 else []
@@ -418,7 +418,7 @@ def _turn_hue(image, steps):
 
 
 def _table(factor, offset):
-    """What level * factor + offset is for each uint8 level, in float32, clipped and truncated."""
+    """level * factor + offset for each uint8 level, in float32, clipped and truncated: (256,) uint8."""
     levels = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
     return np.clip(levels, 0, 255).astype(np.uint8)
 
@@ -483,7 +483,7 @@ class PadTo:
 
 
 class Compose:
-    """Run `ops` one after the other. `lazy=True` gives the same result from a fraction of the pixels.
+    """Run `ops` in order. `lazy=True` computes only the pixels that the crop keeps.
 
     Lazy: the transforms that lead up to the last Crop draw their random numbers first, in the same order. The crop's
     window is then followed back through them to the source pixels it depends on, and each computes its window only.
@@ -518,12 +518,12 @@ class Compose:
 
 
 def apply_lazily(ops, image, label, rng=random):
-    """What `Compose(ops)` returns without the work on pixels that it drops; ops have a lazy form, the last may be a Crop."""
+    """The result of `Compose(ops)`, computing only the pixels that are kept; ops have a lazy form, the last may be a Crop."""
     image, label = check_arrays(image, label)
     h, w = label.shape
     steps = []
 
-    def look(window):  # the label takes the image's place too: a third of the channels, and nobody reads them
+    def look(window):  # the label in place of the image, which is not needed here: a third of the channels
         return _window_after(steps, label, label, window)[1]
 
     for op in ops:
@@ -534,7 +534,7 @@ def apply_lazily(ops, image, label, rng=random):
 
 
 def _window_after(steps, image, label, window):
-    """A window of what steps, (op, params, h, w of its input), make of image and label, from the pixels it depends on."""
+    """A window of the result of steps, (op, params, h, w of its input), computed from the pixels that it depends on."""
     windows = [window]
     for op, params, h, w in reversed(steps):
         windows.append(op.source(windows[-1], h, w, params))
@@ -549,7 +549,7 @@ def _window_after(steps, image, label, window):
 
 @lru_cache(maxsize=1)
 def warp_is_exact():
-    """Whether this OpenCV warps as exactly as it resizes (5 does, 4 rounds to 1/32 pixel), tried out once."""
+    """Whether this OpenCV warps as exactly as it resizes (5 does, 4 rounds to 1/32 pixel), measured once."""
     ops = [RandScale([1.37, 1.37]), RandRotate([8, 8], [1, 2, 3], p=1), Crop([61, 67], "rand")]
     noise = np.random.default_rng(0)
     image, label = noise.integers(0, 256, (90, 110, 3), np.uint8), noise.integers(0, 256, (90, 110), np.uint8)
@@ -571,7 +571,7 @@ def _cut(array, window, fill=0):
 
 
 def _inside(window, h, w):
-    """The window's part inside an h x w image: at least one pixel, if only the nearest."""
+    """The window's part inside an h x w image; the nearest pixel if there is none."""
     y0, y1, x0, x1 = window
     y0, x0 = min(max(y0, 0), h - 1), min(max(x0, 0), w - 1)
     return y0, max(min(y1, h), y0 + 1), x0, max(min(x1, w), x0 + 1)
@@ -582,7 +582,7 @@ def _moved(window, y, x):
 
 
 def check_arrays(image, label):
-    """Image and label, or ValueError if they do not belong together; the label in a dtype that OpenCV knows."""
+    """Image and label, or ValueError if their shapes differ; the label in a dtype that OpenCV supports."""
     if image.ndim != 3 or image.shape[2] != 3 or label.shape != image.shape[:2]:
         raise ValueError(f"image {image.shape} and label {label.shape}: expected (H, W, 3) and (H, W) of one size")
     if label.dtype not in (np.uint8, np.int8, np.uint16, np.int16, np.int32):  # what OpenCV 4 and 5 can warp

@@ -1,33 +1,55 @@
-"""Predictions for the eye, and their files: palettes, overlays, PNGs, and the lists of class names and colours."""
+"""Class names, colours, and label maps as pictures: palettes, overlays, panels, image files and their names."""
 
 import colorsys
-import io
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
+from util.common import Mistake, write_aside
+from util.image import read_lines
+
+PANEL = 512  # pixels, the longest side of a picture in a panel
+
+
+def class_names(cfg):
+    """The names in the file names_path, or `class 0`, `class 1`, ... without one."""
+    return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
+
+
+def palette_of(cfg):
+    """The colours in the file colors_path, or the default ones without one: (K, 3) uint8."""
+    return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
+
 
 def load_names(path, classes):
-    """The class names of a text file, one a line; blank lines do not count. ValueError unless there are `classes`."""
-    names = _lines(path)
+    """The class names of a text file, one a line; blank lines do not count. Mistake unless there are `classes`."""
+    names = read_lines(path)
     if len(names) != classes:
-        raise ValueError(f"{path}: expected {classes} names, one a line, found {len(names)}")
+        raise Mistake(f"{path}: expected {classes} names, one a line, found {len(names)}")
     return names
 
 
 def load_colors(path, classes):
-    """The palette of a text file, `R G B` a line, as (K, 3) uint8. ValueError unless there are `classes`."""
-    lines = _lines(path)
+    """The palette of a text file, `R G B` a line, as (K, 3) uint8. Mistake unless there are `classes`."""
+    lines = read_lines(path)
     if len(lines) != classes:
-        raise ValueError(f"{path}: expected {classes} colours, `R G B` a line, found {len(lines)}")
-    for i, line in enumerate(lines):
-        numbers = line.split()
-        if len(numbers) != 3 or not all(n.isdecimal() and int(n) <= 255 for n in numbers):
-            raise ValueError(f"{path}: colour {i} is {line!r}, expected three numbers 0..255")
-    return np.array([line.split() for line in lines], np.uint8)
+        raise Mistake(f"{path}: expected {classes} colours, `R G B` a line, found {len(lines)}")
+    colors = [line_colour(line.split()) for line in lines]
+    if None in colors:
+        i = colors.index(None)
+        raise Mistake(f"{path}: colour {i} is {lines[i][:80]!r}, expected three numbers 0..255")
+    return np.array(colors, np.uint8)
+
+
+def line_colour(words):
+    """The words R G B as three numbers 0..255, or None if they are something else."""
+    ok = len(words) == 3 and all(re.fullmatch("[0-9]{1,3}", word) and int(word) <= 255 for word in words)
+    return tuple(int(word) for word in words) if ok else None
 
 
 def class_names(cfg):
@@ -39,17 +61,16 @@ def palette_of(cfg):
 
 
 def default_palette(classes):
-    """(K, 3) uint8 colours, neighbours in hue far apart, for data sets that come without."""
+    """(K, 3) uint8 colours for data sets without a colour file; consecutive classes differ in hue."""
     golden_ratio = 0.618034  # spreads any number of hues evenly
     hsv = ((i * golden_ratio % 1, 0.75, (1.0, 0.8, 0.6)[i % 3]) for i in range(classes))
     return np.array([[round(255 * c) for c in colorsys.hsv_to_rgb(*color)] for color in hsv], np.uint8)
 
 
 def colorize(gray, palette):
-    """An image of class ids (H, W) in the colours (K, 3) uint8 of a palette; ids without one, such as 255, are black.
+    """A Pillow image of class ids (H, W) in the colours (K, 3) uint8 of a palette; ids without one, such as 255, are black.
 
-    Returns a Pillow image with the ids in it and the palette beside them (mode P), so reading its pixels gives ids; or
-    in RGB where palette or ids do not fit into 8 bits.
+    Its mode is P: the pixels are the ids, the palette is stored with them. It is RGB if palette or ids exceed 8 bits.
     """
     if len(palette) > 256 or gray.max(initial=0) > 255:
         return Image.fromarray(paint(gray, palette))
@@ -61,40 +82,48 @@ def colorize(gray, palette):
 
 
 def paint(gray, palette):
-    """The same as an RGB array, (H, W, 3) uint8."""
+    """Class ids (H, W) in the colours (K, 3) of a palette as an RGB array, (H, W, 3) uint8."""
     return np.vstack([palette, np.zeros((1, 3), np.uint8)])[np.minimum(gray, len(palette))]
 
 
 def overlay(image, gray, palette, alpha=0.5):
-    """The image (H, W, 3), 0..255, under the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours."""
+    """Image (H, W, 3), 0..255, mixed with the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours."""
     return np.uint8(np.rint((1 - alpha) * np.float32(image) + alpha * np.float32(paint(gray, palette))))
 
 
 def panel(image, label, pred, palette, ignore_label=255):
-    """Image, label and prediction side by side, (H, 3W, 3) uint8 RGB; ignored pixels are black in both.
+    """Image, label and prediction side by side, (H', 3W', 3) uint8 RGB; ignored pixels are black in both.
 
-    image: (H, W, 3) RGB, 0..255. label, pred: (H, W) class ids.
+    image: (H, W, 3) RGB, 0..255. label, pred: (H, W) class ids. Pictures with a side over PANEL pixels are reduced to it,
+    the image by area, ids by the nearest pixel.
     """
-    ignored = label == ignore_label
-    columns = [np.clip(np.rint(image), 0, 255).astype(np.uint8), paint(label, palette), paint(pred, palette)]
-    for column in columns[1:]:
-        column[ignored] = 0
-    return np.hstack(columns)
+    h, w = label.shape
+    scale = min(PANEL / max(h, w), 1)
+    rows, columns = (np.minimum((np.arange(max(round(n * scale), 1)) + 0.5) / scale, n - 1).astype(int) for n in (h, w))
+    label, pred = (ids[rows][:, columns] for ids in (label, pred))
+    image = cv2.resize(np.asarray(image, np.float32), label.shape[::-1], interpolation=cv2.INTER_AREA)
+    pictures = [np.clip(np.rint(image), 0, 255).astype(np.uint8), paint(label, palette), paint(pred, palette)]
+    for picture in pictures[1:]:
+        picture[label == ignore_label] = 0
+    return np.hstack(pictures)
 
 
 def output_names(paths):
-    """A name without suffix for the results of each image (or label): its file name if that tells all of them apart, else
-    its path below their common folder, else that with the suffix. ValueError if a path stands twice in the list."""
-    paths = [Path(p).absolute() for p in paths]
+    """A name without suffix for the results of each image (or label), relative, unique and without `..`.
+
+    It is the file name if that is different for all, else the path below their common folder, else that with the suffix.
+    Raises Mistake if a path is listed twice.
+    """
+    paths = [Path(os.path.normpath(Path(path).absolute())) for path in paths]
     if len(set(paths)) < len(paths):
-        twice = next(p for p, n in Counter(paths).items() if n > 1)
-        raise ValueError(f"{twice}: this image stands in the list twice; remove one")
-    names = [p.stem for p in paths]
-    if len(set(names)) < len(names):
-        below = os.path.commonpath([p.parent for p in paths])
-        paths = [p.relative_to(below) for p in paths]
-        names = [p.with_suffix("").as_posix() for p in paths]
-    return names if len(set(names)) == len(names) else [p.as_posix() for p in paths]
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise Mistake(f"{twice}: this image is in the list twice; remove one")
+    below = os.path.commonpath([path.parent for path in paths])
+    relative = [path.relative_to(below) for path in paths]
+    stems = [path.stem for path in paths]
+    if len(set(stems)) < len(stems):
+        stems = [path.as_posix().removesuffix(path.suffix) for path in relative]
+    return stems if len(set(stems)) == len(stems) else [path.as_posix() for path in relative]
 
 
 def save_png(path, image):
@@ -106,22 +135,11 @@ def save_png(path, image):
 
 
 def save_jpeg(path, image):
-    """The same for (H, W, 3) uint8 RGB as a JPEG."""
+    """Write (H, W, 3) uint8 RGB as a JPEG, whole or not at all, with the folders it needs."""
     _save(path, image, "JPEG", quality=90)
 
 
 def _save(path, image, form, **options):
-    path = Path(path)
     image = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
-    content = io.BytesIO()
-    image.save(content, form, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.getvalue())
-    temporary.replace(path)
-
-
-def _lines(path):
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    with write_aside(path) as aside:
+        image.save(aside, form, **options)

@@ -1,8 +1,8 @@
-"""A renderer of little street scenes with exact labels: a data set for tests and first steps, made in seconds.
+"""A renderer of small street scenes with exact labels: a data set for tests and first steps, made in seconds.
 
-The world is a road that may bend. Every object has road coordinates in metres: d to the right of the road's middle, y
-up, z along the view. A pinhole camera projects them, and a depth buffer settles what hides what. Ids are the places in
-`CLASSES`; 255 is void: grass, bins, flower boxes, dogs and the bonnet of the car that films.
+The scene is a road that may bend. Every object has road coordinates in metres: d to the right of the road's middle, y up,
+z along the view. A pinhole camera projects them, and a depth buffer resolves occlusion. Ids are the indices in `CLASSES`;
+255 is void: grass, bins, flower boxes, dogs and the bonnet of the car that carries the camera.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from util.visual import save_png
 CLASSES = ("road", "pavement", "building", "sky", "tree", "car", "person", "pole", "sign")
 ROAD, PAVEMENT, BUILDING, SKY, TREE, CAR, PERSON, POLE, SIGN = range(len(CLASSES))
 VOID = 255
-SUPERSAMPLE = 2  # drawn this much larger, then averaged: smooth edges in the image, hard ones in the label
+SUPERSAMPLE = 2  # drawn at this multiple of the size, then averaged: smooth edges in the image, hard ones in the label
 
 # mood: zenith, horizon (RGB), tint of the light, strength of the sun, fog per metre
 MOODS = {
@@ -66,7 +66,7 @@ class Scene:
 
     def __init__(self, rng, height, width):
         self.rng, self.h, self.w = rng, height, width
-        # Camera: the horizon and the vanishing point wander, so that position alone says little about the class.
+        # Camera: horizon and vanishing point vary, so that the position alone predicts the class poorly.
         self.focal = width * rng.uniform(0.65, 0.95)
         self.horizon = height * rng.uniform(0.3, 0.6)
         self.middle = width * rng.uniform(0.4, 0.6)
@@ -100,7 +100,7 @@ class Scene:
         return np.stack([self.middle + self.focal * x / z, self.horizon + self.focal * (self.eye - y) / z], 1)
 
     def paint(self, u, v, mask, colour, label, near):
-        """Put a patch whose corner is pixel (u, v) wherever `mask` holds and nothing nearer is there already."""
+        """Draw a patch with its corner at pixel (u, v), where `mask` holds and no nearer surface is drawn already."""
         h, w = mask.shape
         top, left, bottom, right = max(v, 0), max(u, 0), min(v + h, self.h), min(u + w, self.w)
         if top >= bottom or left >= right:
@@ -116,7 +116,7 @@ class Scene:
         self.ground[here][won] = False
 
     def window(self, points):
-        """The part of the picture that the pixels `points` (N, 2) span: (u, v, width, height), or None outside it."""
+        """The part of the image that the pixels `points` (N, 2) span: (u, v, width, height), or None outside it."""
         low = np.maximum(np.floor(points.min(0)), 0).astype(int)
         high = np.minimum(np.ceil(points.max(0)) + 1, (self.w, self.h)).astype(int)
         return None if (high <= low).any() else (*low, *(high - low))
@@ -151,12 +151,12 @@ class Scene:
         self.paint(u, v, mask, colour, label, near.astype(np.float32))
 
     def card(self, points, d, z, colour, label, y=0.0):
-        """A polygon (N, 2) of metres (right, up) that stands upright at (d, y, z) and faces the camera."""
+        """An upright polygon (N, 2), metres (right, up), at (d, y, z), facing the camera."""
         foot = self.project([(d, y, z)])[0]
         self.polygon(foot + np.asarray(points, float) * (1, -1) * self.focal / z, colour, label, z)
 
     def cast(self, d, z, width, height, depth=0.3, sides=None):
-        """The shadow on the ground of a box of these metres: a soft blot at its foot and, in the sun, a long one."""
+        """The shadow of a box (metres) on the ground: one below it and, in the sun, one in the light's direction."""
         left, right = sides or (d - width / 2, d + width / 2)
         back = z + depth
         base = [(left, 0, z), (right, 0, z), (right, 0, back), (left, 0, back)]
@@ -169,7 +169,7 @@ class Scene:
             self.fill_shade(hull[:, 0], 0.45 * self.sun)
 
     def darken(self, base, amount):
-        """Take away this share of the light from a patch of ground, corners (N, 3)."""
+        """Reduce the light on a patch of ground, corners (N, 3), by this share."""
         self.fill_shade(self.project(base), amount)
 
     def fill_shade(self, pixels, amount):
@@ -181,7 +181,7 @@ class Scene:
             part = self.shade[v : v + h, u : u + w]
             np.maximum(part, mask, out=part)
 
-    # ---- what lies and stands around
+    # ---- background and streets
 
     def draw_sky(self):
         v = np.linspace(0, 1, self.h)[:, None, None] * self.h / max(self.horizon, 1)
@@ -252,7 +252,7 @@ class Scene:
         self.near[first:], self.ground[first:] = 1 / z, True
 
     def draw_backdrop(self):
-        """What closes the view: a far line of trees and roofs along the horizon."""
+        """A line of trees and roofs along the horizon."""
         rng, z = self.rng, 110.0
         u = 0
         while u < self.w:
@@ -312,7 +312,7 @@ class Scene:
                 z += rng.uniform(5.2, 13)
 
     def traffic(self):
-        """Cars that drive, and people who cross."""
+        """Moving cars, and people on the crossing."""
         rng = self.rng
         lane = self.half / 2 if self.half <= 3.6 else (self.half - 2.2) / 2
         for side in (-1, 1):
@@ -324,7 +324,7 @@ class Scene:
             for _ in range(rng.integers(0, 4)):
                 self.person(rng.uniform(-1, 1) * self.half, self.crossing + rng.uniform(-1, 1))
 
-    # ---- things
+    # ---- objects
 
     def house(self, side, d, z0, z1):
         """A box along the road from z0 to z1, its front `d` from the road's middle; low ones have a pitched roof."""
@@ -508,7 +508,7 @@ class Scene:
                 plate(_disc(0.19) + (0, 0.48 - 0.48 * i), glow)
 
     def person(self, d, z):
-        """Somebody who walks, at 1.1 to 1.9 m."""
+        """A walking person of 1.1 to 1.9 m."""
         rng = self.rng
         size = rng.uniform(1.55, 1.9) if rng.random() < 0.85 else rng.uniform(1.1, 1.4)
         skin = np.array(SKINS[rng.integers(len(SKINS))])
@@ -537,7 +537,7 @@ class Scene:
             part(np.array([(-0.06, 0), (0.06, 0), (0.06, 0.13), (-0.06, 0.13)]) + (-0.12, 0.45), _cloth(rng))
 
     def clutter(self, d, z):
-        """Things outside the nine classes: a bin, a box of flowers or a dog. All void."""
+        """An object outside the nine classes, void: a bin, a box of flowers or a dog."""
         rng = self.rng
         kind = rng.integers(3)
         self.cast(d, z, 0.6, 0.8)
@@ -560,7 +560,7 @@ class Scene:
             self.card(_bar((0.42, 0.58), (0.57, 0.56), 0.05), d, z, fur * 0.85, VOID)
 
     def car(self, d, z, oncoming):
-        """A side profile drawn out across the width: the panels and the flank that face the camera."""
+        """A side profile extruded over the width; only panels that face the camera are drawn."""
         rng = self.rng
         paint = _vary(rng, PAINTS[rng.integers(len(PAINTS))], 12)
         glass, dark = np.array((58, 68, 80)) * rng.uniform(0.8, 1.4), np.array((26, 26, 28))
@@ -622,7 +622,7 @@ class Scene:
             rear(x, high - 0.2, x + 0.3, high - 0.04, lamp)
 
     def draw_bonnet(self):
-        """The bonnet of the filming car closes the lower edge, as in many driving data sets: void."""
+        """The bonnet of the car with the camera at the lower edge, as in many driving data sets: void."""
         rng = self.rng
         u = np.linspace(0, 1, 40)
         rise = self.h * rng.uniform(0.03, 0.09) * np.clip(np.sin(np.pi * (u * 0.9 + 0.05)), 0, 1) ** 0.5
@@ -631,7 +631,7 @@ class Scene:
         self.polygon(np.concatenate([edge, [(self.w, self.h + 2), (0, self.h + 2)]]), colour * 0.8, VOID, 0.5)
         self.polygon(np.concatenate([edge, (edge + (0, self.h * 0.008))[::-1]]), colour * 1.3, VOID, 0.5)
 
-    # ---- from buffers to a photograph
+    # ---- from buffers to the image
 
     def develop(self, height, width):
         """Light, shadow, fog, lens and sensor noise; then down to (height, width)."""
@@ -654,7 +654,7 @@ class Scene:
 
 
 def _vary(rng, colour, amount):
-    """The colour (3,) with a little chance in it: brightness more than hue."""
+    """The colour (3,) with random changes, larger in brightness than in hue."""
     return np.asarray(colour, float) + rng.normal(0, amount) + rng.normal(0, amount / 3, 3)
 
 

@@ -1,7 +1,7 @@
-"""How data sets look when they are unpacked: each function reads one layout and returns the `Plan` of a prepared folder.
+"""Folder layouts of data sets as they are distributed: each function reads one and returns the `Plan` of a prepared folder.
 
-Nothing is written here and no pixel is read, but for the ids of one's own masks. What has no partner or cannot be understood
-stays in the plan as a sample with a fault, so that nothing is left out without a word.
+Nothing is written here, and pixels are read only to find the ids of one's own masks. A file without partner or of an unfit kind
+stays in the plan as a sample with a fault, so that `build` reports it.
 """
 
 import json
@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.image import read_image, read_label
-from util.visual import default_palette
+from util.common import Mistake, first_few
+from util.image import image_header, read_bytes, read_image, read_label, read_lines, read_text, refuse_lossy, system_words
+from util.visual import default_palette, line_colour
 
 VOID = 255
 MASK_ENDING = r"_(mask|label|gt)$"  # of a mask's name, after the name of its image
@@ -43,12 +44,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    sources: tuple[Path, ...]  # folders that must stay as they are
+    sources: tuple[Path, ...]  # folders that are never written to
     samples: list[Sample]
     lists: dict[str, tuple[str, ...]]  # file of a list, relative to the output folder: the splits in it
     names: tuple[str, ...]  # of the classes
     read: Callable  # path of a label -> (H, W) uint8 of classes and 255
-    colors: np.ndarray | None = None  # (K, 3); given where names and colours have to be written too
+    colors: np.ndarray | None = None  # (K, 3); set if names and colours are to be written too
     notes: tuple[str, ...] = field(default=())
 
 
@@ -58,10 +59,10 @@ def camvid(source, names):
     _need(source, "the SegNet layout of CamVid", *(f"{s}{end}" for s in splits for end in (".txt", "/", "annot/")))
     samples = []
     for split in splits:
-        for number, line in enumerate(_lines(source / f"{split}.txt"), 1):
+        for number, line in enumerate(read_lines(source / f"{split}.txt"), 1):
             if len(line.split()) != 2:
-                raise ValueError(f"{source / split}.txt: entry {number} is {line!r}, expected `image label`")
-            # The lists carry the absolute paths of their author's machine: only folder and name mean something.
+                raise Mistake(f"{source / split}.txt: entry {number} is {line!r}, expected `image label`")
+            # The lists hold absolute paths of another machine: only folder and name are used.
             image, label = (source.joinpath(*Path(entry).parts[-2:]) for entry in line.split())
             samples.append(Sample(split, image, f"image/{split}/{image.name}", label, f"label/{split}/{label.name}"))
     lists = {f"list/{split}.txt": (split,) for split in splits}
@@ -71,7 +72,7 @@ def camvid(source, names):
 def cityscapes(source, names):
     """Cityscapes: leftImg8bit/SPLIT/CITY/*_leftImg8bit.png and gtFine/SPLIT/CITY/*_gtFine_*.
 
-    The label is the first there of labelIds.png, polygons.json, labelTrainIds.png. Test images get a list without labels.
+    The label is the first that exists of labelIds.png, polygons.json, labelTrainIds.png. Test images get a list without labels.
     """
     _need(source, "Cityscapes, leftImg8bit and gtFine in one folder", "leftImg8bit/train/", "leftImg8bit/val/",
           "gtFine/train/", "gtFine/val/")  # fmt: skip
@@ -113,18 +114,18 @@ def ade20k(source, names):
 
 
 def voc2012(source, names):
-    """PASCAL VOC 2012 as in VOCdevkit/VOC2012, and SegmentationClassAug beside SegmentationClass where it is there.
+    """PASCAL VOC 2012 as in VOCdevkit/VOC2012, with SegmentationClassAug beside SegmentationClass if it exists.
 
     train_aug is train, with the official labels, and what SegmentationClassAug has beyond train and val.
     """
     source = _inside(source, "JPEGImages", "VOC2012", "VOCdevkit/VOC2012")
     sets = "ImageSets/Segmentation"
     _need(source, "VOC2012", "JPEGImages/", "SegmentationClass/", f"{sets}/train.txt", f"{sets}/val.txt")
-    stems = {split: _lines(source / sets / f"{split}.txt") for split in ("train", "val")}
+    stems = {split: read_lines(source / sets / f"{split}.txt") for split in ("train", "val")}
     official = {*stems["train"], *stems["val"]}
     stems["aug"] = sorted(path.stem for path in (source / "SegmentationClassAug").glob("*.png") if path.stem not in official)
     if (source / sets / "test.txt").exists():
-        stems["test"] = _lines(source / sets / "test.txt")
+        stems["test"] = read_lines(source / sets / "test.txt")
     samples = []
     for split, names_of_split in stems.items():
         for stem in names_of_split:
@@ -147,7 +148,7 @@ def bdd(source, names):
     for root in (source, source / "bdd100k"):
         for images, labels, ending in (("images/10k", "labels/sem_seg/masks", ""), ("images/10k", "seg/labels", "_train_id"),
                                        ("seg/images", "seg/labels", "_train_id")):  # fmt: skip
-            if (root / images).is_dir() and (root / labels).is_dir():
+            if _is_dir(root / images) and _is_dir(root / labels):
                 _need(root, "BDD100K", *(f"{kind}/{split}/" for kind in (images, labels) for split in ("train", "val")))
                 samples = []
                 for split in ("train", "val", "test"):
@@ -157,7 +158,7 @@ def bdd(source, names):
                                      f"image/{split}/{{}}", f"label/{split}/{{}}.png")  # fmt: skip
                 lists = {f"list/{split}.txt": (split,) for split in ("train", "val", "test")}
                 return Plan((source,), samples, lists, names, _by_id({**_plain(names), VOID: VOID}))
-    raise FileNotFoundError(
+    raise Mistake(
         f"{source}: not BDD100K's semantic segmentation: expected images/10k/ with labels/sem_seg/masks/, or seg/images/ with "
         f"seg/labels/ (*_train_id.png), here or in bdd100k/"
     )
@@ -166,36 +167,36 @@ def bdd(source, names):
 def read_colour_table(path):
     """A text file of `R G B name` lines as [(R, G, B, name)]; a name that is missing becomes class0, class1, ..."""
     table = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         parts = line.split(maxsplit=3)
-        if len(parts) < 3 or not all(part.isdecimal() and int(part) < 256 for part in parts[:3]):
-            raise ValueError(f"{path}: entry {number} is {line!r}, expected `R G B name` with numbers 0..255")
-        colour, name = [int(part) for part in parts[:3]], parts[3] if len(parts) > 3 else f"class{len(table)}"
-        if colour in [entry[:3] for entry in table]:
-            raise ValueError(f"{path}: entry {number}: the colour {parts[0]} {parts[1]} {parts[2]} is there twice")
-        table.append([*colour, name])
+        colour = line_colour(parts[:3])
+        if colour is None:
+            raise Mistake(f"{path}: entry {number} is {line[:80]!r}, expected `R G B name` with numbers 0..255")
+        if colour in [tuple(entry[:3]) for entry in table]:
+            raise Mistake(f"{path}: entry {number}: the colour {' '.join(parts[:3])} is there twice")
+        table.append([*colour, parts[3] if len(parts) > 3 else f"class{len(table)}"])
     if all(name == "void" for *_, name in table):
-        raise ValueError(f"{path}: no colours in it, expected `R G B name` lines")
+        raise Mistake(f"{path}: no colours in it, expected `R G B name` lines")
     return table
 
 
 def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ratio=0.2, seed=0):
     """One's own images and masks, paired by their path below `images` and `masks`, without suffix.
 
-    names: class names. table: [(R, G, B, name)], the meaning of colour masks, a name `void` for what to ignore. ids: the
+    names: class names. table: [(R, G, B, name)], the classes of colour masks; the name `void` marks colours to ignore. ids: the
     values in the masks that are classes 0, 1, ...; without any of these the masks must hold 0, 1, ... and void values only.
     Folders train and val on both sides are kept as the splits; else a share `val_ratio`, drawn with `seed`, is val.
     """
     for path in (images, masks):
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder")
+        if not _is_dir(path):
+            raise Mistake(f"{path}: no such folder")
     pictures, notes = _own_files(images, masks == images, want_masks=False)
     labels, more_notes = _own_files(masks, masks == images, want_masks=True)
     labels = {key if key in pictures else re.sub(MASK_ENDING, "", key): path for key, path in labels.items()}
     if not pictures:
-        raise FileNotFoundError(f"{images}: no images ({' '.join(IMAGE_TYPES)}) in it")
+        raise Mistake(f"{images}: no images ({' '.join(IMAGE_TYPES)}) in it")
     if not labels:
-        raise FileNotFoundError(
+        raise Mistake(
             f"{masks}: no masks in it; a mask is a PNG with the name of its image, and _mask, _label or _gt may follow the name"
         )
 
@@ -206,7 +207,7 @@ def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ra
     else:
         both = [key for key in keys if key in pictures and key in labels]
         if len(both) < 2:
-            raise ValueError(f"{images}: {len(both)} image with a mask, at least 2 are needed, one to train on and one for val")
+            raise Mistake(f"{images}: {len(both)} image with a mask, at least 2 are needed, one to train on and one for val")
         random.Random(seed).shuffle(both)
         count = min(max(round(len(both) * val_ratio), 1), len(both) - 1)
         split_of = {**dict.fromkeys(keys, "train"), **dict.fromkeys(both[:count], "val")}
@@ -223,16 +224,18 @@ def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ra
             colour_of.setdefault(name, colour)
         colour_of.pop("void", None)
         if names is not None and tuple(names) != tuple(colour_of):
-            raise ValueError(f"the names ({', '.join(names)}) are not those of the colour table ({', '.join(colour_of)})")
+            raise Mistake(f"the names ({', '.join(names)}) are not those of the colour table ({', '.join(colour_of)})")
         names, colors = tuple(colour_of), np.array([*colour_of.values()], np.uint8)
     if names is None and ids is None:
         names = tuple(f"class{k}" for k in range(_count_ids([s.label for s in samples if s.label and not s.fault], void)))
     elif names is None:
         names = tuple(f"class{k}" for k in range(len(ids)))
+    if ids is not None and len(set(ids)) < len(ids):
+        raise Mistake(f"--ids {' '.join(map(str, ids))}: an id is given twice, and one id cannot be two classes")
     if ids is not None and len(ids) != len(names):
-        raise ValueError(f"{len(ids)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
+        raise Mistake(f"{len(ids)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
     if len(names) > VOID:
-        raise ValueError(f"{len(names)} classes; labels have 8 bits, so at most {VOID}")
+        raise Mistake(f"{len(names)} classes; labels have 8 bits, so at most {VOID}")
     by_id = _by_id({**dict.fromkeys(void, VOID), **({v: k for k, v in enumerate(ids)} if ids else _plain(names))})
     read = by_id if table is None else _by_colour(table, by_id)
     colors = default_palette(len(names)) if colors is None else colors
@@ -248,7 +251,7 @@ def _plain(names):
 
 
 def _by_id(ids):
-    """A reader of id masks. ids: value in the file -> class or 255; other values are a ValueError that names them."""
+    """A reader of id masks. ids: value in the file -> class or 255; other values raise Mistake."""
     lookup = np.full(65536, -1, np.int16)
     lookup[list(ids)] = list(ids.values())
 
@@ -258,7 +261,7 @@ def _by_id(ids):
         if (classes < 0).any():
             values, counts = np.unique(label[classes < 0], return_counts=True)
             found = [f"{value} ({count} pixels)" for value, count in zip(values, counts)]
-            raise ValueError(f"{path}: ids out of range: {_some(found)}; expected {_ranges(sorted(ids))}")
+            raise Mistake(f"{path}: ids out of range: {first_few(found)}; expected {_ranges(sorted(ids))}")
         return classes.astype(np.uint8)
 
     return read
@@ -273,20 +276,16 @@ def _by_colour(table, by_id):
     packed, classes = packed[order], classes[order]
 
     def read(path):
-        try:
-            with Image.open(path) as mask:
-                gray = mask.mode not in ("P", "RGB", "RGBA")
-        except OSError:
-            gray = True  # what is wrong with the file is said there
-        if gray:
+        if image_header(path)[2] not in ("P", "RGB", "RGBA"):
             return by_id(path)
+        refuse_lossy(path, read_bytes(path))
         pixels = read_image(path).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
         place = np.searchsorted(packed, pixels).clip(max=len(packed) - 1)
         wrong = packed[place] != pixels
         if wrong.any():
             values, counts = np.unique(pixels[wrong], return_counts=True)
             found = [f"{v >> 16} {v >> 8 & 255} {v & 255} ({n} pixels)" for v, n in zip(values, counts)]
-            raise ValueError(f"{path}: colours that the colour table does not have: {_some(found)}")
+            raise Mistake(f"{path}: colours that the colour table does not have: {first_few(found)}")
         return classes[place]
 
     return read
@@ -294,12 +293,18 @@ def _by_colour(table, by_id):
 
 def _cityscapes_polygons(path, names):
     """Draw the polygons in their order, as the data set's own tools do; a group counts as its members' class."""
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        size, objects = (content["imgWidth"], content["imgHeight"]), content["objects"]
-        objects = [(thing["label"], thing["polygon"]) for thing in objects if not thing.get("deleted")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a polygon file of Cityscapes ({error!r})") from error
+        content = json.loads(text)
+        size = content["imgWidth"], content["imgHeight"]
+        objects = [(str(thing["label"]), np.array(thing["polygon"], float).reshape(-1, 2))
+                   for thing in content["objects"] if not thing.get("deleted")]  # fmt: skip
+    except (RecursionError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Mistake(f"{path}: not a polygon file of Cityscapes ({error!r})") from error
+    if not all(isinstance(side, int) and 0 < side < 2**15 for side in size):
+        raise Mistake(f"{path}: imgWidth and imgHeight are {size[0]} and {size[1]}, expected a size in pixels")
+    if not all((np.abs(polygon) < 2**20).all() for _, polygon in objects):
+        raise Mistake(f"{path}: a polygon with coordinates far outside the image")
     label = Image.new("L", size, VOID)
     draw = ImageDraw.Draw(label)
     for name, polygon in objects:
@@ -308,18 +313,19 @@ def _cityscapes_polygons(path, names):
         if name == "license plate":  # has no id of its own: the car stays
             continue
         if name not in CITYSCAPES_VOID and name not in names:
-            raise ValueError(f"{path}: {name!r} is no class of Cityscapes")
-        draw.polygon([tuple(point) for point in polygon], fill=names.index(name) if name in names else VOID)
+            raise Mistake(f"{path}: {name!r} is no class of Cityscapes")
+        if len(polygon) > 1:
+            draw.polygon(polygon.ravel().tolist(), fill=names.index(name) if name in names else VOID)
     return np.array(label)
 
 
 def _count_ids(paths, void):
-    """The number of classes in id masks that hold 0, 1, ... without gaps; ValueError that lists the ids otherwise."""
+    """The number of classes in id masks that hold 0, 1, ... without gaps; else Mistake with the ids found."""
 
     def ids_of(path):
         try:
             return np.unique(read_label(path)).tolist()
-        except (ValueError, OSError) as error:
+        except Mistake as error:
             return error
 
     with ThreadPoolExecutor() as pool:
@@ -327,12 +333,11 @@ def _count_ids(paths, void):
     seen = sorted({value for ids in found if isinstance(ids, list) for value in ids} - {*void})
     if not seen:
         first = next((error for error in found if not isinstance(error, list)), "every pixel is void")
-        raise ValueError(f"no class ids in the masks: {first}; for colour masks give --colors FILE with `R G B name` lines")
+        raise Mistake(f"no class ids in the masks: {first}; for colour masks give --colors FILE with `R G B name` lines")
     if seen != list(range(len(seen))) or len(seen) < 2:
-        listed = _some([str(value) for value in seen], 20)
-        raise ValueError(
-            f"the masks hold the ids {listed} and void ({_some([str(v) for v in void])}), which does not tell the classes: say "
-            f"which value is which with --ids ID ID ... (classes 0, 1, ...; a value of --void may be among them), or give "
+        raise Mistake(
+            f"the masks hold the ids {first_few(seen, 20)} and void ({first_few(void)}), not 0, 1, 2, ... without gaps: "
+            f"give the ids of the classes in their order with --ids ID ID ... (a value of --void may be among them), or "
             f"--names FILE if ids without pixels are classes too"
         )
     return len(seen)
@@ -343,20 +348,23 @@ def _count_ids(paths, void):
 
 def _need(source, what, *parts):
     """Every part (a folder if it ends in /) must be there; the error names all that are not."""
-    if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder; expected {what}: {' '.join(parts)}")
+    if not _is_dir(source):
+        raise Mistake(f"{source}: no such folder; expected {what}: {' '.join(parts)}")
     missing = [part for part in parts if not (Path.is_dir if part.endswith("/") else Path.is_file)(source / part)]
     if missing:
-        raise FileNotFoundError(f"{source}: not {what}: {', '.join(missing)} missing; expected {' '.join(parts)}")
+        raise Mistake(f"{source}: not {what}: {', '.join(missing)} missing; expected {' '.join(parts)}")
+
+
+def _is_dir(path):
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise Mistake(f"{path}: {system_words(error)}") from error
 
 
 def _inside(source, mark, *below):
     """The source itself if it holds the folder `mark`, else the first folder below it that does."""
-    return next((root for root in (source, *(source / part for part in below)) if (root / mark).is_dir()), source)
-
-
-def _lines(path):
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return next((root for root in (source, *(source / part for part in below)) if _is_dir(root / mark)), source)
 
 
 def _files(root, ending=""):
@@ -383,9 +391,9 @@ def _own_files(root, shared, want_masks):
             continue
         key = path.relative_to(root).with_suffix("").as_posix()
         if key in files:
-            raise ValueError(f"{files[key]} and {path.name}: two files for one name; keep one of them")
+            raise Mistake(f"{files[key]} and {path.name}: two files for one name; keep one of them")
         files[key] = path
-    notes = (f"{root}: no images, left alone: {_some(others)}",) if others and not (shared and want_masks) else ()
+    notes = (f"{root}: no images, left alone: {first_few(others)}",) if others and not (shared and want_masks) else ()
     return files, notes
 
 
@@ -406,8 +414,6 @@ def _pair(split, images, labels, image_to, label_to):
             samples.append(Sample(split, image, target))
         elif label is None:
             samples.append(Sample(split, image, target, fault=f"{image}: an image without a label (nothing named {key})"))
-        elif label.suffix.lower() in (".jpg", ".jpeg"):
-            samples.append(Sample(split, image, target, fault=f"{label}: a JPEG changes the ids; save labels as PNG"))
         else:
             samples.append(Sample(split, image, target, label, label_to.format(key)))
     return samples
@@ -417,7 +423,3 @@ def _ranges(values):
     """[0, 1, 2, 255] -> '0..2, 255'"""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
     return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
-def _some(words, count=5):
-    return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")

@@ -9,12 +9,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from dataset.layout import CITYSCAPES_IDS
+from dataset.server import save_for_server, server_files, voc_palette
+from dataset.toy.scene import render_scene
 from tool import prepare
 from tool import test as program
 from util.config import ROOT
-from util.export import save_for_server, server_files, voc_palette
-from util.layout import CITYSCAPES_IDS
-from util.toy import render_scene
 from util.visual import load_colors, save_png
 
 TRAIN_IDS = {label_id: train_id for train_id, label_id in enumerate((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27,

@@ -1,8 +1,8 @@
-"""Predictions as the evaluation servers take them: one PNG an image, with the server's ids and the server's file names.
+"""Predictions in the form of the evaluation servers: one PNG an image, with the server's ids and file names.
 
 cityscapes  cityscapes/CITY_SEQ_FRAME_pred_labelIds.png, label ids 0..33, not train ids. The names as the description of
             `getPrediction` in cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling has them: CITY_SEQ_FRAME*.png, one
-            for each image; the ids as cityscapesscripts.helpers.labels does.
+            for each image; the ids as in cityscapesscripts.helpers.labels.
 ade20k      ade20k/NAME.png, ids plus one: 1..150, 0 being what is unlabelled, as in the annotations and the evaluation code
             of the MIT scene parsing challenge (ADEChallengeData2016).
 voc2012     results/VOC2012/Segmentation/comp6_SPLIT_cls/NAME.png, ids with VOC's palette. Folder and palette as in the VOC2012
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from util.layout import CITYSCAPES_IDS
+from dataset.layout import CITYSCAPES_IDS
+from util.common import Mistake
 from util.visual import colorize, save_png
 
 CLASSES = {"cityscapes": 19, "ade20k": 150, "voc2012": 21}
@@ -23,27 +24,27 @@ CLASSES = {"cityscapes": 19, "ade20k": 150, "voc2012": 21}
 def server_files(form, images, split, classes):
     """The PNG of each image, relative to the folder of results.
 
-    form: a key of CLASSES. images: paths. split: train, val or test. Raises ValueError for another number of classes than
-    the server's, and for images whose names the server would not know or could not tell apart.
+    form: a key of CLASSES. images: paths. split: train, val or test. Raises Mistake for another number of classes than the
+    server's, for names that the server does not know, and for two images with one name.
     """
     if classes != CLASSES[form]:
-        raise ValueError(f"{form} has {CLASSES[form]} classes, but `classes` is {classes}")
+        raise Mistake(f"{form} has {CLASSES[form]} classes, but `classes` is {classes}")
     names = [Path(image).stem for image in images]
     if form == "cityscapes":
         found = [re.match(r"[^_]+_\d+_\d+(?=_|$)", name) for name in names]
         unknown = [image for image, match in zip(images, found) if not match]
         if unknown:
-            raise ValueError(f"{unknown[0]}: cityscapes knows images by names like CITY_SEQ_FRAME_leftImg8bit.png")
+            raise Mistake(f"{unknown[0]}: cityscapes knows images by names like CITY_SEQ_FRAME_leftImg8bit.png")
         names = [f"{match[0]}_pred_labelIds" for match in found]
     if len(set(names)) < len(names):
         twice = next(image for image, name in zip(images, names) if names.count(name) > 1)
-        raise ValueError(f"{twice}: another image has the same file name, and {form} tells images apart by it alone")
+        raise Mistake(f"{twice}: another image has the same file name, and {form} tells images apart by it alone")
     folder = f"results/VOC2012/Segmentation/comp6_{split}_cls" if form == "voc2012" else form
     return [f"{folder}/{name}.png" for name in names]
 
 
 def save_for_server(path, pred, form):
-    """Write the prediction (H, W) of class ids as the server wants it; ids that are no class become its id for nothing."""
+    """Write the prediction (H, W) of class ids in the server's form; ids that are no class become its unlabelled id."""
     pred = np.where(pred < CLASSES[form], pred, 255).astype(np.uint8)
     if form == "cityscapes":
         label_ids = np.zeros(256, np.uint8)  # 0: unlabeled

@@ -1,0 +1,1 @@
+"""Data sets: names, colours, and the code that prepares and checks them."""

@@ -1,0 +1,222 @@
+"""From the `Plan` of `dataset.layout` to a folder for `data_root`: images linked or copied, 8-bit labels, lists, a summary.
+
+The source is never written to. Files appear whole, so a run that was interrupted is completed by the next one, and a run that
+is repeated gives the same files.
+"""
+
+import os
+import re
+import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from dataset.toy import scene
+from util.common import Mistake, first_few, text_table, write_aside
+from util.image import check_sizes, read_image, system_words
+from util.log import ProgressBar
+from util.metric import scores
+from util.visual import save_png
+
+
+def build(plan, out, copy=False, skip_bad=False):
+    """Make the folder `out` of a plan and return the summary, a text.
+
+    Labels are written as 8-bit PNGs of class ids, 255 for void; images are linked, or copied. Files that cannot be used raise
+    one Mistake that lists them; with `skip_bad` they are listed in skipped.txt instead and left out of the lists.
+    """
+    out = Path(out).absolute()
+    _keep_sources(plan, out)
+    samples = _without_doubles(plan.samples)
+    bar = ProgressBar(out.name, len(samples))
+    done = []
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(_build_one, sample, plan.read, out, copy) for sample in samples]
+        try:
+            for i, future in enumerate(futures):
+                done.append(future.result())
+                bar.show(i + 1)
+        finally:
+            bar.clear()
+            pool.shutdown(cancel_futures=True)
+    faults = [fault for _, fault in done if fault]
+    if faults and not skip_bad:
+        listed = first_few(faults, 20, "\n  ")
+        raise Mistake(f"{len(faults)} of {len(done)} samples cannot be used:\n  {listed}\n"
+                      "repair them, or leave them out with --skip-bad")  # fmt: skip
+    skipped = out / "skipped.txt"
+    try:
+        skipped.unlink(missing_ok=True)
+    except OSError as error:
+        raise Mistake(f"{skipped}: cannot be removed ({system_words(error)})") from error
+    if faults:
+        write_text(skipped, "".join(f"{fault}\n" for fault in faults))
+
+    good = {split: [] for split in dict.fromkeys(sample.split for sample in samples)}
+    for sample, (count, fault) in zip(samples, done):
+        if not fault:
+            good[sample.split].append((sample, count))
+    if not all(good.values()):
+        raise Mistake(f"{out}: nothing is left of {', '.join(split for split in good if not good[split])}, see {skipped}")
+    lists = {name: splits for name, splits in plan.lists.items() if not good.keys().isdisjoint(splits)}
+    for name, splits in lists.items():
+        write_text(out / name, "".join(_line(sample) for split in splits for sample, _ in good.get(split, ())))
+    if plan.colors is not None:
+        write_text(out / f"{out.name}_names.txt", "".join(f"{name}\n" for name in plan.names))
+        write_text(out / f"{out.name}_colors.txt", "".join("{} {} {}\n".format(*colour) for colour in plan.colors))
+    counts = {split: (len(found), sum(count for _, count in found if count is not None)) for split, found in good.items()}
+    notes = [*plan.notes, *([f"{len(faults)} left out: see {skipped}"] if faults else []), f"lists: {', '.join(lists)}"]
+    return "\n".join([f"{out}", frequency_table(plan.names, counts), *notes])
+
+
+def _without_doubles(samples):
+    """The samples, with a fault where another one before it goes to the same files."""
+    earlier, result = {}, []
+    for sample in samples:
+        other = next((earlier[to] for to in (sample.image_to, sample.label_to) if to in earlier), None)
+        if other and not sample.fault:
+            reason = "is listed twice" if other == sample.image else f"would be written to the file of {other}"
+            sample = replace(sample, fault=f"{sample.image}: {reason}")
+        elif not sample.fault:
+            earlier |= dict.fromkeys({sample.image_to, sample.label_to} - {None}, sample.image)
+        result.append(sample)
+    return result
+
+
+def _unlistable(sample):
+    """The fault of a name that a list cannot hold, or ""."""
+    names = f"{sample.image_to}{sample.label_to}"
+    if re.search(r"[\t\r\n]", names):
+        return f"{sample.image}: its name holds a TAB or a line break, which separate the entries of a list; rename it"
+    if names.encode(errors="replace").decode() != names:
+        return f"{sample.image}: its name is not UTF-8, as lists are; rename it"
+    return ""
+
+
+def _build_one(sample, read, out, copy):
+    """(pixels of each id (256,) int64 or None, fault or "")"""
+    fault = sample.fault or _unlistable(sample)
+    if fault:
+        return None, fault
+    try:
+        image = read_image(sample.image)  # also where it is only linked: a broken one is a fault
+        label = None if sample.label is None else read(sample.label)
+        if label is not None:
+            check_sizes(sample.image, image, sample.label, label)
+    except Mistake as error:
+        return None, str(error)
+    _place(sample.image, out / sample.image_to, copy)
+    if label is None:
+        return None, ""
+    save_png(out / sample.label_to, label)
+    return np.bincount(label.ravel(), minlength=256), ""
+
+
+def _line(sample):
+    """The line of a list, with a TAB between the paths if they hold spaces."""
+    parts = [part for part in (sample.image_to, sample.label_to) if part]
+    return ("\t" if re.search(r"\s", "".join(parts)) else " ").join(parts) + "\n"
+
+
+def _place(source, target, copy):
+    """Link or copy a file, unless that is done already."""
+    source = source.resolve()
+    if copy:
+        if target.is_file() and not target.is_symlink() and _stamp(target) == _stamp(source):
+            return
+    elif target.is_symlink() and target.readlink() == source:
+        return
+    with write_aside(target) as aside:
+        if copy:
+            shutil.copy2(source, aside)
+            return
+        try:
+            aside.symlink_to(source)
+        except OSError as error:
+            raise Mistake(f"{target}: cannot be linked ({system_words(error)}); try --copy") from error
+
+
+def _stamp(path):
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _keep_sources(plan, out):
+    """Refuse to write into a source, also through a link."""
+    files = [*plan.lists, *(to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)]
+    for part in sorted({(out / file).parent for file in files}):
+        try:
+            inside = [source for source in plan.sources if part.resolve().is_relative_to(source.resolve())]
+        except (OSError, RuntimeError) as error:  # a loop of links is one or the other, by the version of Python
+            raise Mistake(f"{part}: not a folder that can be written to ({error})") from error
+        if inside:
+            raise Mistake(f"{part} lies in the source {inside[0]}, which must stay as it is: "
+                          "remove the link, or give another folder with --out")  # fmt: skip
+
+
+def write_text(path, text):
+    """Write a UTF-8 text file whole or not at all, with the folders it needs."""
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be any bytes
+
+
+def frequency_table(names, counts, extra=()):
+    """Table of the share of each class in the labelled pixels of each split, as text.
+
+    counts: split -> (number of images, pixels of each class and, last, of void (K + 1 or 256 numbers), or 0 without labels).
+    extra: further columns, each a title and a cell a class.
+    """
+    totals = [total for _, total in counts.values()]
+    rows = [["id", "class", *counts]]
+    rows += [[f"{k}", name, *(_share(total, k, len(names)) for total in totals)] for k, name in enumerate(names)]
+    rows += [["", "void", *(_share(total, -1, len(names)) for total in totals)]]
+    rows += [["", "images", *(f"{n}" for n, _ in counts.values())]]
+    for column in extra:
+        for row, cell in zip(rows, [*column, "", ""]):
+            row.append(cell)
+    return text_table(rows)
+
+
+def _share(total, k, classes):
+    """Share of class k in the labelled pixels, or of void (-1) in all pixels, as text."""
+    base = np.sum(total if k == -1 else total[:classes]) if np.ndim(total) else 0
+    return f"{100 * total[k] / base:.2f} %" if base else "-"
+
+
+def toy(out, train=160, val=40, height=192, width=256, seed=0):
+    """Render street scenes into `out` and return the summary, a text. Each scene depends on (seed, split, index) alone."""
+    out = Path(out)
+    numbers = {"train": train, "val": val}
+    jobs = [((seed, s, i), height, width, f"{out}", f"{split}/{split}_{i:04d}.png")
+            for s, split in enumerate(numbers) for i in range(numbers[split])]  # fmt: skip
+    bar = ProgressBar(out.name, len(jobs))
+    rows = {split: np.zeros((height, 256), np.int64) for split in numbers}
+    with ExitStack() as stack:
+        run = map
+        if len(jobs) >= 64:  # worth the start of processes; spawned, because OpenCV's threads do not survive a fork
+            run = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))).map
+        for n, (job, count) in enumerate(zip(jobs, run(scene.write_scene, jobs))):
+            rows[job[-1].split("/")[0]] += count
+            bar.show(n + 1)
+    bar.clear()
+    for split in numbers:
+        names = [job[-1] for job in jobs if job[-1].startswith(f"{split}/")]
+        write_text(out / "list" / f"{split}.txt", "".join(f"image/{name} label/{name}\n" for name in names))
+    table = frequency_table(scene.CLASSES, {split: (n, rows[split].sum(0)) for split, n in numbers.items()})
+    baseline = row_baseline(rows["train"], rows["val"], len(scene.CLASSES))
+    return "\n".join([f"{out}", table, "lists: list/train.txt, list/val.txt",
+                      f"Baseline, the most frequent class of each row: mIoU {baseline:.4f}"])  # fmt: skip
+
+
+def row_baseline(train, val, classes):
+    """Baseline: mIoU on `val` of the most frequent class of each row in `train`.
+
+    train, val: (H, 256) pixels of each id in each row, summed over images.
+    """
+    commonest = train[:, :classes].argmax(1)
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion.T, commonest, val[:, :classes])
+    return scores(confusion).mIoU
