@@ -1,4 +1,4 @@
-"""Cross entropy with an ignored label, and the one function between small logits and the loss."""
+"""Losses with an ignored label, and `upsampled_loss`, which computes one from logits at 1/8 of the label's size."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def widen(logits):
-    """Half precision becomes float32, else the argmax has many ties."""
+    """Half precision -> float32, so that the argmax has fewer ties."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -33,11 +33,11 @@ class CrossEntropy(nn.Module):
             raise ValueError(f"loss_mean: {mean!r} is unknown; choose valid or all")
         self.ignore_label, self.mean = ignore_label, mean
         weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        # Not in the state_dict: a checkpoint must not depend on how its loss was weighted.
+        # Not in the state_dict: checkpoints load whatever the class weights of the loss.
         self.register_buffer("weight", weight, persistent=False)
 
     def normaliser(self, label):
-        """What the loss of this label is divided by: 0-d float32, without waiting for the device."""
+        """Divisor of the loss, and its weight in a larger batch: 0-d float32, without synchronising with the device."""
         if self.mean == "all":
             return torch.full((), label.numel(), dtype=torch.float32, device=label.device)
         valid = label != self.ignore_label
@@ -110,13 +110,14 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in
 
 
 def upsampled_loss(logits, size, label, criterion, align_corners, predict=True, fused=True):
-    """Resize small logits (N, K, h, w) to size, compare with label (N, *size).
+    """Loss of logits (N, K, h, w) resized to size, with label (N, *size).
 
     Returns the loss (0-d) and the predicted classes (N, *size) int64, or None for them if predict is False.
-    fused: large logits exist for a few rows at a time only, and of their gradient what the small ones need. The numbers
-    are the plain form's; the loss can be differentiated once. A criterion of one's own takes the plain form.
+    fused: resize, loss and gradient are computed a few rows at a time, so that logits of label size never exist as a whole.
+    Equal to the plain form up to rounding, and can be differentiated once. For CrossEntropy only; every other criterion, its
+    subclasses too, is computed in the plain form.
     """
-    # A compiler fuses the plain form itself, and would unroll the loop over strips.
+    # torch.compile fuses the plain form itself, and would unroll the loop over strips.
     if not fused or type(criterion) is not CrossEntropy or _is_compiling():
         logits = upsample(logits, size, align_corners)
         # max finds the place three times as fast as argmax on a CPU.
@@ -131,7 +132,7 @@ def upsampled_loss(logits, size, label, criterion, align_corners, predict=True, 
 
 
 class _WithGradient(torch.autograd.Function):
-    """A number computed from logits whose gradient is known already."""
+    """Attaches a precomputed gradient to a number computed from logits."""
 
     @staticmethod
     def forward(ctx, logits, total, gradient):
@@ -140,7 +141,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale):
-        if torch.is_grad_enabled():  # create_graph=True: the gradient would pass for a constant
+        if torch.is_grad_enabled():  # create_graph=True: the second derivative would be 0
             raise RuntimeError("the fused loss cannot be differentiated twice; build the network with fused_loss=False")
         return scale * ctx.saved_tensors[0], None, None
 
@@ -148,8 +149,8 @@ class _WithGradient(torch.autograd.Function):
 def _loss_by_strips(logits, size, label, criterion, align_corners, predict, differentiate):
     """The sum of the pixels' cross entropy (0-d), its gradient (N, K, h, w) or None, the classes (N, *size) or None.
 
-    Resizing one map X (h, w) is Y = D X A with D (H, h) and A (w, W), so the gradient of X is D^T dY A^T; D is a narrow
-    band. A pixel of class t and weight c with logits y has, with m = max y and s = sum exp(y - m),
+    Resizing one map X (h, w) is Y = D X A with D (H, h) and A (w, W), so the gradient of X is D^T dY A^T; D is banded.
+    A pixel of class t and weight c with logits y has, with m = max y and s = sum exp(y - m),
         loss = c (log s - (y_t - m)),  d loss / d y_k = c (exp(y_k - m) / s - [k = t]).
     """
     (n, classes, h, w), (height, width) = logits.shape, size
@@ -191,19 +192,19 @@ def _loss_by_strips(logits, size, label, criterion, align_corners, predict, diff
 
 
 def _strip_rows(logits, width):
-    """Rows of large logits at a time: on a CPU they should stay in its cache; elsewhere the number of kernels counts."""
+    """Rows of label size at a time: on a CPU so many that they fit its cache, else more, for fewer kernel launches."""
     strip_bytes = 2**22 if logits.device.type == "cpu" else 2**26
     return max(1, strip_bytes // (logits.shape[1] * width * logits.element_size()))
 
 
 def _resize_matrix(like, small, large, align_corners):
-    """(large, small): what it makes of a column of `small` values is that column resized linearly."""
+    """Matrix (large, small) that resizes a column of `small` values linearly."""
     eye = torch.eye(small, dtype=like.dtype, device=like.device)
     return F.interpolate(eye[None], large, mode="linear", align_corners=align_corners)[0].T
 
 
 def _rows_under(rows, small, large, align_corners):
-    """The slice of the `small` rows that these of the `large` rows are made of, with one to spare for rounding."""
+    """The slice of the `small` rows from which these of the `large` rows are interpolated, with a margin for rounding."""
     scale = (small - 1) / max(large - 1, 1) if align_corners else small / large
     shift = 0 if align_corners else (scale - 1) / 2
     first, last = (int(max(row * scale + shift, 0)) for row in (rows.start, rows.stop - 1))
