@@ -56,51 +56,84 @@ class CrossEntropy(nn.Module):
         return total / n.where(n > 0, 1.0)
 
 
-class OhemCrossEntropy(nn.Module):
-    """Cross entropy of the hard pixels alone (online hard example mining: Shrivastava et al., CVPR 2016, for pixels).
+def _one_process(tensor):
+    """The sum over the processes, where there is one."""
+    return tensor
 
-    logits (N, K, H, W), label (N, H, W) int64 -> 0-d: the mean over the valid pixels whose right class has a probability
-    below `threshold`, and over at least the `min_kept` hardest ones. Without a valid pixel it is 0.
+
+class _WholeBatchLoss(nn.Module):
+    """A loss that is no mean over pixels: each process computes that of the global batch, from sums over all processes.
+
+    all_reduce_sum: tensor -> its sum over all processes, differentiable; the gradients of the sum are summed as well. All
+        processes must call forward and backward equally often.
     """
 
-    def __init__(self, ignore_label=255, weight=None, threshold=0.7, min_kept=100_000):
+    def __init__(self, ignore_label=255, weight=None, all_reduce_sum=_one_process):
         super().__init__()
-        self.ignore_label, self.least_loss, self.min_kept = ignore_label, -math.log(threshold), min_kept
+        self.ignore_label, self.all_reduce_sum = ignore_label, all_reduce_sum
         self.register_buffer("weight", None if weight is None else torch.as_tensor(weight).float(), persistent=False)
+
+    def normaliser(self, label):
+        """1: every process has the loss of the global batch, and their mean is that again."""
+        return torch.ones((), device=label.device)
+
+
+class OhemCrossEntropy(_WholeBatchLoss):
+    """Cross entropy of the hard pixels alone (online hard example mining: Shrivastava et al., CVPR 2016, for pixels).
+
+    logits (N, K, H, W), label (N, H, W) int64 -> 0-d: the mean, weighted if weight (K,) is given, over the valid pixels whose
+    label has a probability below `threshold`, and over at least the `min_kept` hardest of the global batch. 0 without a valid
+    pixel.
+    """
+
+    def __init__(self, ignore_label=255, weight=None, threshold=0.7, min_kept=100_000, all_reduce_sum=_one_process):
+        super().__init__(ignore_label, weight, all_reduce_sum)
+        self.least_loss, self.min_kept = -math.log(threshold), min_kept
 
     def forward(self, logits, label):
         logits, valid = widen(logits), label != self.ignore_label
         loss = F.cross_entropy(logits, label, reduction="none", ignore_index=self.ignore_label)
-        # Ignored pixels come last in the order; the threshold is a tensor, since to read it would stop the host.
-        hardness = loss.detach().where(valid, -1).flatten()
-        last_kept = hardness.topk(min(self.min_kept, hardness.numel())).values[-1]
+        # The threshold stays a tensor, since reading it would synchronise with the device.
+        hardness = loss.detach().where(valid, 0).abs().flatten()
+        hardest = hardness.topk(min(self.min_kept, hardness.numel())).values
+        last_kept = _kth_largest(hardest, self.min_kept, self.all_reduce_sum)
         kept = valid & (loss.detach() >= last_kept.clamp(max=self.least_loss))
         share = kept.to(loss.dtype)
         if self.weight is not None:
             share = share * self.weight.to(loss.dtype)[label.where(valid, 0)]
-        total = share.sum()
-        return (loss * share).sum() / total.where(total > 0, 1.0)
+        total, n = self.all_reduce_sum(torch.stack([(loss * share).sum(), share.sum()]))
+        return total / n.where(n > 0, 1.0)
 
 
-class DiceLoss(nn.Module):
+def _kth_largest(values, k, all_reduce_sum):
+    """The k-th largest of the values (n,), each at least 0, of all processes: 0-d; 0 if there are fewer than k.
+
+    Floats of at least 0 are ordered as the integers with the same bits. So the result is built three bits at a time, from the
+    highest down: the largest bits such that k values are at least as large.
+    """
+    bits = values.view({4: torch.int32, 8: torch.int64}[values.element_size()]).long()
+    found, digits = bits.new_zeros(()), torch.arange(1, 8, device=values.device)
+    for shift in range((8 * values.element_size() - 2) // 3 * 3, -1, -3):
+        at_least = all_reduce_sum((bits >= (found + (digits << shift))[:, None]).sum(1))
+        found = found + ((at_least >= k).sum() << shift)
+    return found.to(torch.int32 if values.element_size() == 4 else torch.int64).view(values.dtype)
+
+
+class DiceLoss(_WholeBatchLoss):
     """1 - the mean over the classes in the label of 2 sum(p g) / (sum(p^2) + sum(g^2)) (Milletari et al., V-Net, 3DV 2016).
 
     logits (N, K, H, W), label (N, H, W) int64 -> 0-d in [0, 1]; p is the softmax, g one-hot, the sums run over the valid
-    pixels of the batch, and the mean is weighted if weight (K,) is given. Without a valid pixel it is 0.
+    pixels of the global batch, and the mean is weighted if weight (K,) is given. 0 without a valid pixel.
     """
-
-    def __init__(self, ignore_label=255, weight=None):
-        super().__init__()
-        self.ignore_label = ignore_label
-        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight).float(), persistent=False)
 
     def forward(self, logits, label):
         valid = (label != self.ignore_label)[:, None]
         p = widen(logits).softmax(1) * valid
         g = torch.zeros_like(p).scatter_(1, label[:, None].where(valid, 0), valid.to(p.dtype))
         dims = (0, 2, 3)
-        dice = 2 * (p * g).sum(dims) / (p.square().sum(dims) + g.sum(dims)).clamp(min=1e-12)
-        share = (g.sum(dims) > 0).to(p.dtype)
+        both, of_p, of_g = self.all_reduce_sum(torch.stack([(p * g).sum(dims), p.square().sum(dims), g.sum(dims)]))
+        dice = 2 * both / (of_p + of_g).clamp(min=1e-12)
+        share = (of_g > 0).to(p.dtype)
         if self.weight is not None:
             share = share * self.weight.to(p.dtype)
         return (share * (1 - dice)).sum() / share.sum().clamp(min=1e-12)

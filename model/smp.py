@@ -50,6 +50,10 @@ class SMPPSPNet(nn.Module):
         """The last convolution."""
         return [self.segmentation_head[0]]
 
+    def training_sides(self, side):
+        """(side,): training images may have any height and width."""
+        return (side,)
+
     def forward(self, image, label=None):
         h, w = image.shape[-2:]
         padded = F.pad(image, (0, (w + 7) // 8 * 8 - w, 0, (h + 7) // 8 * 8 - h))  # no `%`, see SceneParser.forward
