@@ -1,13 +1,14 @@
-"""The networks. `build_model` is the only place here that knows the config."""
+"""The networks. `build_model` and the checks below are the only functions here that read the config."""
+
+import torch
 
 from model.init import init_as_mmseg
 from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.smp import SMPPSPNet
-from model.weights import load_backbone
 
-# A key of the config is the keyword argument of the same name.
+# Each key of the config is the keyword argument of the same name.
 FRAME_KEYS = (
     "layers",
     "classes",
@@ -18,47 +19,106 @@ FRAME_KEYS = (
     "contract_dilation",
     "align_corners",
     "size_rule",
-    "fused_loss",
     "checkpoint_layers",
 )
 PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
 
 
-def build_model(cfg, pretrained=None, class_weights=None):
-    """cfg.arch "psp", "psa" or "smp_pspnet" -> the network, with the criterion of cfg.loss and the initial values of cfg.init.
+def build_model(cfg, class_weights=None, **distributed):
+    """cfg.arch "psp", "psa" or "smp_pspnet" -> the network, with the criterion of cfg.loss and the initial weights of cfg.init.
 
-    pretrained: path of the backbone's ImageNet weights. class_weights: (K,) numbers for the criterion.
+    class_weights: (K,) numbers for the criterion. distributed: `all_reduce_sum` of the criterion, where there are several
+    processes. Raises ValueError, "key: what is wrong", for values that check_config refuses.
     """
-    criterion = build_criterion(cfg, class_weights)
+    criterion = build_criterion(cfg, class_weights, **distributed)
     frame = {key: getattr(cfg, key) for key in FRAME_KEYS} | {"criterion": criterion}
     if cfg.arch == "psp":
-        network = PSPNet(**frame, fast_head=cfg.fast_head)
+        network = PSPNet(**frame)
     elif cfg.arch == "psa":
         attention = {key: getattr(cfg, key) for key in PSA_KEYS}
         for key, pixels in (("mask_h", cfg.train_h), ("mask_w", cfg.train_w)):
-            if attention[key] is None:  # then it covers everything in a training image
+            if attention[key] is None:  # the smallest mask that covers the whole training image
                 side = (pixels - 1) // 8 // cfg.shrink_factor + 1
                 attention[key] = side if cfg.compact else 2 * side - 1
         network = PSANet(**frame, **attention)
     elif cfg.arch == "smp_pspnet":
         for key, only in (("zoom_factor", 8), ("checkpoint_layers", ())):
             if getattr(cfg, key) != only:
-                raise ValueError(f"{cfg.path}: TRAIN.{key}: {getattr(cfg, key)} does not go with arch: smp_pspnet; "
-                                 "leave it out")  # fmt: skip
+                raise ValueError(f"{key}: {getattr(cfg, key)} does not go with arch: smp_pspnet; leave it out")
         network = SMPPSPNet(cfg.layers, cfg.dropout, cfg.classes, criterion, cfg.ignore_label)
     else:
         raise ValueError(f"arch: {cfg.arch!r} is unknown; choose smp_pspnet, psp or psa")
     if cfg.init == "mmseg":
         init_as_mmseg(network)
-    if pretrained:
-        load_backbone(network, pretrained)
     return network
 
 
-def build_criterion(cfg, class_weights=None):
+def build_criterion(cfg, class_weights=None, **distributed):
     """cfg.loss "ce", "ohem" or "dice" -> the loss, a module of (logits, label)."""
     if cfg.loss == "ohem":
-        return OhemCrossEntropy(cfg.ignore_label, class_weights, cfg.ohem_threshold, cfg.ohem_min_kept)
+        return OhemCrossEntropy(cfg.ignore_label, class_weights, cfg.ohem_threshold, cfg.ohem_min_kept, **distributed)
     if cfg.loss == "dice":
-        return DiceLoss(cfg.ignore_label, class_weights)
+        return DiceLoss(cfg.ignore_label, class_weights, **distributed)
     return CrossEntropy(cfg.ignore_label, class_weights, cfg.loss_mean)
+
+
+def check_config(cfg):
+    """Yield (key, message) for every value, or combination of values, with which network or loss cannot train or test.
+
+    The network is built without memory, on the meta device, and asked.
+    """
+    if cfg.loss != "ce" and cfg.accumulate_steps > 1:
+        yield (
+            "accumulate_steps",
+            (f"{cfg.accumulate_steps} does not go with loss: {cfg.loss}, which needs the whole batch at once; set it to 1"),
+        )
+    if cfg.loss != "ce" and cfg.loss_mean == "all":
+        yield "loss_mean", f"all goes with loss: ce only, not with {cfg.loss}"
+    try:
+        network = _without_memory(cfg)
+    except ValueError as error:
+        key, _, message = str(error).partition(": ")
+        yield key, message
+        return
+    fits = True
+    for key in ("train_h", "train_w"):
+        side, near = getattr(cfg, key), network.training_sides(getattr(cfg, key))
+        if near != (side,):
+            fits = False
+            yield (
+                key,
+                (
+                    f"{side} is not of the form {network.stride}n+1 that arch: {cfg.arch} needs with size_rule: grid; "
+                    f"the nearest are {near[0]} and {near[1]}"
+                ),
+            )
+    if fits and cfg.arch == "psa" and cfg.compact:
+        tested = "test_h" if cfg.test_h else "test_w", cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w
+        for key, h, w in (("compact", cfg.train_h, cfg.train_w), tested):
+            try:
+                with torch.no_grad():
+                    network.eval()(torch.empty(1, 3, h, w, device="meta"))
+            except ValueError as error:
+                yield key, str(error).removeprefix("compact: ")
+                break
+        if cfg.test_mode == "whole":
+            yield "test_mode", "whole does not go with compact: True, which works at one image size only; set it to slide"
+
+
+def images_needed(cfg):
+    """(fewest images that one process can train with, without SyncBN; the reason) of a config that passes check_config.
+
+    The network is run on the meta device.
+    """
+    network = _without_memory(cfg).train()
+    try:
+        with torch.no_grad():
+            network(torch.empty(1, 3, cfg.train_h, cfg.train_w, device="meta"))
+    except ValueError as error:  # of BatchNorm, with the size of its input
+        return 2, f"{type(network).__name__} with one image: {error}"
+    return 1, ""
+
+
+def _without_memory(cfg):
+    with torch.device("meta"):
+        return build_model(cfg)

@@ -1,4 +1,4 @@
-"""What every network here shares: backbone, the two heads, sizes, losses. A network adds its context module only."""
+"""What all networks share: backbone, the two heads, image and label sizes, losses. Each adds its own context module."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,7 @@ from torch import nn
 
 from model.loss import CrossEntropy, upsample, upsampled_loss
 from model.resnet import ResNet, feature_channels, load_backbone, recomputed
+from util.common import Mistake
 
 
 def make_head(inplanes, hidden, classes, dropout):
@@ -22,21 +23,21 @@ class SceneParser(nn.Module):
     """ResNet at output stride 8 -> context modules -> `cls`; `aux` on layer3 in training.
 
     context: {name: module}, applied in order to the features of layer4. A context module keeps height and width and
-        states `out_channels` and `stride` (s: it wants features of s*n+1 cells a side; 1 if it takes any).
+        has `out_channels` and `stride` (s: feature sides must be s*n+1 in training; 1: any side).
     criterion: (logits (N, K, H, W), label (N, H, W)) -> 0-d loss; None is CrossEntropy(ignore_label, mean=loss_mean).
     pretrained: path of ImageNet weights for the backbone, or None for random ones.
     size_rule: "grid" (semseg): sides of 8n+1, logits of n*zoom_factor+1; a test image of another size is padded at the
         bottom and right with 0 (the mean colour) and the logits are cut back.
         "input" (MMSegmentation): any size, logits of the image's size.
     align_corners: how logits (and what the context module resizes) are interpolated.
-    checkpoint_layers: names of backbone stages, layer0 to layer4, whose insides are computed again in the backward pass
+    checkpoint_layers: names of backbone stages, layer0 to layer4, whose activations are computed again in the backward pass
         instead of kept: same numbers, less memory, up to a third more time.
-    fused_loss: compute the losses a few rows at a time, see `upsampled_loss`; False keeps all large logits.
+    fused_loss: compute the losses a few rows at a time, see `upsampled_loss`; False keeps all logits of label size.
 
     forward(image (N, 3, H, W) normalised), with logits of n*z+1 a side (the image's own size for zoom_factor z = 8):
-        training, with label (N, H, W) int64 -> (pred (N, H', W') int64, main_loss, aux_loss); for z < 8 the losses are
-            those of `label_of_logits(label)`, every (8/z)-th pixel
-        training, without label -> (logits (N, K, H', W'), aux_logits), raw, for a loss of one's own
+        training, with label (N, H, W) int64 -> (pred (N, H', W') int64, main_loss, aux_loss); for z < 8 every (8/z)-th pixel
+            of the label is used, or the label has the logits' size (N, H', W') already
+        training, without label -> (logits (N, K, H', W'), aux_logits), for a loss outside the network
         eval -> logits (N, K, H', W'); cut to ceil(H*z/8) where the image was padded
     Logits are float32 even where the network computes in half precision.
     """
@@ -76,7 +77,7 @@ class SceneParser(nn.Module):
         if pretrained is True:
             raise ValueError("pretrained: give the path of the ImageNet weights, such as initmodel/resnet50_v2.pth")
         if pretrained:
-            load_backbone(backbone, pretrained)
+            load_backbone(backbone, pretrained, read=lambda path: torch.load(path, map_location="cpu", weights_only=True))
         for name, stage in backbone.named_children():
             self.add_module(name, stage)
         channels = feature_channels(layers)
@@ -93,28 +94,27 @@ class SceneParser(nn.Module):
         return [self.layer0, self.layer1, self.layer2, self.layer3, self.layer4]
 
     def head_modules(self):
-        """The modules that start from nothing, and learn at ten times the rate in semseg."""
+        """The modules without ImageNet weights; semseg trains them at ten times the learning rate."""
         return [*(getattr(self, name) for name in self.context_names), self.cls, self.aux]
 
     def classifiers(self):
-        """The layers that give logits."""
+        """The last convolution of each head."""
         return [self.cls[4], self.aux[4]]
 
     def head(self, features):
-        """Features of layer4 (N, C, h, w) -> small logits (N, K, h, w)."""
+        """Features of layer4 (N, C, h, w) -> logits (N, K, h, w) at 1/8 of the image's size."""
         for name in self.context_names:
             features = getattr(self, name)(features)
         return self.cls(features)
 
     def forward(self, image, label=None):
         h, w = image.shape[-2:]
-        if self.size_rule == "grid":
-            if self.training:
-                self._check_size(h, w)
-            else:
-                # No `%`: torch.compile with sizes that change knows it of no negative number.
-                right, below = ((side + self.stride - 2) // self.stride * self.stride + 1 - side for side in (w, h))
-                image = F.pad(image, (0, right, 0, below))
+        if self.training:
+            self._check_size(h, w)
+        elif self.size_rule == "grid":
+            # No `%` of negative numbers: torch.compile with dynamic sizes cannot handle it.
+            right, below = ((side + self.stride - 2) // self.stride * self.stride + 1 - side for side in (w, h))
+            image = F.pad(image, (0, right, 0, below))
         third = image
         for name in ("layer0", "layer1", "layer2", "layer3"):
             third = self._stage(name, third)
@@ -126,12 +126,7 @@ class SceneParser(nn.Module):
         aux_logits = self.aux(third)
         if label is None:
             return upsample(logits, size, self.align_corners), upsample(aux_logits, size, self.align_corners)
-        if label.shape != (image.shape[0], h, w):
-            raise ValueError(
-                f"label of shape {tuple(label.shape)} for image of shape {tuple(image.shape)}: "
-                f"expected {(image.shape[0], h, w)}"
-            )
-        label = self.label_of_logits(label)
+        label = self.label_of_logits(label, image)
         how = size, label, self.criterion, self.align_corners
         main_loss, pred = upsampled_loss(logits, *how, fused=self.fused_loss)
         aux_loss, _ = upsampled_loss(aux_logits, *how, predict=False, fused=self.fused_loss)
@@ -145,14 +140,28 @@ class SceneParser(nn.Module):
             x = recomputed(block, x)
         return x
 
-    def label_of_logits(self, label):
-        """label (N, H, W) at the places of the logits: every (8 / zoom_factor)-th pixel, all of them for 8."""
+    def label_of_logits(self, label, image=None):
+        """label (N, H, W) at the logits' positions: every (8 / zoom_factor)-th pixel, all of them for 8.
+
+        With image (N, 3, H, W), a label that has the logits' size is returned as it is, and any third size raises ValueError.
+        """
+        if image is not None:
+            n, _, h, w = image.shape
+            allowed = [(n, h, w), (n, self._logit_side(h), self._logit_side(w))]
+            if label.shape not in allowed:
+                expected = " or ".join(map(str, dict.fromkeys(allowed)))
+                raise ValueError(f"label {tuple(label.shape)} for image {tuple(image.shape)}: expected {expected}")
+            if label.shape != allowed[0]:
+                return label
         step = 8 // self.zoom_factor
         return label[..., ::step, ::step]
 
-    def valid_pixels(self, label):
-        """What the losses of label (N, H, W) are divided by, 0-d float32: the weight of this batch in a larger one."""
-        label = self.label_of_logits(label)
+    def valid_pixels(self, label, image=None):
+        """Weight of this batch's loss in a larger batch, 0-d float32: the criterion's `normaliser`, else the valid pixels.
+
+        label: of the image's size, or with image of the logits' size.
+        """
+        label = self.label_of_logits(label, image)
         if hasattr(self.criterion, "normaliser"):
             return self.criterion.normaliser(label)
         return (label != self.ignore_label).sum().float()
@@ -160,14 +169,18 @@ class SceneParser(nn.Module):
     def _logit_side(self, side):
         return (side * self.zoom_factor + 7) // 8
 
+    def training_sides(self, side):
+        """(side,) if training images may have this height or width, else the next smaller and the next larger that they may."""
+        below = (side - 1) // self.stride * self.stride + 1
+        return (side,) if self.size_rule == "input" or below == side else (below, below + self.stride)
+
     def _check_size(self, h, w):
-        wrong = []
-        for name, side in (("height", h), ("width", w)):
-            below = (side - 1) // self.stride * self.stride + 1
-            if below != side:
-                wrong.append(f"{name} {side} (the nearest: {below} and {below + self.stride})")
+        sides = {"height": (h, self.training_sides(h)), "width": (w, self.training_sides(w))}
+        wrong = [
+            f"{name} {side} (the nearest: {near[0]} and {near[1]})" for name, (side, near) in sides.items() if len(near) > 1
+        ]
         if wrong:
-            raise ValueError(
-                f"image of {h} x {w} (h x w): training needs sides of {self.stride}n+1, not "
-                f"{' and '.join(wrong)}; change train_h and train_w"
+            raise Mistake(
+                f"image of {h} x {w} (h x w): training needs sides of {self.stride}n+1, not {' and '.join(wrong)}; "
+                "change train_h and train_w"
             )

@@ -1,4 +1,4 @@
-"""BatchNorm at test time is a factor and a shift for each channel, which the convolution before it can do as well."""
+"""Networks for inference: BatchNorm, a factor and a shift per channel in eval mode, folded into the convolution before it."""
 
 import copy
 
@@ -8,18 +8,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def for_test(network, device, *, channels_last=False, compile=False):
-    """The network as it is fastest where nothing is learned any more: on `device`, in eval mode, BatchNorms folded."""
+    """A copy for inference on `device`: eval mode, BatchNorms folded, compiled if asked for. Sets the original to eval mode."""
     network = fold_batchnorm(network.eval())
     network.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     return torch.compile(network).eval() if compile else network
 
 
 def fold_batchnorm(network):
-    """A copy of a network in eval mode whose BatchNorms are part of the convolutions before them: same logits but for
-    rounding. It is for inference alone: its state_dict has other names.
+    """A copy of a network in eval mode with each BatchNorm folded into the convolution before it: logits equal up to rounding,
+    other state_dict names.
 
-    A BatchNorm belongs to the convolution that is registered right before it in the same module; so it is in all networks
-    here.
+    Folded are pairs of a Conv2d and a BatchNorm2d registered one after the other in the same module, as in all networks here.
     """
     if network.training:
         raise ValueError("a network in training mode needs its BatchNorms: call network.eval() first")

@@ -1,4 +1,4 @@
-"""Initial values as MMSegmentation draws them; `init: semseg` leaves those of the modules themselves."""
+"""Initial weights as in MMSegmentation (`init: mmseg`); `init: semseg` keeps what the modules were made with."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ def init_as_mmseg(network):
     """Convolutions Kaiming-normal by fan-out, BatchNorms 1 and 0, classifiers N(0, 0.01) with bias 0, in place.
 
     The last BatchNorm of each residual block starts with weight 0, which makes the block the identity (Goyal et al., Accurate,
-    Large Minibatch SGD, 2017, section 5.1); weights of a backbone that are loaded later bring their own.
+    Large Minibatch SGD, 2017, section 5.1); weights of a backbone loaded later replace these.
     """
     for m in network.modules():
         if isinstance(m, nn.Conv2d):

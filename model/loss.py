@@ -1,4 +1,4 @@
-"""Cross entropy with an ignored label, and the one function between small logits and the loss."""
+"""Losses with an ignored label, and `upsampled_loss`, which computes one from logits at 1/8 of the label's size."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def widen(logits):
-    """Half precision becomes float32, else the argmax has many ties."""
+    """Half precision -> float32, so that the argmax has fewer ties."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -33,11 +33,11 @@ class CrossEntropy(nn.Module):
             raise ValueError(f"loss_mean: {mean!r} is unknown; choose valid or all")
         self.ignore_label, self.mean = ignore_label, mean
         weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
-        # Not in the state_dict: a checkpoint must not depend on how its loss was weighted.
+        # Not in the state_dict: checkpoints load whatever the class weights of the loss.
         self.register_buffer("weight", weight, persistent=False)
 
     def normaliser(self, label):
-        """What the loss of this label is divided by: 0-d float32, without waiting for the device."""
+        """Divisor of the loss, and its weight in a larger batch: 0-d float32, without synchronising with the device."""
         if self.mean == "all":
             return torch.full((), label.numel(), dtype=torch.float32, device=label.device)
         valid = label != self.ignore_label
@@ -56,51 +56,84 @@ class CrossEntropy(nn.Module):
         return total / n.where(n > 0, 1.0)
 
 
-class OhemCrossEntropy(nn.Module):
-    """Cross entropy of the hard pixels alone (online hard example mining: Shrivastava et al., CVPR 2016, for pixels).
+def _one_process(tensor):
+    """The sum over the processes, where there is one."""
+    return tensor
 
-    logits (N, K, H, W), label (N, H, W) int64 -> 0-d: the mean over the valid pixels whose right class has a probability
-    below `threshold`, and over at least the `min_kept` hardest ones. Without a valid pixel it is 0.
+
+class _WholeBatchLoss(nn.Module):
+    """A loss that is no mean over pixels: each process computes that of the global batch, from sums over all processes.
+
+    all_reduce_sum: tensor -> its sum over all processes, differentiable; the gradients of the sum are summed as well. All
+        processes must call forward and backward equally often.
     """
 
-    def __init__(self, ignore_label=255, weight=None, threshold=0.7, min_kept=100_000):
+    def __init__(self, ignore_label=255, weight=None, all_reduce_sum=_one_process):
         super().__init__()
-        self.ignore_label, self.least_loss, self.min_kept = ignore_label, -math.log(threshold), min_kept
+        self.ignore_label, self.all_reduce_sum = ignore_label, all_reduce_sum
         self.register_buffer("weight", None if weight is None else torch.as_tensor(weight).float(), persistent=False)
+
+    def normaliser(self, label):
+        """1: every process has the loss of the global batch, and their mean is that again."""
+        return torch.ones((), device=label.device)
+
+
+class OhemCrossEntropy(_WholeBatchLoss):
+    """Cross entropy of the hard pixels alone (online hard example mining: Shrivastava et al., CVPR 2016, for pixels).
+
+    logits (N, K, H, W), label (N, H, W) int64 -> 0-d: the mean, weighted if weight (K,) is given, over the valid pixels whose
+    label has a probability below `threshold`, and over at least the `min_kept` hardest of the global batch. 0 without a valid
+    pixel.
+    """
+
+    def __init__(self, ignore_label=255, weight=None, threshold=0.7, min_kept=100_000, all_reduce_sum=_one_process):
+        super().__init__(ignore_label, weight, all_reduce_sum)
+        self.least_loss, self.min_kept = -math.log(threshold), min_kept
 
     def forward(self, logits, label):
         logits, valid = widen(logits), label != self.ignore_label
         loss = F.cross_entropy(logits, label, reduction="none", ignore_index=self.ignore_label)
-        # Ignored pixels come last in the order; the threshold is a tensor, since to read it would stop the host.
-        hardness = loss.detach().where(valid, -1).flatten()
-        last_kept = hardness.topk(min(self.min_kept, hardness.numel())).values[-1]
+        # The threshold stays a tensor, since reading it would synchronise with the device.
+        hardness = loss.detach().where(valid, 0).abs().flatten()
+        hardest = hardness.topk(min(self.min_kept, hardness.numel())).values
+        last_kept = _kth_largest(hardest, self.min_kept, self.all_reduce_sum)
         kept = valid & (loss.detach() >= last_kept.clamp(max=self.least_loss))
         share = kept.to(loss.dtype)
         if self.weight is not None:
             share = share * self.weight.to(loss.dtype)[label.where(valid, 0)]
-        total = share.sum()
-        return (loss * share).sum() / total.where(total > 0, 1.0)
+        total, n = self.all_reduce_sum(torch.stack([(loss * share).sum(), share.sum()]))
+        return total / n.where(n > 0, 1.0)
 
 
-class DiceLoss(nn.Module):
+def _kth_largest(values, k, all_reduce_sum):
+    """The k-th largest of the values (n,), each at least 0, of all processes: 0-d; 0 if there are fewer than k.
+
+    Floats of at least 0 are ordered as the integers with the same bits. So the result is built three bits at a time, from the
+    highest down: the largest bits such that k values are at least as large.
+    """
+    bits = values.view({4: torch.int32, 8: torch.int64}[values.element_size()]).long()
+    found, digits = bits.new_zeros(()), torch.arange(1, 8, device=values.device)
+    for shift in range((8 * values.element_size() - 2) // 3 * 3, -1, -3):
+        at_least = all_reduce_sum((bits >= (found + (digits << shift))[:, None]).sum(1))
+        found = found + ((at_least >= k).sum() << shift)
+    return found.to(torch.int32 if values.element_size() == 4 else torch.int64).view(values.dtype)
+
+
+class DiceLoss(_WholeBatchLoss):
     """1 - the mean over the classes in the label of 2 sum(p g) / (sum(p^2) + sum(g^2)) (Milletari et al., V-Net, 3DV 2016).
 
     logits (N, K, H, W), label (N, H, W) int64 -> 0-d in [0, 1]; p is the softmax, g one-hot, the sums run over the valid
-    pixels of the batch, and the mean is weighted if weight (K,) is given. Without a valid pixel it is 0.
+    pixels of the global batch, and the mean is weighted if weight (K,) is given. 0 without a valid pixel.
     """
-
-    def __init__(self, ignore_label=255, weight=None):
-        super().__init__()
-        self.ignore_label = ignore_label
-        self.register_buffer("weight", None if weight is None else torch.as_tensor(weight).float(), persistent=False)
 
     def forward(self, logits, label):
         valid = (label != self.ignore_label)[:, None]
         p = widen(logits).softmax(1) * valid
         g = torch.zeros_like(p).scatter_(1, label[:, None].where(valid, 0), valid.to(p.dtype))
         dims = (0, 2, 3)
-        dice = 2 * (p * g).sum(dims) / (p.square().sum(dims) + g.sum(dims)).clamp(min=1e-12)
-        share = (g.sum(dims) > 0).to(p.dtype)
+        both, of_p, of_g = self.all_reduce_sum(torch.stack([(p * g).sum(dims), p.square().sum(dims), g.sum(dims)]))
+        dice = 2 * both / (of_p + of_g).clamp(min=1e-12)
+        share = (of_g > 0).to(p.dtype)
         if self.weight is not None:
             share = share * self.weight.to(p.dtype)
         return (share * (1 - dice)).sum() / share.sum().clamp(min=1e-12)
@@ -110,13 +143,14 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in
 
 
 def upsampled_loss(logits, size, label, criterion, align_corners, predict=True, fused=True):
-    """Resize small logits (N, K, h, w) to size, compare with label (N, *size).
+    """Loss of logits (N, K, h, w) resized to size, with label (N, *size).
 
     Returns the loss (0-d) and the predicted classes (N, *size) int64, or None for them if predict is False.
-    fused: large logits exist for a few rows at a time only, and of their gradient what the small ones need. The numbers
-    are the plain form's; the loss can be differentiated once. A criterion of one's own takes the plain form.
+    fused: resize, loss and gradient are computed a few rows at a time, so that logits of label size never exist as a whole.
+    Equal to the plain form up to rounding, and can be differentiated once. For CrossEntropy only; every other criterion, its
+    subclasses too, is computed in the plain form.
     """
-    # A compiler fuses the plain form itself, and would unroll the loop over strips.
+    # torch.compile fuses the plain form itself, and would unroll the loop over strips.
     if not fused or type(criterion) is not CrossEntropy or _is_compiling():
         logits = upsample(logits, size, align_corners)
         # max finds the place three times as fast as argmax on a CPU.
@@ -131,7 +165,7 @@ def upsampled_loss(logits, size, label, criterion, align_corners, predict=True, 
 
 
 class _WithGradient(torch.autograd.Function):
-    """A number computed from logits whose gradient is known already."""
+    """Attaches a precomputed gradient to a number computed from logits."""
 
     @staticmethod
     def forward(ctx, logits, total, gradient):
@@ -140,7 +174,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale):
-        if torch.is_grad_enabled():  # create_graph=True: the gradient would pass for a constant
+        if torch.is_grad_enabled():  # create_graph=True: the second derivative would be 0
             raise RuntimeError("the fused loss cannot be differentiated twice; build the network with fused_loss=False")
         return scale * ctx.saved_tensors[0], None, None
 
@@ -148,8 +182,8 @@ class _WithGradient(torch.autograd.Function):
 def _loss_by_strips(logits, size, label, criterion, align_corners, predict, differentiate):
     """The sum of the pixels' cross entropy (0-d), its gradient (N, K, h, w) or None, the classes (N, *size) or None.
 
-    Resizing one map X (h, w) is Y = D X A with D (H, h) and A (w, W), so the gradient of X is D^T dY A^T; D is a narrow
-    band. A pixel of class t and weight c with logits y has, with m = max y and s = sum exp(y - m),
+    Resizing one map X (h, w) is Y = D X A with D (H, h) and A (w, W), so the gradient of X is D^T dY A^T; D is banded.
+    A pixel of class t and weight c with logits y has, with m = max y and s = sum exp(y - m),
         loss = c (log s - (y_t - m)),  d loss / d y_k = c (exp(y_k - m) / s - [k = t]).
     """
     (n, classes, h, w), (height, width) = logits.shape, size
@@ -191,19 +225,19 @@ def _loss_by_strips(logits, size, label, criterion, align_corners, predict, diff
 
 
 def _strip_rows(logits, width):
-    """Rows of large logits at a time: on a CPU they should stay in its cache; elsewhere the number of kernels counts."""
+    """Rows of label size at a time: on a CPU so many that they fit its cache, else more, for fewer kernel launches."""
     strip_bytes = 2**22 if logits.device.type == "cpu" else 2**26
     return max(1, strip_bytes // (logits.shape[1] * width * logits.element_size()))
 
 
 def _resize_matrix(like, small, large, align_corners):
-    """(large, small): what it makes of a column of `small` values is that column resized linearly."""
+    """Matrix (large, small) that resizes a column of `small` values linearly."""
     eye = torch.eye(small, dtype=like.dtype, device=like.device)
     return F.interpolate(eye[None], large, mode="linear", align_corners=align_corners)[0].T
 
 
 def _rows_under(rows, small, large, align_corners):
-    """The slice of the `small` rows that these of the `large` rows are made of, with one to spare for rounding."""
+    """The slice of the `small` rows from which these of the `large` rows are interpolated, with a margin for rounding."""
     scale = (small - 1) / max(large - 1, 1) if align_corners else small / large
     shift = 0 if align_corners else (scale - 1) / 2
     first, last = (int(max(row * scale + shift, 0)) for row in (rows.start, rows.stop - 1))

@@ -8,12 +8,13 @@ from torch import nn
 
 from model.base import SceneParser
 from model.resnet import feature_channels
+from util.common import Mistake
 
 COLLECT, DISTRIBUTE, BOTH = 0, 1, 2
 
 
 def _mask_index(psa_type, h, w, mask_h, mask_w, channels_last, device):
-    """Where in one image's flat map each element of the (h*w, h, w) result lies, and which elements lie nowhere."""
+    """Index into one image's flat map of each element of the (h*w, h, w) result; mask of those outside the map, or None."""
     i = torch.arange(h).view(h, 1, 1, 1)
     j = torch.arange(w).view(1, w, 1, 1)
     p, q = i.view(1, 1, h, 1), j.view(1, 1, 1, w)
@@ -33,10 +34,10 @@ _is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in
 
 
 def psa_mask(x, psa_type, mask_h=None, mask_w=None):
-    """Turn maps centred on each position into attention between all positions.
+    """Attention between all positions from maps centred on each position.
 
-    x (N, mask_h * mask_w, h, w), any floating dtype: cell (a, b) at (i, j) speaks of the position
-    (p, q) = (i + a - (mask_h-1)/2, j + b - (mask_w-1)/2). Returns (N, h*w, h, w), 0 where no cell speaks:
+    x (N, mask_h * mask_w, h, w), any floating dtype: cell (a, b) at (i, j) refers to the position
+    (p, q) = (i + a - (mask_h-1)/2, j + b - (mask_w-1)/2). Returns (N, h*w, h, w), 0 where no cell refers to:
         psa_type 0, collect:    out[n, p*w + q, i, j] = x[n, a*mask_w + b, i, j]
         psa_type 1, distribute: out[n, i*w + j, p, q] = x[n, a*mask_w + b, i, j]
     mask_h and mask_w are odd; None is the size that covers everything, 2h-1 and 2w-1.
@@ -48,9 +49,9 @@ def psa_mask(x, psa_type, mask_h=None, mask_w=None):
     _check_mask(mask_h, mask_w)
     if channels != mask_h * mask_w:
         raise ValueError(f"mask_h x mask_w = {mask_h} x {mask_w}: needs {mask_h * mask_w} channels, not {channels}")
-    # The cache must not see the fake tensors of torch.compile and torch.export.
+    # The fake tensors of torch.compile and torch.export must not enter the cache.
     build = _mask_index if _is_compiling() else _cached_mask_index
-    # Indexing memory as it lies saves a copy of x, which is up to four times as large as the result.
+    # Indexing in the order of memory saves a copy of x, which is up to four times as large as the result.
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     index, outside = build(psa_type, h, w, mask_h, mask_w, channels_last, x.device)
     flat = x.permute(0, 2, 3, 1).flatten(1) if channels_last else x.flatten(1)
@@ -65,7 +66,7 @@ def _check_mask(mask_h, mask_w):
 
 
 class PSA(nn.Module):
-    """Point-wise spatial attention (section 3): (N, C, h, w) -> (N, 2C, h, w), features and what others tell them."""
+    """Point-wise spatial attention (section 3): (N, C, h, w) -> (N, 2C, h, w), the input and the attended context."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class PSA(nn.Module):
             raise ValueError(f"psa_type: {psa_type!r} is unknown; choose 0 (collect), 1 (distribute) or 2 (both)")
         if shrink_factor < 1:
             raise ValueError(f"shrink_factor: {shrink_factor} must be at least 1")
-        if not compact:  # a compact map is not centred on anything
+        if not compact:  # a compact map has one cell for each position, and no centre
             _check_mask(mask_h, mask_w)
         self.psa_type, self.compact, self.psa_softmax = psa_type, compact, psa_softmax
         self.stride, self.mask_h, self.mask_w = shrink_factor, mask_h, mask_w
@@ -132,9 +133,9 @@ class PSA(nn.Module):
         if not self.compact:
             y = psa_mask(y, psa_type, self.mask_h, self.mask_w).flatten(2)
         elif y.shape[1] != h * w:
-            raise ValueError(
-                f"compact: needs mask_h x mask_w = {h} x {w}, the features here, "
-                f"not {self.mask_h} x {self.mask_w}; it takes one input size only"
+            raise Mistake(
+                f"compact: needs mask_h x mask_w = {h} x {w}, the size of the features here, not {self.mask_h} x "
+                f"{self.mask_w}; a compact PSANet works at one image size only"
             )
         else:
             y = y.flatten(2)
@@ -153,7 +154,7 @@ class PSA(nn.Module):
 class PSANet(SceneParser):
     """ResNet + PSA. The keyword arguments in `frame` and the three forms of forward are SceneParser's.
 
-    With shrink_factor s the sides of training images are 8*s*n+1; mask_h and mask_w cover everything from 2n+1 on.
+    With shrink_factor s the sides of training images are 8*s*n+1; masks of 2n+1 or more cover the whole image.
     """
 
     def __init__(

@@ -9,7 +9,8 @@ from model.resnet import feature_channels
 
 
 class PPM(nn.Module):
-    """Pyramid pooling (section 3.2): (N, C, h, w) -> (N, C + planes * len(bins), h, w), features and their averages."""
+    """Pyramid pooling (section 3.2): (N, C, h, w) -> (N, C + planes * len(bins), h, w), the input concatenated with
+    its averages over b x b cells, each convolved and resized."""
 
     stride = 1
 
@@ -33,9 +34,9 @@ class PPM(nn.Module):
     def convolved(self, x, weight, bias=None):
         """F.conv2d(self(x), weight, bias, padding=1) for a weight (O, out_channels, 3, 3), at half the cost.
 
-        A level is u[p] = sum_c f[c, p] B[c], with f its few cells c and B[c] the image that resizing makes of the cell c
-        alone. So the convolution of u is sum_c,t (sum_p weight[o, p, t] f[c, p]) B[c, t]: first over the planes p, for
-        the 9 taps t of each cell, then over cells and taps, with B[c, t] the image B[c] shifted by t, 0 at the border.
+        A level is u[p] = sum_c f[c, p] B[c], with f its pooled cells c and B[c] the resized map that is 1 in cell c and 0 in
+        the others. So the convolution of u is sum_c,t (sum_p weight[o, p, t] f[c, p]) B[c, t]: first over the planes p, for
+        the 9 taps t of each cell, then over cells and taps, with B[c, t] the map B[c] shifted by t, 0 at the border.
         """
         n, channels, h, w = x.shape
         of_features, of_levels = weight.split([channels, self.out_channels - channels], 1)
@@ -55,7 +56,7 @@ class PPM(nn.Module):
 class PSPNet(SceneParser):
     """ResNet + PPM. The keyword arguments in `frame` and the three forms of forward are SceneParser's.
 
-    fast_head: `PPM.convolved` in place of `ppm` and then `cls[0]`, which gives the same but never calls either.
+    fast_head: `PPM.convolved` in place of `ppm` and then `cls[0]`: equal up to rounding; hooks on the two are not called.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from model.weights import load_backbone as load_backbone  # one import for the network and its ImageNet weights
+from model.weights import load_backbone as load_backbone  # imported from here with the network
 
 
 def conv3x3(inplanes, planes, stride=1, dilation=1):
@@ -64,19 +64,19 @@ STEMS = {"deep": (64, 64, 128), "deep32": (32, 32, 64), "plain": None}
 
 
 def block_of(layers):
-    """(block class, blocks of the four stages) of a ResNet with so many layers."""
+    """(block class, number of blocks in each of the four stages) of ResNet-`layers`."""
     if layers not in BLOCKS:
         raise ValueError(f"layers: {layers!r} is not a ResNet depth; choose one of {', '.join(map(str, BLOCKS))}")
     return BLOCKS[layers]
 
 
 def feature_channels(layers):
-    """Channels behind the last stage: 512 for ResNet-18/34, else 2048."""
+    """Channels of layer4: 512 for ResNet-18/34, else 2048."""
     return 8 * WIDTH * block_of(layers)[0].expansion
 
 
 def make_stem(stem):
-    """Stride 4, 3 channels in; the last convolution's channels out."""
+    """(N, 3, H, W) -> (N, 64 or 128, ceil(H/4), ceil(W/4))."""
     if stem not in STEMS:
         raise ValueError(f"stem: {stem!r} is unknown; choose one of {', '.join(STEMS)}")
     pool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -90,7 +90,7 @@ def make_stem(stem):
 
 
 def make_stage(block, inplanes, planes, blocks, stride=1, dilation=1, contract_dilation=False):
-    """One of layer1..4; only the first block has the stride, and half the dilation under contract_dilation."""
+    """One of layer1..4; only the first block has the stride, and half the dilation if contract_dilation."""
     outplanes = planes * block.expansion
     downsample = None
     if stride != 1 or inplanes != outplanes:
@@ -102,7 +102,10 @@ def make_stage(block, inplanes, planes, blocks, stride=1, dilation=1, contract_d
 
 
 def recomputed(block, x):
-    """block(x), of which autograd keeps x alone: the backward pass computes the rest again (Chen et al. 2016)."""
+    """block(x), of which autograd keeps x alone; the backward pass computes the rest again.
+
+    Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016.
+    """
     return checkpoint(
         block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), _without_statistics(block))
     )
@@ -110,7 +113,7 @@ def recomputed(block, x):
 
 @contextmanager
 def _without_statistics(block):
-    """BatchNorm does as before, but its running statistics, which have seen this batch, stay as they are."""
+    """Keep BatchNorm's running statistics as they are: they were updated with this batch in the first forward pass."""
     buffers = [(m, name, buffer) for m in block.modules() for name, buffer in m.named_buffers(recurse=False)]
     for m, name, buffer in buffers:
         setattr(m, name, buffer.clone())
@@ -122,12 +125,12 @@ def _without_statistics(block):
 
 
 class ResNet(nn.Module):
-    """Stages layer0 (the stem) to layer4; layer2 and later at 1/8 of the input's resolution, rounded up.
+    """Stages layer0 (the stem) to layer4; layer2 to layer4 at 1/8 of the input's resolution, rounded up.
 
     stem: "deep" (three 3x3, 64-64-128 channels), "deep32" (32-32-64) or "plain" (7x7, torchvision's).
     contract_dilation: the first block of layer3 and layer4 has the dilation of the stage before (1 and 2), and the second
-    convolution of a BasicBlock none, as in MMSegmentation and torchvision; otherwise, as in semseg, every 3x3 convolution
-    of layer3 has 2 and of layer4 has 4.
+    convolution of a BasicBlock dilation 1, as in MMSegmentation and torchvision; otherwise, as in semseg, every 3x3
+    convolution of layer3 has dilation 2 and of layer4 has 4.
     """
 
     def __init__(self, layers=50, stem="deep", contract_dilation=False):

@@ -1,6 +1,6 @@
-"""Weights from elsewhere: recognised by their names, renamed to semseg's, compared with the network, then loaded.
+"""Files of weights: the format is recognised by the tensors' names, which are mapped to semseg's; loading is strict.
 
-| format | file | names |
+| format | file | names of tensors begin with |
 |---|---|---|
 | semseg | train_epoch_N.pth of this project and of the original (`module.` or not) | layer0..4, ppm or psa, cls, aux |
 | semseg backbone | the original's resnet{50,101,152}_v2.pth | conv1, bn1, ..., conv3, bn3, layer1..4, fc |
@@ -10,16 +10,18 @@
 | smp | PSPNet of segmentation_models_pytorch with a ResNet; its names stay | encoder, decoder, segmentation_head |
 """
 
-import pickle
 import re
 from collections import Counter
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
 import yaml
 
-# Names are mapped by how they begin. layer0 is a Sequential of (conv, bn, relu) triples; so is MMSegmentation's stem.
+from util.common import Mistake, first_few, write_aside
+
+# Prefixes of names, theirs -> semseg's. layer0 is a Sequential of (conv, bn, relu) triples; so is MMSegmentation's stem.
 STEM = {"stem.": "layer0."}
 TRIPLES = {f"{kind}{i + 1}.": f"layer0.{3 * i + j}." for i in range(3) for j, kind in enumerate(("conv", "bn"))}
 PSP_HEAD = {
@@ -35,33 +37,33 @@ PSP_HEAD = {
         for j, kind in ((1, "conv"), (2, "bn"))
     },
 }
-# What has no place here: ImageNet classifiers, other heads, stages behind the last that smp's PSPNet calls.
+# Not loaded: ImageNet classifiers, other heads, stages after the last one that smp's PSPNet uses.
 DROPPED = ("fc.", "head.", "decode_head.", "auxiliary_head.", "encoder.layer3.", "encoder.layer4.")
 HEADS = ("ppm.", "psa.", "cls.", "aux.", "decoder.", "segmentation_head.")
 CLASSIFIERS = ("cls.4.", "aux.4.", "segmentation_head.0.")
 SMP_ENCODER = {"layer0.0.": "encoder.conv1.", "layer0.1.": "encoder.bn1.", "layer1.": "encoder.layer1.",
                "layer2.": "encoder.layer2."}  # fmt: skip
 
-# How each family computes with its weights, which no shape tells.
+# Settings of each family that cannot be told from names and shapes.
 SEMSEG = {"contract_dilation": False, "align_corners": True, "size_rule": "grid"}
 MMSEG = {"contract_dilation": True, "align_corners": False, "size_rule": "input"}
 
 
 @dataclass
 class Report:
-    """What became of the tensors of a file."""
+    """What was done with the tensors of a file."""
 
     format: str
     renamed: dict  # {name in the file: name here}
-    dropped: list  # names in the file that have no place here
-    switches: dict  # the config keys that fit these weights
-    stated: set  # those of `switches` that are certain, by shapes, by the file's own words or by its format
-    missing: list  # names that the network has and the file has not, allowed since they do not matter
-    skipped: list  # classifiers left out, since the number of classes differs
+    dropped: list  # names in the file that are not loaded
+    switches: dict  # config keys and values that fit these weights
+    stated: set  # the keys of `switches` known from shapes, from the config in the file or from the format
+    missing: list  # names that only the network has; allowed for num_batches_tracked
+    skipped: list  # classifiers that keep their values, since the number of classes differs
     epoch: int | None = None
 
     def __str__(self):
-        """Lines to print; names that change in the same way stand together."""
+        """Lines to print; names renamed in the same way share a line."""
         groups = Counter()
         for theirs, ours in self.renamed.items():
             a, b = theirs.split("."), ours.split(".")
@@ -73,16 +75,16 @@ class Report:
             f"{theirs} -> {ours}: {n} tensors" if theirs != ours else f"names kept: {n} tensors"
             for (theirs, ours), n in groups.items()
         ]
-        needs = [
-            f"{key}: {value}" + ("" if key in self.stated else " (usual for this format; the file does not say)")
+        fits = [
+            f"{key}: {value}" + ("" if key in self.stated else " (usual for this format; not stated in the file)")
             for key, value in self.switches.items()
         ]
-        lists = {"fits": needs, "dropped": self.dropped, "missing": self.missing, "skipped": self.skipped}
+        lists = {"fits": fits, "dropped": self.dropped, "missing": self.missing, "skipped": self.skipped}
         return "\n".join(lines + [f"{what}: {', '.join(names)}" for what, names in lists.items() if names])
 
 
 def recognise(state):
-    """The format, a name of the table above, of a flat dict {name: tensor}. Raises ValueError for any other."""
+    """The format (a name of the table above) of a flat dict {name: tensor}. Raises Mistake for any other."""
     firsts = {key.removeprefix("module.").removeprefix("backbone.").split(".")[0] for key in state}
     prefixed = any(key.removeprefix("module.").startswith("backbone.") for key in state)
     if {"encoder", "segmentation_head"} <= firsts:
@@ -96,21 +98,25 @@ def recognise(state):
             return "mmseg backbone"
         if "conv1" in firsts:
             return "semseg backbone" if "conv3" in firsts else "torchvision"
-    raise ValueError(
-        f"not the weights of a ResNet, PSPNet or PSANet; its names begin with {', '.join(sorted(firsts)[:10])}; "
-        "known are the files of this project, semseg, MMSegmentation (PSPNet), torchvision (ResNet) and "
-        "segmentation_models_pytorch (PSPNet)"
+    raise Mistake(
+        f"not the weights of a ResNet, PSPNet or PSANet: its names begin with {first_few(sorted(firsts))}; supported are "
+        "files of this project, semseg, MMSegmentation (PSPNet), torchvision (ResNet) and segmentation_models_pytorch (PSPNet)"
     )
 
 
 def to_semseg(content):
     """content, a flat dict of tensors or a checkpoint with `state_dict` -> ({semseg name: tensor} in the same order, Report).
 
-    Names that begin in no known way stay as they are, so that strict loading refuses them.
+    Names that the tables do not know are kept, so that strict loading refuses them. Raises Mistake.
     """
+    content = content if isinstance(content, dict) else {"state_dict": content}
     state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError("holds no weights: expected {name: tensor}, or that under `state_dict`")
+    if not isinstance(state, dict):
+        raise Mistake(f"holds no weights: `state_dict` is {type(state).__name__}, not {{name: tensor}}")
+    other = [f"{key!r}: {_kind(value)}" for key, value in state.items() if not isinstance(key, str) or _kind(value) != "tensor"]
+    if other or not state:
+        found = first_few(other, 3) if other else "nothing"
+        raise Mistake(f"holds no weights: expected {{name: tensor}}, or that under `state_dict`, found {found}")
     table = {**STEM, **TRIPLES, **PSP_HEAD}
     kind = recognise(state)
     renamed, dropped = {}, []
@@ -123,17 +129,23 @@ def to_semseg(content):
             renamed[key] = name
     ours = {name: state[key] for key, name in renamed.items()}
     if len(ours) < len(renamed):
-        raise ValueError("holds two networks: some tensors are there twice, with and without `module.` or `backbone.`")
+        raise Mistake("holds two networks: the same names with and without `module.` or `backbone.`")
     switches, stated = _switches(kind, ours, content)
     epoch = content.get("epoch") if "state_dict" in content else None
     return ours, Report(kind, renamed, dropped, switches, stated, [], [], epoch)
+
+
+def _kind(value):
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return "tensor" if value.layout == torch.strided and not value.is_nested else f"{value.layout} tensor"
 
 
 def to_mmseg(state):
     """{semseg name: tensor} -> the same tensors, in order, under MMSegmentation's names; a backbone without `backbone.`."""
     heads = any(key.startswith(("cls.", "aux.")) for key in state)
     if any(key.startswith(("psa.", "encoder.")) for key in state) or heads and not any(key.startswith("ppm.") for key in state):
-        raise ValueError("only PSPNets and backbones have names in MMSegmentation's form")
+        raise Mistake("only PSPNets and backbones have names in MMSegmentation's form")
     stem = TRIPLES if describe(state).get("stem") == "plain" else STEM
     table = {ours: theirs for theirs, ours in {**stem, **PSP_HEAD}.items()}
     prefix = {start: f"backbone.{start}" for start in ("layer", "stem", "conv", "bn")} if heads else {}
@@ -141,13 +153,13 @@ def to_mmseg(state):
 
 
 def _rename(key, table):
-    """key with its beginning replaced by the table's; as it is if the table has none of its beginnings."""
+    """key with its prefix replaced as in the table; unchanged if no prefix fits."""
     start = next((start for start in table if key.startswith(start)), "")
     return table.get(start, "") + key[len(start) :]
 
 
 def describe(state):
-    """The config keys that the names and shapes of {semseg name: tensor} tell, as far as they are there."""
+    """The config keys that follow from names and shapes of {semseg name: tensor}; those that cannot be told are left out."""
     if any(key.startswith("encoder.") for key in state):
         return _describe_smp(state)
     found = {}
@@ -155,76 +167,68 @@ def describe(state):
         found["arch"] = "psa" if any(key.startswith("psa.") for key in state) else "psp"
     blocks = {tuple(key.split(".")[:2]) for key in state if re.match(r"layer[1-4]\.\d+\.", key)}
     found["layers"] = len(blocks) * (3 if "layer1.0.conv3.weight" in state else 2) + 2
-    if "layer0.0.weight" in state:
+    if "layer0.0.weight" in state and state["layer0.0.weight"].dim() == 4:
         channels, *_, side = state["layer0.0.weight"].shape
         found["stem"] = "plain" if side == 7 else "deep32" if channels == 32 else "deep"
-    if "cls.4.weight" in state:
-        found["classes"] = len(state["cls.4.weight"])
-    return found
+    return found | _classes(state, "cls.4.weight")
 
 
 def _describe_smp(state):
-    """Its layer1 and layer2 are those of ResNet-50 in ResNet-101 too."""
+    """As `describe`; ResNet-101 is described as 50, since their layer1 and layer2 are equal."""
     blocks = len({tuple(key.split(".")[1:3]) for key in state if key.startswith(("encoder.layer1.", "encoder.layer2."))})
     layers = {4: 18, 7: 50 if "encoder.layer1.0.conv3.weight" in state else 34, 11: 152}.get(blocks)
-    found = {"arch": "smp_pspnet", "layers": layers, "stem": "plain"}
-    if "segmentation_head.0.weight" in state:
-        found["classes"] = len(state["segmentation_head.0.weight"])
-    return found
+    return {"arch": "smp_pspnet", "layers": layers, "stem": "plain"} | _classes(state, "segmentation_head.0.weight")
+
+
+def _classes(state, classifier):
+    return {"classes": len(state[classifier])} if classifier in state and state[classifier].dim() == 4 else {}
 
 
 def _switches(kind, state, content):
-    """({config key: value} that fit the weights, those of the keys that are certain)."""
+    """({config key: value} that fit the weights, the set of keys that are certain)."""
     if kind == "smp":
         found = describe(state)
         return found, set(found) - {"layers"}
-    # ImageNet backbones learned without dilation; this is how their families dilate them.
+    # ImageNet backbones were trained without dilation; this is how the family they come from dilates them.
     usual = {"semseg": SEMSEG, "mmseg": MMSEG, "semseg backbone": {"contract_dilation": False}}
     certain = describe(state) | ({"contract_dilation": True} if kind == "mmseg" else {})
-    certain |= {key: value for key, value in _own_words(content).items() if key in SEMSEG}
+    certain |= {key: value for key, value in _config_in(content).items() if key in SEMSEG}
     return {**describe(state), **usual.get(kind, {"contract_dilation": True}), **certain}, set(certain)
 
 
-def _own_words(content):
-    """What a checkpoint says of its config: `config`, a YAML text, in this project; `meta` in MMSegmentation."""
+def _config_in(content):
+    """Config keys stated in a checkpoint: `config`, a YAML text, in this project; `meta` in MMSegmentation."""
     text = content.get("config")
     if isinstance(text, str):
         try:
             return dict(yaml.safe_load(text)["TRAIN"])
-        except (yaml.YAMLError, TypeError, KeyError, ValueError):
+        except (yaml.YAMLError, TypeError, KeyError, ValueError, RecursionError):
             return {}
     meta = content.get("meta")
-    text = str(meta.get("config") or meta.get("cfg")) if isinstance(meta, dict) else ""
+    texts = [meta.get(key) for key in ("config", "cfg")] if isinstance(meta, dict) else []
+    text = next((text for text in texts if isinstance(text, str)), "")
     values = {key: set(re.findall(rf"\b{key}\s*=\s*(True|False)", text)) for key in ("contract_dilation", "align_corners")}
     return {key: found == {"True"} for key, found in values.items() if len(found) == 1}
 
 
-def read_weights(path):
-    """The content of a file of weights, on the CPU; only tensors and plain values are accepted."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; initmodel/README.md says where ImageNet weights come from")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read as a file of weights: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no weights, but {type(content).__name__}")
-    return content
+def load_network_weights(network, path, *, read, skip_head=False):
+    """Fill a whole network from a file of format semseg or mmseg, an SMPPSPNet from one of format smp; returns the Report.
 
-
-def load_network_weights(network, path, *, skip_head=False, read=read_weights):
-    """Fill a whole network strictly from a file of format semseg or mmseg, an SMPPSPNet from smp; returns the Report.
-
-    skip_head: classifiers (cls.4 and aux.4, segmentation_head.0) of another number of classes stay as they are and are listed
+    read: path -> content of the file, such as util.checkpoint.load_checkpoint.
+    skip_head: classifiers for another number of classes (cls.4 and aux.4, segmentation_head.0) keep their values and are listed
         in `skipped`.
-    read: path -> content of the checkpoint.
-    Raises one ValueError that says what the file has, what the network has and which config keys to set.
+    Raises Mistake with the config keys to set and the tensors that do not fit; the network is unchanged then.
     """
     state, report = _read_as_semseg(path, read)
     own = network.state_dict()
     if skip_head:
+        classes = report.switches.get("classes")
         report.skipped = [
-            key for key in own if key.startswith(CLASSIFIERS) and key in state and state[key].shape != own[key].shape
+            key
+            for key in own
+            if key.startswith(CLASSIFIERS)
+            and key in state
+            and state[key].shape == (classes, *own[key].shape[1:]) != own[key].shape
         ]
     expected = describe(own)
     if expected.get("arch") != "smp_pspnet":
@@ -236,24 +240,24 @@ def load_network_weights(network, path, *, skip_head=False, read=read_weights):
     return report
 
 
-def load_backbone(network, path, *, read=read_weights):
+def load_backbone(network, path, *, read):
     """Fill layer0..4 of a ResNet or of a whole network from a file of any format; heads and `fc` are dropped. The encoder of an
-    SMPPSPNet takes what it has from any file with a plain stem, such as torchvision's.
+    SMPPSPNet is filled from any file with a plain stem, such as torchvision's.
 
-    Returns the Report. Raises FileNotFoundError, or one ValueError that says what the file has, what the network has,
-    which config keys to set, and every missing, unexpected and wrong-shaped tensor.
+    read: path -> content of the file, such as util.checkpoint.load_checkpoint. Returns the Report.
+    Raises Mistake with the config keys to set and the tensors that do not fit; the network is unchanged then.
     """
     state, report = _read_as_semseg(path, read)
     own = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(HEADS)}
     expected, table, dropped = describe(own), {}, HEADS
     if expected.get("arch") == "smp_pspnet":
         if report.switches.get("stem") != "plain":
-            raise ValueError(
-                f"{path}: the weights of another stem: arch: smp_pspnet begins with one 7x7 convolution, as "
-                "torchvision's ResNets do; set `initmodel: torchvision`"
+            raise Mistake(
+                f"{path}: the weights of another stem: that of arch: smp_pspnet is one 7x7 convolution, as in torchvision's "
+                "ResNets; set `initmodel: torchvision`"
             )
         expected, table, dropped = {"layers": network.layers}, SMP_ENCODER, (*HEADS, "layer3.", "layer4.")
-        report.switches = {key: report.switches[key] for key in ("layers", "stem")}  # the others mean nothing there
+        report.switches = {key: report.switches[key] for key in ("layers", "stem")}  # it has no other key
     names = {key: _rename(ours, table) for key, ours in report.renamed.items()}
     state = {names[key]: state[ours] for key, ours in report.renamed.items() if not names[key].startswith(dropped)}
     report.dropped += [key for key, ours in names.items() if ours.startswith(dropped)]
@@ -263,23 +267,23 @@ def load_backbone(network, path, *, read=read_weights):
 
 
 def fetch_torchvision(layers, folder, download=torch.hub.download_url_to_file):
-    """Path of torchvision's ImageNet weights of a ResNet in `folder`, fetched and checked (SHA-256) if not there yet.
+    """Path of torchvision's ImageNet weights (IMAGENET1K_V1) of a ResNet in `folder`; downloaded if they are not there.
 
-    IMAGENET1K_V1, from which torchvision's own segmentation networks start too. Raises OSError that says what to do.
+    The file gets its name only after its SHA-256 was checked. Raises Mistake with the URL and the path to put the file at.
     """
     from torchvision.models import get_model_weights  # slow to import, and needed only here
 
     url = get_model_weights(f"resnet{layers}").IMAGENET1K_V1.url
-    path = Path(folder) / url.rsplit("/", 1)[-1]  # resnet50-0676ba61.pth: the end is the beginning of its SHA-256
+    path = Path(folder) / url.rsplit("/", 1)[-1]  # resnet50-0676ba61.pth ends with the first digits of its SHA-256
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            download(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=False)
-        except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"initmodel: torchvision: {url} could not be fetched ({error}); fetch it on a machine that can, "
-                f"put it at {path}, and start again"
-            ) from error
+        with write_aside(path) as temporary:
+            try:
+                download(url, str(temporary), hash_prefix=path.stem.rsplit("-", 1)[-1], progress=False)
+            except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: another SHA-256
+                raise Mistake(
+                    f"initmodel: torchvision: {url} could not be downloaded ({error}); download it on another machine, "
+                    f"put it at {path}, and start again"
+                ) from error
     return path
 
 
@@ -287,8 +291,8 @@ def _read_as_semseg(path, read):
     content = read(path)
     try:
         return to_semseg(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except Mistake as error:
+        raise Mistake(f"{path}: {error}") from None
 
 
 def _contracts(network):
@@ -297,7 +301,7 @@ def _contracts(network):
 
 
 def _load(network, own, state, path, report, expected):
-    """Load `state`, which must be all of `own`, into a network with the config keys `expected`; sets report.missing."""
+    """Load `state`, which must have all of `own`, into a network with the config keys `expected`; sets report.missing."""
     problems = []
     for key, value in expected.items():
         found = report.switches.get(key)
@@ -308,22 +312,35 @@ def _load(network, own, state, path, report, expected):
         problems.append(f"the file fits {', '.join(f'{key}: {value}' for key, value in report.switches.items())}")
     if any(key.startswith(HEADS) for key in own) and not any(key.startswith(HEADS) for key in state):
         problems.append("it holds a backbone only: name it under `initmodel`")
-    # num_batches_tracked counts the steps of a training that is over, and older files lack it.
+    # num_batches_tracked counts training steps, which are not continued, and older files lack it.
     report.missing = [key for key in own if key not in state and key.endswith("num_batches_tracked")]
+    both = [key for key in own if key in state]
     lists = {
         "missing": [key for key in own if key not in state and key not in report.missing],
         "unexpected": [key for key in state if key not in own],
         "wrong shape": [
             f"{key} is {tuple(state[key].shape)}, the network has {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
+            for key in both
+            if state[key].shape != own[key].shape
         ],
     }
     shown = 3 if problems else 20
-    for what, names in lists.items():
-        if names:
-            more = f", ... {len(names)} in all" if len(names) > shown else ""
-            problems.append(f"{what}: {', '.join(names[:shown])}{more}")
+    problems += [f"{what}: {first_few(names, shown)}" for what, names in lists.items() if names]
     if problems:
-        raise ValueError("\n  ".join([f"{path}: the weights of another network", *problems]))
+        raise Mistake("\n  ".join([f"{path}: the weights of another network", *problems]))
+    wrong = [f"{key} {fault}" for key in both if (fault := _fault(key, state[key], own[key].dtype))]
+    if wrong:
+        raise Mistake(f"{path}: unusable weights: {first_few(wrong)}")
     network.load_state_dict(state, strict=False)
+
+
+def _fault(key, tensor, dtype):
+    """Why a tensor of a file cannot take the place of one of type dtype, or None."""
+    if tensor.is_meta or tensor.is_quantized:
+        return "has no values" if tensor.is_meta else "is quantized"
+    if tensor.is_complex() or dtype.is_floating_point and not tensor.is_floating_point():
+        return f"is {tensor.dtype}, not {dtype}"
+    values = tensor.to(dtype if dtype.is_floating_point else torch.float64)
+    if not values.isfinite().all():
+        return "has nan or infinite values"
+    return "has negative values" if key.endswith("running_var") and (values < 0).any() else None

@@ -8,6 +8,7 @@ from model.pspnet import PSPNet
 from model.weights import load_network_weights
 from tool import convert
 from util.checkpoint import load_checkpoint, save_checkpoint
+from util.common import Mistake
 
 MMSEG = {"stem": "deep32", "contract_dilation": True, "align_corners": False, "size_rule": "input"}
 
@@ -47,9 +48,9 @@ def test_a_converted_file_says_what_its_weights_need(tmp_path, networks, capsys)
     assert run(theirs, ours) == 0
     config = yaml.safe_load(load_checkpoint(ours)["config"])
     assert config == {"DATA": {"classes": 4}, "TRAIN": {"arch": "psp", "layers": 18, **MMSEG}}
-    load_network_weights(PSPNet(18, classes=4, **MMSEG), ours)
-    with pytest.raises(ValueError, match="set `align_corners: False`"):
-        load_network_weights(PSPNet(18, classes=4, **{**MMSEG, "align_corners": True}), ours)
+    load_network_weights(PSPNet(18, classes=4, **MMSEG), ours, read=load_checkpoint)
+    with pytest.raises(Mistake, match="set `align_corners: False`"):
+        load_network_weights(PSPNet(18, classes=4, **{**MMSEG, "align_corners": True}), ours, read=load_checkpoint)
 
 
 def test_meta_is_kept(tmp_path, networks):
@@ -80,8 +81,22 @@ def test_what_a_file_lacks_is_listed(tmp_path, networks, capsys):
 def test_what_cannot_be_converted_is_refused_and_nothing_is_written(tmp_path, capsys):
     torch.save(PSANet(18, mask_h=5, mask_w=5).state_dict(), tmp_path / "psa.pth")
     torch.save({"other.weight": torch.ones(1)}, tmp_path / "other.pth")
-    for name, words in (("psa", "only PSPNets"), ("other", "not the weights of a ResNet"), ("gone", "no such checkpoint")):
+    torch.save({"layer1.0.conv1.weight": torch.ones(1), "layer0.x": torch.ones(1)}, tmp_path / "part.pth")
+    torch.save({"state_dict": {"layer1": [1]}}, tmp_path / "list.pth")
+    (tmp_path / "page.pth").write_text("key: value")
+    (tmp_path / "empty.pth").touch()
+    cases = {"psa": "only PSPNets", "other": "not the weights of a ResNet", "gone": "no such checkpoint"}
+    cases |= {"part": "not the weights of a whole ResNet", "list": "holds no weights", "page": "", "empty": ""}
+    for name, words in cases.items():
         assert run(tmp_path / f"{name}.pth", tmp_path / "out.pth", "--to", "mmseg") == 1
         error = capsys.readouterr().err
         assert f"{name}.pth: " in error and words in error
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_an_output_that_cannot_be_a_file_is_refused(tmp_path, networks, capsys):
+    torch.save(networks["plain"].state_dict(), tmp_path / "a.pth")
+    for output, words in ((tmp_path, "is a folder"), (tmp_path / "a.pth/b/c.pth", "its folder could not be made")):
+        assert run(tmp_path / "a.pth", output) == 1
+        assert f"error: {output}: {words}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]

@@ -1,12 +1,18 @@
 """Losses for unequal classes: only the hard pixels, and the overlap of each class."""
 
 import math
+import multiprocessing
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from processes import finish, free_port
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from model.loss import DiceLoss, OhemCrossEntropy
+from model.loss import DiceLoss, OhemCrossEntropy, _kth_largest
+from util.distributed import _Sum, all_reduce_sum
 
 
 def a_batch(n=2, classes=4, size=9, seed=0):
@@ -74,3 +80,87 @@ def test_ignored_pixels_have_no_gradient_and_a_batch_of_them_has_loss_zero(crite
     assert gradient.movedim(1, -1)[label == 255].abs().max() == 0
     nothing = criterion(logits, torch.full_like(label, 255))
     assert nothing.item() == 0 and torch.autograd.grad(nothing, logits)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kth_largest_is_that_of_the_sorted_values(dtype):
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=dtype) * torch.logspace(-40, 30, 50, dtype=dtype)
+    values = torch.cat([values, values[:20], torch.zeros(5, dtype=dtype)])
+    ordered = values.sort(descending=True).values
+    assert all(_kth_largest(values, k, lambda x: x) == ordered[k - 1] for k in range(1, 76))
+    assert _kth_largest(values, 76, lambda x: x) == 0
+    assert _kth_largest(values.new_tensor([torch.inf, 1]), 1, lambda x: x) == torch.inf
+
+
+# ---- several processes ----
+
+WEIGHT = (0.1, 2.0, 1.0, 0.5)
+LOSSES = {
+    "ohem, threshold": (OhemCrossEntropy, {"threshold": 0.7, "min_kept": 5}),
+    "ohem, hardest": (OhemCrossEntropy, {"threshold": 0.3, "min_kept": 150}),
+    "ohem, hardest, weighted": (OhemCrossEntropy, {"threshold": 0.3, "min_kept": 150, "weight": WEIGHT}),
+    "ohem, all": (OhemCrossEntropy, {"min_kept": 10**6, "weight": WEIGHT}),
+    "dice": (DiceLoss, {}),
+    "dice, weighted": (DiceLoss, {"weight": WEIGHT}),
+}
+IGNORED = {
+    "none": [],
+    "a few": [(0, slice(0, 8))],
+    "the first process": [(0, slice(None))],
+    "all": [(slice(None), slice(None))],
+}
+
+
+def a_global_batch(ignored):
+    """Five images; the first process has one of them, the second four."""
+    g = torch.Generator().manual_seed(3)
+    image, label = torch.randn(5, 3, 9, 9, generator=g).double(), torch.randint(0, 4, (5, 9, 9), generator=g)
+    label[3] = label[3].clamp(max=1)
+    for images, rows in IGNORED[ignored]:
+        label[images, rows] = 255
+    return image, label
+
+
+def step(image, label, kind, world=1, **more):
+    """[main + 0.4 aux loss of the global batch, gradients], computed as tool/train.py does."""
+    criterion, options = LOSSES[kind]
+    criterion = criterion(**options, **more)
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 8, 1).double()
+    net.weight.data *= 4
+    parallel = DistributedDataParallel(net) if world > 1 else net
+    logits = parallel(image)
+    share = criterion.normaliser(label) / all_reduce_sum(criterion.normaliser(label))
+    loss = share * (criterion(logits[:, :4], label) + 0.4 * criterion(logits[:, 4:], label))
+    (loss * world).backward()
+    return [all_reduce_sum(loss.detach().clone()), *(p.grad for p in net.parameters())]
+
+
+def one_of_two(rank, port, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    results = {}
+    for ignored in IGNORED:
+        image, label = (x[:1] if rank == 0 else x[1:] for x in a_global_batch(ignored))
+        results |= {(ignored, kind): step(image, label, kind, world=2, all_reduce_sum=_Sum.apply) for kind in LOSSES}
+    torch.save(results, f"{path}.{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    context, port, path = multiprocessing.get_context("forkserver"), free_port(), tmp_path_factory.mktemp("two") / "results"
+    processes = [context.Process(target=one_of_two, args=(rank, port, path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    assert finish(processes) == [0, 0]
+    return [torch.load(f"{path}.{rank}") for rank in range(2)]
+
+
+@pytest.mark.parametrize("ignored", IGNORED)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_two_processes_have_the_loss_and_the_gradients_of_one_with_the_whole_batch(two_processes, kind, ignored):
+    expected = step(*a_global_batch(ignored), kind)
+    assert (expected[0] == 0) == (ignored == "all")
+    for results in two_processes:
+        torch.testing.assert_close(results[ignored, kind], expected, rtol=1e-10, atol=1e-10)

@@ -8,16 +8,16 @@ from golden_rules import golden_input, golden_label
 from torch import nn
 
 from model import build_model
-from model.resnet import BasicBlock, Bottleneck, ResNet
+from model.resnet import BasicBlock, Bottleneck, ResNet, load_backbone
 from util.config import Config
 
 K = 5
 
 
-def build(pretrained=None, **changes):
+def build(**changes):
     keys = {"layers": 18, "classes": K, "dropout": 0.0, "train_h": 33, "train_w": 33, "init": "mmseg"}
     torch.manual_seed(0)
-    return build_model(Config(**{"data_root": "", "save_path": "", "path": ""} | keys | changes), pretrained)
+    return build_model(Config(**{"data_root": "", "save_path": "", "path": ""} | keys | changes))
 
 
 def blocks(network):
@@ -77,11 +77,12 @@ def test_a_training_step_starts_from_even_chances_and_wakes_the_blocks(changes):
     assert all(p.isfinite().all() for p in network.parameters())
 
 
-def test_weights_of_a_backbone_bring_their_own(tmp_path):
+def test_weights_of_a_backbone_that_are_loaded_replace_them():
     torch.manual_seed(1)
     given = ResNet(18).state_dict()
-    torch.save(given, tmp_path / "resnet18.pth")
-    state, plain = (build(path).state_dict() for path in (tmp_path / "resnet18.pth", None))
+    network, plain = build(), build().state_dict()
+    load_backbone(network, "resnet18.pth", read=lambda path: given)
+    state = network.state_dict()
     for name, tensor in state.items():
         assert torch.equal(tensor, given.get(name, plain[name])), name
     assert (state["layer1.0.bn2.weight"] == 1).all() and (plain["layer1.0.bn2.weight"] == 0).all()

@@ -1,3 +1,4 @@
+import functools
 import json
 from pathlib import Path
 
@@ -7,7 +8,12 @@ import torchvision
 from golden_rules import draw, fill_, golden_input
 from torch import nn
 
-from model.resnet import BLOCKS, BasicBlock, ResNet, feature_channels, load_backbone
+from model import resnet
+from model.resnet import BLOCKS, BasicBlock, ResNet, feature_channels
+from util.checkpoint import load_checkpoint
+from util.common import Mistake
+
+load_backbone = functools.partial(resnet.load_backbone, read=load_checkpoint)
 
 MAPPING = json.loads((Path(__file__).parent / "golden" / "key_mapping.json").read_text())
 
@@ -112,17 +118,9 @@ def test_wrong_weights_are_all_listed_in_one_error_with_the_path(tmp_path):
     path = original_file(tmp_path / "odd.pth", "layer2.1.conv2.weight", **changes)
     net = ResNet(50)
     before = net.layer1[0].conv1.weight.clone()
-    with pytest.raises(ValueError) as e:
+    with pytest.raises(Mistake) as e:
         load_backbone(net, path)
     text = str(e.value)
     assert str(path) in text and "missing: layer2.1.conv2.weight" in text and "unexpected: surprise" in text
     assert "layer0.1.bias is (7,), the network has (64,)" in text
     assert torch.equal(before, net.layer1[0].conv1.weight)
-
-
-def test_a_missing_file_and_a_file_of_something_else_name_the_path(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.pth.*initmodel/README.md"):
-        load_backbone(ResNet(18), tmp_path / "nothing.pth")
-    (tmp_path / "page.pth").write_text("<html>404</html>")
-    with pytest.raises(ValueError, match="page.pth: cannot be read"):
-        load_backbone(ResNet(18), tmp_path / "page.pth")

@@ -1,5 +1,6 @@
 """arch: smp_pspnet: the package's PSPNet keeps this project's contract of a network."""
 
+import functools
 import sys
 
 import pytest
@@ -10,17 +11,20 @@ import torchvision
 from golden_rules import fill_, golden_input, golden_label
 from torch import nn
 
-from model import build_model
+from model import build_model, weights
 from model.fold import fold_batchnorm, for_test
 from model.pspnet import PSPNet
 from model.resnet import ResNet
 from model.smp import SMPPSPNet
-from model.weights import describe, load_backbone, load_network_weights, recognise, to_mmseg
+from model.weights import describe, recognise, to_mmseg
+from util.checkpoint import load_checkpoint
 from util.config import Config
 from util.inference import predict_probability
 from util.transform import MEAN, STD
 
 K = 5
+load_backbone = functools.partial(weights.load_backbone, read=load_checkpoint)
+load_network_weights = functools.partial(weights.load_network_weights, read=load_checkpoint)
 
 
 def make(layers=18, classes=K, **options):
@@ -161,8 +165,8 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"zoom_factor": 4}, "x.yaml: TRAIN.zoom_factor: 4 does not go with arch: smp_pspnet"),
-        ({"checkpoint_layers": ("layer1",)}, "x.yaml: TRAIN.checkpoint_layers: ('layer1',) does not go with arch: smp_pspnet"),
+        ({"zoom_factor": 4}, "zoom_factor: 4 does not go with arch: smp_pspnet"),
+        ({"checkpoint_layers": ("layer1",)}, "checkpoint_layers: ('layer1',) does not go with arch: smp_pspnet"),
     ],
 )
 def test_what_it_does_not_have_is_refused(changes, message):

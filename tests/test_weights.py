@@ -1,5 +1,7 @@
-"""Files of weights from five families, recognised, renamed and loaded, or refused with words that help."""
+"""Files of weights from five families: recognised, renamed and loaded, or refused with what is wrong."""
 
+import functools
+import http.client
 import json
 from pathlib import Path
 
@@ -9,20 +11,16 @@ import torchvision
 from golden_rules import fill_, golden_input, golden_label
 from torch import nn
 
+from model import weights
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.resnet import ResNet
-from model.weights import (
-    describe,
-    fetch_torchvision,
-    load_backbone,
-    load_network_weights,
-    recognise,
-    to_mmseg,
-    to_semseg,
-)
+from model.weights import describe, fetch_torchvision, recognise, to_mmseg, to_semseg
 from util.checkpoint import load_checkpoint
+from util.common import Mistake
 
+load_backbone = functools.partial(weights.load_backbone, read=load_checkpoint)
+load_network_weights = functools.partial(weights.load_network_weights, read=load_checkpoint)
 MAPPING = json.loads((Path(__file__).parent / "golden" / "key_mapping.json").read_text())
 MMSEG = {"stem": "deep32", "contract_dilation": True, "align_corners": False, "size_rule": "input"}
 K = 5
@@ -75,7 +73,7 @@ def assert_state(net, expected, prefix=""):
 
 
 def refusal(load, *args, **options):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(Mistake) as error:
         load(*args, **options)
     return str(error.value)
 
@@ -138,8 +136,6 @@ def test_psanet_has_the_names_of_the_original_and_none_of_mmsegmentation():
 
 def test_what_is_no_known_network_is_refused_with_its_names():
     assert "classifier, features" in refusal(recognise, {"features.0.weight": meta(), "classifier.0.weight": meta()})
-    assert "holds no weights" in refusal(to_semseg, {"epoch": 3, "model": {}})
-    assert "holds no weights" in refusal(to_semseg, {"state_dict": {}})
     twice = {key: meta() for key in ("layer0.0.weight", "layer1.0.conv1.weight", "module.layer1.0.conv1.weight")}
     assert "holds two networks" in refusal(to_semseg, twice)
 
@@ -159,10 +155,10 @@ def test_checkpoints_of_semseg_load_with_and_without_module(saved, semseg_state)
 def test_checkpoints_of_mmsegmentation_load_into_its_network(saved, mmseg_state):
     theirs = {"meta": {"CLASSES": ("a", "b"), "PALETTE": [[1, 2, 3]]}, "state_dict": to_mmseg(mmseg_state)}
     net = empty(**MMSEG)
-    report = load_network_weights(net, saved(theirs), read=load_checkpoint)
+    report = load_network_weights(net, saved(theirs))
     assert_state(net, mmseg_state)
     assert report.format == "mmseg" and "decode_head.bottleneck.conv.* -> cls.0.*: 1 tensors" in str(report)
-    assert "align_corners: False (usual for this format; the file does not say)" in str(report)
+    assert "align_corners: False (usual for this format; not stated in the file)" in str(report)
 
 
 def test_heads_that_have_no_place_here_are_dropped_and_then_missed(saved, mmseg_state):
@@ -291,26 +287,97 @@ def test_a_backbone_of_another_stem_or_depth_is_refused_with_the_keys_to_set(sav
 # ---- torchvision's files ----
 
 
-def test_weights_of_torchvision_are_fetched_once_and_checked(tmp_path):
-    calls = []
+def test_weights_of_torchvision_are_downloaded_once_and_get_their_name_when_they_are_whole(tmp_path):
+    calls, path = [], tmp_path / "initmodel" / "resnet50-0676ba61.pth"
 
-    def download(url, path, hash_prefix, progress):
+    def download(url, temporary, hash_prefix, progress):
         calls.append((url, hash_prefix))
-        Path(path).write_bytes(b"weights")
+        Path(temporary).write_bytes(b"weights")
+        assert not path.exists()
 
-    paths = [fetch_torchvision(50, tmp_path / "initmodel", download) for _ in range(2)]
-    assert paths == [tmp_path / "initmodel" / "resnet50-0676ba61.pth"] * 2
+    assert [fetch_torchvision(50, path.parent, download) for _ in range(2)] == [path] * 2
     assert calls == [("https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61")]
+    assert [file.name for file in path.parent.iterdir()] == [path.name] and path.read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash value")])
-def test_without_a_network_it_says_which_file_to_put_where(tmp_path, error):
-    def download(*args, **options):
+@pytest.mark.parametrize(
+    "error", [OSError("no route to host"), RuntimeError("invalid hash value"), http.client.IncompleteRead(b"")]
+)
+def test_a_download_that_fails_names_the_url_and_the_path_and_leaves_no_file(tmp_path, error):
+    def download(url, temporary, **options):
+        Path(temporary).write_bytes(b"half")
         raise error
 
-    with pytest.raises(OSError, match=f"{error}.*resnet18-f37072fd.pth, and start again"):
-        fetch_torchvision(18, tmp_path, download)
+    text = refusal(fetch_torchvision, 18, tmp_path, download)
+    url = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    assert f"{url} could not be downloaded ({error})" in text
+    assert f"put it at {tmp_path / 'resnet18-f37072fd.pth'}, and start again" in text
     assert not list(tmp_path.iterdir())
+
+
+# ---- content that no network can use ----
+
+
+@pytest.mark.parametrize("content, found", [
+    ([torch.ones(1)], "`state_dict` is list"),
+    ({"state_dict": [torch.ones(1)]}, "`state_dict` is list"),
+    ({"state_dict": {}}, "found nothing"),
+    ({"epoch": 3, "model": {}}, "found 'epoch': int, 'model': dict"),
+    ({"state_dict": {0: torch.ones(1)}}, "found 0: tensor"),
+    ({"state_dict": {"layer1.0.conv1.weight": {"weight": torch.ones(1)}}}, "found 'layer1.0.conv1.weight': dict"),
+    ({"state_dict": {f"layer{i}": "text" for i in range(9)}}, "'layer2': str, and 6 more"),
+    ({"layer0.0.weight": torch.eye(2).to_sparse(), "layer1.0.conv1.weight": torch.ones(1)},
+     "found 'layer0.0.weight': torch.sparse_coo tensor"),
+    (torch.ones(1), "`state_dict` is Tensor"),
+])  # fmt: skip
+def test_content_other_than_named_tensors_is_refused_with_what_was_found(content, found):
+    for load in (weights.load_network_weights, weights.load_backbone):
+        text = refusal(load, ResNet(18), "x.pth", read=lambda path: content)
+        assert text.startswith("x.pth: holds no weights") and found in text
+
+
+BAD_VALUES = [
+    ("layer1.0.conv1.weight", lambda t: t.index_fill(0, torch.tensor([3]), torch.nan), "has nan or infinite values"),
+    ("layer1.0.bn1.bias", lambda t: t / 0, "has nan or infinite values"),
+    ("layer1.0.conv1.weight", lambda t: t.double() * 1e300, "has nan or infinite values"),  # infinite as float32
+    ("layer4.1.bn2.running_var", lambda t: -t, "has negative values"),
+    ("layer4.1.bn2.running_mean", lambda t: t.to(torch.int8), "is torch.int8, not torch.float32"),
+    ("layer2.0.conv1.weight", lambda t: t.to(torch.complex64), "is torch.complex64, not torch.float32"),
+    ("layer2.0.conv1.weight", lambda t: t > 0, "is torch.bool, not torch.float32"),
+    ("layer1.0.bn1.num_batches_tracked", lambda t: torch.tensor(torch.nan), "has nan or infinite values"),
+    ("layer2.0.conv1.weight", lambda t: t.to("meta"), "has no values"),
+    ("layer2.0.conv1.weight", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize("key, spoil, message", BAD_VALUES)
+@pytest.mark.parametrize("load", [weights.load_network_weights, weights.load_backbone])
+def test_values_that_no_network_can_use_are_refused_with_the_tensor(semseg_state, load, key, spoil, message):
+    net, state = empty(), semseg_state | {key: spoil(semseg_state[key])}
+    assert refusal(load, net, "x.pth", read=lambda path: state) == f"x.pth: unusable weights: {key} {message}"
+    assert all((p == -1).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_load(semseg_state, dtype):
+    state, net = {key: tensor.to(dtype) for key, tensor in semseg_state.items()}, empty()
+    weights.load_network_weights(net, "x.pth", read=lambda path: state)  # counters that were averaged with the weights too
+    assert_state(net, {key: tensor.to(semseg_state[key].dtype) for key, tensor in state.items()})
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (6,), (2, 3), (4, 0, 3, 3)], ids=str)
+@pytest.mark.parametrize("key", ["layer0.0.weight", "cls.4.weight", "layer1.0.conv1.weight", "cls.4.bias"])
+def test_tensors_of_any_other_shape_are_named_and_never_skipped(semseg_state, key, shape):
+    state = semseg_state | {key: torch.zeros(shape)}
+    for skip_head in (False, True):
+        text = refusal(weights.load_network_weights, empty(), "x.pth", read=lambda path: state, skip_head=skip_head)
+        assert f"{key} is {shape}, the network has" in text
+
+
+def test_a_config_in_the_file_that_cannot_be_read_is_passed_over(semseg_state):
+    for extra in ({"config": "[" * 3000}, {"config": "TRAIN: 3"}, {"meta": {"config": torch.ones(3)}}, {"meta": 3}):
+        assert to_semseg({"state_dict": semseg_state, **extra})[1].switches["align_corners"]
 
 
 def test_a_linear_layer_is_no_backbone(saved):

@@ -1,11 +1,11 @@
-"""Rename the weights in a file: MMSegmentation's, torchvision's and older names to semseg's, or semseg's to MMSegmentation's.
+"""Rename the tensors of a file of weights to semseg's names, or those of a PSPNet or backbone to MMSegmentation's.
 
     python tool/convert.py pspnet_r50-d8_512x1024_40k_cityscapes.pth exp/cityscapes/mmseg/model/train_epoch_1.pth
     python tool/convert.py exp/ade20k/pspnet50/model/train_epoch_100.pth pspnet50_mmseg.pth --to mmseg
 
 Prints what was renamed, what was dropped and which config keys fit the weights. Writes `state_dict` with the same tensors in
-the same order, `config` with those keys, and `epoch` and `meta` where the file has them. No program here needs a converted
-file: each reads every format by itself.
+the same order, `config` with those keys, and `epoch` and `meta` where the file has them. The other programs read every format
+themselves and need no converted file.
 """
 
 import argparse
@@ -17,9 +17,10 @@ import torch
 import yaml
 
 from model.pspnet import PSPNet
-from model.resnet import ResNet
+from model.resnet import BLOCKS, ResNet
 from model.weights import to_mmseg, to_semseg
 from util.checkpoint import load_checkpoint, save_checkpoint
+from util.common import Mistake
 from util.log import report_errors
 
 
@@ -29,40 +30,45 @@ def main(argv=None) -> int:
 
 
 def convert(args) -> None:
+    output = Path(args.output)
+    if output.is_dir():
+        raise Mistake(f"{output}: is a folder; name the file to write")
     content = load_checkpoint(args.input)
     try:
         state, report = to_semseg(content)
         report.missing = missing_names(state, report.switches)
         renamed = to_mmseg(state) if args.to == "mmseg" else state
-    except ValueError as error:
-        raise ValueError(f"{args.input}: {error}") from None
+    except Mistake as error:
+        raise Mistake(f"{args.input}: {error}") from None
     kept = {key: content[key] for key in ("epoch", "meta") if "state_dict" in content and key in content}
     network = dict(report.switches)
     data = {"DATA": {"classes": network.pop("classes")}} if "classes" in network else {}
     config = yaml.safe_dump({**data, "TRAIN": network}, sort_keys=False)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint({**kept, "state_dict": renamed, "config": config}, args.output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"{output}: its folder could not be made ({error})") from error
+    save_checkpoint({**kept, "state_dict": renamed, "config": config}, output)
     print(report)
     if args.to == "mmseg":
         print(f"MMSegmentation needs: {mmseg_settings(report.switches)}")
-    print(f"written: {args.output}, {len(renamed)} tensors in {args.to} names")
+    print(f"written: {output}, {len(renamed)} tensors in {args.to} names")
 
 
 def missing_names(state, switches) -> list[str]:
-    """What a PSPNet or a backbone of this depth and stem has and the file has not."""
-    shape = {key: switches[key] for key in ("layers", "stem")}
+    """The tensors of a PSPNet or a backbone of this depth and stem that the file lacks."""
+    if switches.get("arch", "psp") != "psp":
+        return []  # the tensors of a PSANet depend on the config; they are compared when it is loaded
+    shape = {key: switches[key] for key in ("layers", "stem") if key in switches}
+    if shape.get("layers") not in BLOCKS or "stem" not in shape:
+        raise Mistake(f"not the weights of a whole ResNet or PSPNet; names and shapes fit {shape}")
     with torch.device("meta"):
-        if switches.get("arch") == "psp":
-            own = PSPNet(**shape, classes=switches.get("classes", 2)).state_dict()
-        elif "arch" not in switches:
-            own = ResNet(**shape).state_dict()
-        else:
-            return []  # a PSANet has more than one form; loading compares it with the one of the config
+        own = (PSPNet(**shape, classes=switches.get("classes", 2)) if "arch" in switches else ResNet(**shape)).state_dict()
     return [key for key in own if key not in state]
 
 
 def mmseg_settings(switches) -> str:
-    """The arguments of its backbone and heads that make MMSegmentation compute the same."""
+    """The arguments of MMSegmentation's backbone and heads that these weights need."""
     backbone = {"plain": "ResNet", "deep": "ResNetV1c, stem_channels=128", "deep32": "ResNetV1c"}[switches["stem"]]
     heads = f"; heads: align_corners={switches['align_corners']}" if "align_corners" in switches else ""
     return f"backbone: {backbone}, depth={switches['layers']}, contract_dilation={switches['contract_dilation']}{heads}"
@@ -70,7 +76,7 @@ def mmseg_settings(switches) -> str:
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", metavar="IN", help="a file of any format in model/weights.py")
+    parser.add_argument("input", metavar="IN", help="a file of any format listed in model/weights.py")
     parser.add_argument("output", metavar="OUT", help="the file to write")
     parser.add_argument("--to", choices=("semseg", "mmseg"), default="semseg", help="names to write (default: semseg)")
     return parser.parse_args(argv)
