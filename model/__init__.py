@@ -18,7 +18,6 @@ FRAME_KEYS = (
     "contract_dilation",
     "align_corners",
     "size_rule",
-    "fused_loss",
     "checkpoint_layers",
 )
 PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
@@ -32,7 +31,7 @@ def build_model(cfg, pretrained=None, class_weights=None):
     criterion = build_criterion(cfg, class_weights)
     frame = {key: getattr(cfg, key) for key in FRAME_KEYS} | {"criterion": criterion}
     if cfg.arch == "psp":
-        network = PSPNet(**frame, fast_head=cfg.fast_head)
+        network = PSPNet(**frame)
     elif cfg.arch == "psa":
         attention = {key: getattr(cfg, key) for key in PSA_KEYS}
         for key, pixels in (("mask_h", cfg.train_h), ("mask_w", cfg.train_w)):
