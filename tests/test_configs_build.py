@@ -25,7 +25,7 @@ def test_every_shipped_config_trains_a_step(path):
     size = 8 * load_config(path).shrink_factor + 1
     cfg = load_config(path, ["train_h", size, "train_w", size])
     torch.manual_seed(0)
-    network = build_model(cfg, pretrained=None).train()
+    network = build_model(cfg).train()
     optimizer = build_optimizer(
         network,
         base_lr=cfg.base_lr,
