@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from util.command import find_config, parse_test, parse_train
-from util.config import ROOT, load_config
+from util.command import parse_test, parse_train
+from util.common import Mistake
+from util.config import ROOT, find_config, load_config
 
 TOY = "toy_pspnet18"
 CITYSCAPES = "cityscapes_pspnet50"  # eight GPUs
@@ -51,7 +52,7 @@ def notes(argv):
 
 
 def error(argv, parse=parse_train):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(Mistake) as caught:
         read(argv, parse)
     return str(caught.value)
 
@@ -116,7 +117,37 @@ def test_diff_seed_overrules_the_config(tmp_path):
 
 def test_work_dir_moves_what_the_test_reads_and_writes():
     cfg = read(f"{TOY} --work-dir /tmp/run/model", parse_test)
-    assert cfg.model_path == "/tmp/run/model/train_epoch_9.pth" and cfg.save_folder == "/tmp/run/result/epoch_9/val/ss"
+    assert cfg.model_path == "/tmp/run/model/train_epoch_9.pth" and cfg.save_folder == "/tmp/run/model/result/epoch_9/val/ss"
+
+
+@pytest.mark.parametrize("form", [["--work-dir"], ["--cfg-options", "work_dir"]])
+def test_two_work_dirs_share_no_file(form):
+    def of(folder):
+        return read([TOY, *form[:-1], f"{form[-1]}={folder}"], parse_test)
+
+    assert of("exp/a").save_folder == str(ROOT / "exp/a/result/epoch_9/val/ss")
+    assert of("exp/b").save_folder == str(ROOT / "exp/b/result/epoch_9/val/ss")
+
+
+def test_work_dir_moves_the_plain_paths_of_an_original_config_too(tmp_path):
+    text = (ROOT / "config/toy/toy_pspnet18.yaml").read_text().replace("{epochs}", "9")
+    path = tmp_path / "c.yaml"
+    path.write_text(text.replace("'{save_path}/../", "'exp/toy/pspnet18/").replace("'{save_path}/", "'exp/toy/pspnet18/model/"))
+    cfg = read([str(path), "--work-dir", "/tmp/run"], parse_test)
+    assert (cfg.model_path, cfg.save_folder) == ("/tmp/run/train_epoch_9.pth", "/tmp/run/result/epoch_9/val/ss")
+
+
+def test_work_dir_leaves_paths_alone_that_lie_elsewhere_or_are_given(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text((ROOT / "config/toy/toy_pspnet18.yaml").read_text().replace("'{save_path}/../", "'/elsewhere/"))
+    assert read([str(path), "--work-dir", "/tmp/run"], parse_test).save_folder == "/elsewhere/result/epoch_9/val/ss"
+    cfg = read([TOY, "--work-dir", "/tmp/run", "save_folder", "/given", "TEST.model_path", "{save_path}/a.pth"], parse_test)
+    assert (cfg.save_folder, cfg.model_path) == ("/given", "/tmp/run/a.pth")
+
+
+def test_save_path_as_a_key_keeps_the_layout_of_the_config():
+    cfg = read(f"{TOY} save_path exp/mine/model", parse_test)
+    assert cfg.save_folder == str(ROOT / "exp/mine/result/epoch_9/val/ss")
 
 
 def test_one_gpu_keeps_the_first_of_the_config_and_leaves_a_cpu_a_cpu():
@@ -125,7 +156,7 @@ def test_one_gpu_keeps_the_first_of_the_config_and_leaves_a_cpu_a_cpu():
     assert read([CITYSCAPES, "--one-gpu", "train_gpu", "[5, 6]"]).train_gpu == (5,)
     assert read(f"{CITYSCAPES} --one-gpu --gpu-id 3").train_gpu == (3,)
     assert read(f"{TOY} --one-gpu").train_gpu is None
-    assert notes(f"{CITYSCAPES} --one-gpu") == ["train_gpu: [0], as --one-gpu says"]
+    assert notes(f"{CITYSCAPES} --one-gpu") == ["train_gpu: [0], as --one-gpu asks"]
     assert notes(f"{TOY} --one-gpu") == []
 
 
@@ -138,9 +169,11 @@ def test_one_gpu_does_not_take_the_gpus_of_a_launchers_processes(monkeypatch):
     "argv, remedy",
     [
         ("--gpus 4", "--gpus is deprecated, use --gpu-id 0; for several GPUs: sh tool/train_dist.sh CONFIG NUM_GPUS"),
-        ("--gpus 1", "--gpus is deprecated, use --gpu-id 0"),
-        ("--gpu-ids 3", "--gpu-ids is deprecated, use --gpu-id 3"),
-        ("--gpu-ids 3 4", "--gpu-ids is deprecated, use --gpu-id 3; for several GPUs: sh tool/train_dist.sh CONFIG NUM_GPUS"),
+        (
+            "--gpu-ids 3 4",
+            "--gpu-ids is deprecated, use --gpu-id with the first of them; for several GPUs: "
+            "sh tool/train_dist.sh CONFIG NUM_GPUS",
+        ),
         ("--options epochs=3", "--options is deprecated, use --cfg-options"),
     ],
 )
@@ -229,11 +262,11 @@ def test_last_of_two_equal_options_counts():
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ("--cfg-options", "--cfg-options: expected K=V [K=V ...], and nothing follows"),
-        ("--cfg-options base_lr 0.1", "--cfg-options: expected K=V [K=V ...], not 'base_lr'"),
+        ("--cfg-options", "argument --cfg-options: expected one argument"),
+        ("--cfg-options base_lr 0.1", "--cfg-options: expected K=V, not 'base_lr'"),
         ("--cfg-options=epochs", "--cfg-options: expected K=V, not 'epochs'"),
         ("--cfg-options =3", "expected K=V, not '=3'"),
-        ("--options a=1 --cfg-options b=2", "--options is the old name of --cfg-options"),
+        ("--options a=1 --cfg-options b=2", "argument --cfg-options: not allowed with argument --options"),
         ("--cfg-options epoch=3", "unknown key (did you mean epochs?)"),
         ("--cfg-options model.decode_head.channels=256", "model.decode_head.channels: unknown key"),
         ("--cfg-options TEST.base_lr=1", "TEST.base_lr: unknown key (did you mean"),
@@ -280,17 +313,17 @@ def test_last_of_two_equal_keys_counts():
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ("", "which experiment? Say `python tool/train.py CONFIG`"),
+        ("", "which experiment? Give `python tool/train.py CONFIG`"),
         ("--seed 3", "which experiment?"),
         (f"{TOY} epochs", "KEY VALUE pairs, and 'epochs' has no partner"),
         (f"{TOY} epochs 2 --seed 3 base_lr", "KEY VALUE pairs, and 'base_lr' has no partner"),
-        (f"{TOY} --sed 3", "--sed: unknown flag, did you mean --seed?"),
+        (f"{TOY} --sed 3", "--sed: unknown flag (did you mean --seed?)"),
         (f"{TOY} --work 3", "--work: unknown flag"),  # no abbreviations: they would change their meaning with the next flag
         (f"{TOY} --nonsense=3", "--nonsense: unknown flag (python tool/train.py --help lists the flags)"),
         (f"{TOY} -x", "-x: unknown flag"),
         (f"{TOY} --seed", "--seed: expected one argument"),
         (f"{TOY} --seed three", "--seed: invalid int value: 'three'"),
-        (f"{TOY} --gpu-ids one", "--gpu-ids: expected I [I ...], not 'one'"),
+        (f"{TOY} --gpu-ids one", "argument --gpu-ids: invalid int value: 'one'"),
         (f"{TOY} --gpus 0", "--gpus 0: must be 1 or more; on the CPU: train_gpu null"),
         (f"{TOY} --launcher torchrun", "--launcher: invalid choice: 'torchrun'"),
         (f"{TOY} --dist-backend mpi", "dist_backend: 'mpi' is not one of nccl, gloo"),
@@ -347,7 +380,7 @@ def test_one_value_said_twice_is_no_contradiction(argv):
 
 @pytest.mark.parametrize("two", ["--gpus 1 --gpu-id 0", "--gpu-id 0 --gpu-ids 0 1", "--gpus 1 --gpu-ids 0"])
 def test_ways_to_name_a_gpu_exclude_each_other(two):
-    assert "say the same in different ways; give --gpu-id alone" in error(f"{TOY} {two}")
+    assert "not allowed with argument --gpu" in error(f"{TOY} {two}")
 
 
 @pytest.mark.parametrize("flag", ["--gpus 2", "--gpu-id 1", "--gpu-ids 0 1"])
@@ -417,7 +450,7 @@ def test_flags_of_a_training_do_not_disturb_the_test_that_follows():
 def test_server_format_is_a_flag_of_the_test():
     assert read(f"--config {CITYSCAPES} --format cityscapes", parse_test).format == "cityscapes"
     assert "format ade20k and --format cityscapes" in error(f"{CITYSCAPES} --format cityscapes format ade20k", parse_test)
-    assert "invalid choice: 'coco'" in error(f"{CITYSCAPES} --format coco", parse_test)
+    assert "format: 'coco' is not one of none, cityscapes, ade20k, voc2012" in error(f"{CITYSCAPES} --format coco", parse_test)
 
 
 # ---- help ----
@@ -438,7 +471,7 @@ def test_help_of_training_lists_every_flag_in_its_group(capsys):
 def test_help_of_the_test_shows_what_it_uses(capsys):
     text = help_of(parse_test, capsys)
     assert text.startswith("usage: python tool/test.py CONFIG")
-    assert "--format" in text and "none, cityscapes" in text and "--work-dir" in text and "--cfg-options" in text
+    assert "--format" in text and "cityscapes, ade20k or" in text and "--work-dir" in text and "--cfg-options" in text
     assert "--seed" not in text and "Where a run starts" not in text
     assert max(map(len, text.splitlines())) <= 100
 
@@ -496,14 +529,14 @@ def test_path_from_here_or_absolute_comes_before_names(root, tmp_path_factory, m
     "name, nearest",
     [
         ("cityscapes_pspnet51", "did you mean cityscapes_pspnet50.yaml"),
-        ("pspnet_r50-d8_512x1024_41k_cityscapes", "or pspnet_r50-d8_512x1024_40k_cityscapes"),
-        ("pspnet_r50-d8_512x1024_41k_cityscapes", "did you mean cityscapes_pspnet_r50-d8_512x1024_40k.yaml"),
+        ("pspnet_r50-d8_512x1024_41k_cityscapes", "did you mean pspnet_r50-d8_512x1024_40k_cityscapes or"),
+        ("cityscapes_pspnet_r50-d8_512x1024_41k", "cityscapes_pspnet_r50-d8_512x1024_40k"),
         ("mine/cityscapes_pspnet50.yaml", "did you mean cityscapes_pspnet50.yaml"),  # not the shipped one without a word
         ("zzz", "config/ has the shipped ones"),
     ],
 )
 def test_unknown_config_suggests_the_nearest_names_of_both_kinds(root, name, nearest):
-    with pytest.raises(ValueError, match="no such config file") as caught:
+    with pytest.raises(Mistake, match="no such config file") as caught:
         find_config(name, root)
     assert str(caught.value).startswith(f"{name}: ") and nearest in str(caught.value)
 

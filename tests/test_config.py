@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
+from util.common import Mistake
 from util.config import ROOT, changed_keys, convert, dump_config, load_config
 
 SHIPPED = sorted(ROOT.glob("config/*/*.yaml"))
@@ -87,7 +88,7 @@ def write(tmp_path):
 
 
 def errors_of(path, overrides=(), **kwargs):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(Mistake) as caught:
         load_config(path, overrides, **kwargs)
     return str(caught.value)
 
@@ -116,10 +117,6 @@ def test_shipped_config_loads_and_has_its_own_save_path(path):
     assert cfg.save_path == str(ROOT / f"exp/{dataset}/{exp}/model")
     assert cfg.model_path.startswith(cfg.save_path) and cfg.save_folder.startswith(str(ROOT / f"exp/{dataset}/{exp}/result"))
     assert not cfg.notes
-
-
-def test_there_are_configs_to_ship():
-    assert len(SHIPPED) >= 15
 
 
 def test_unknown_key_suggests_nearest(write):
@@ -155,21 +152,20 @@ def test_key_in_two_sections_is_refused(write):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("train_h: 465", "train_h: 464", "464 is not of the form 8n+1 that size_rule: grid needs; the nearest are 457 and 465"),
         ("mask_h: 59", "mask_h: 58", "58 must be odd"),
         ("scale_min: 0.5", "scale_min: 3", "3.0 is greater than scale_max, 2.0"),
         ("ignore_label: 255", "ignore_label: 20", "20 is the id of a class, since classes is 21"),
-        ("batch_size: 16", "batch_size: 0", "0 must be greater than 0"),
-        ("base_lr: 0.01", "base_lr: -1", "-1.0 must not be negative"),
+        ("batch_size: 16", "batch_size: 0", "0 must be in [1, 2147483647]"),
+        ("base_lr: 0.01", "base_lr: -1", "-1.0 must be in [0, 1000]"),
         ("start_epoch: 0", "start_epoch: 50", "leaves nothing to do"),
         ("ignore_label: 255", "ignore_label: 255\n  class_weights: [1, 2]", "2 numbers for 21 classes"),
         ("ignore_label: 255", "ignore_label: 255\n  class_weights: some", "expected a number, not 'some'"),
-        ("scales: [1.0]", "scales: []", "must be a list of numbers greater than 0"),
-        ("sync_bn: True", "sync_bn: 1", "expected True or False, not 1"),
+        ("scales: [1.0]", "scales: []", "the list is empty"),
+        ("sync_bn: True", "sync_bn: 2", "expected True or False, not 2"),
         ("batch_size: 16", "batch_size: 16.5", "expected a whole number, not 16.5"),
         ("classes: 21", "classes:", "expected a whole number, not None (this key cannot be empty)"),
         ("train_gpu: [0,", "train_gpu: [zero,", "expected a whole number, not 'zero'"),
-        ("save_path: exp/voc2012/", "save_path: exp/{nonsense}/", "only the name of another key may stand in braces"),
+        ("save_path: exp/voc2012/", "save_path: exp/{nonsense}/", "{nonsense} is not the name of another key"),
     ],
 )
 def test_impossible_value_is_explained(write, old, new, message):
@@ -248,6 +244,6 @@ def test_yaml_that_would_run_code_is_refused(write, tmp_path):
 
 
 def test_whole_number_is_not_rounded():
-    with pytest.raises(ValueError, match="whole number"):
+    with pytest.raises(Mistake, match="whole number"):
         convert(1.5, int)
     assert convert("1e4", int) == 10000

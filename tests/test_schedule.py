@@ -1,12 +1,11 @@
-"""`util/schedule.py` against closed forms, and `tool/schedule.py`, which draws it."""
+"""`util/schedule.py` against closed forms."""
 
 import math
 
-import cv2
 import numpy as np
 import pytest
 
-from tool import schedule as tool
+from util.common import Mistake
 from util.config import ROOT, load_config
 from util.optim import poly_learning_rate
 from util.schedule import build_schedule, cosine, onecycle, poly, step, with_warmup
@@ -153,7 +152,7 @@ def test_keys_of_a_config_reach_their_schedule():
     ({"warmup_iters": 5, "schedule_by": "epoch"}, "warmup_iters"),
 ])  # fmt: skip
 def test_a_warmup_that_does_not_fit_names_file_and_key(values, key):
-    with pytest.raises(ValueError, match=f"{CONFIG}: TRAIN.{key}: {values[key]} "):
+    with pytest.raises(Mistake, match=f"{CONFIG}: TRAIN.{key}: {values[key]} "):
         build_schedule(config(**values), 40, 4)
 
 
@@ -162,30 +161,3 @@ def test_a_warmup_that_does_not_fit_names_file_and_key(values, key):
 def test_the_longest_warmup_that_fits_is_taken(values):
     rates, _ = curve(config(**values), 40, 4)
     assert rates.argmin() == 0 and rates[0] == 0
-
-
-# ---- the picture ----
-
-
-def test_the_picture_of_all_schedules_has_its_size_and_curves(tmp_path):
-    assert tool.main(["--out", str(tmp_path / "new/schedules.png")]) == 0
-    image = cv2.imread(str(tmp_path / "new/schedules.png"))
-    assert image.shape[1] == tool.WIDTH and (image[0, 0] == 255).all()
-    third = tool.WIDTH // 3
-    for y in (0, image.shape[0] // 2):
-        for x in (0, third, 2 * third):
-            part = image[y : y + image.shape[0] // 2, x : x + third].reshape(-1, 3)
-            assert len(np.unique(part, axis=0)) > 10, (x, y)
-
-
-def test_the_picture_of_a_config_needs_its_list_only_for_a_warmup_in_iterations(toy_options, tmp_path, capsys):
-    out = tmp_path / "one.png"
-    assert tool.main(["--config", str(CONFIG), "--out", str(out), *toy_options, "warmup_iters", "2"]) == 0
-    image = cv2.imread(str(out))
-    assert image.shape[1] == tool.WIDTH and image.std() > 5
-    lost = ["train_list", "nowhere.txt", "epochs", "40"]
-    assert tool.main(["--config", str(CONFIG), "--out", str(out), *toy_options, *lost, *"warmup_epochs 3".split()]) == 0
-    assert cv2.imread(str(out)).shape == image.shape
-    capsys.readouterr()
-    assert tool.main(["--config", str(CONFIG), "--out", str(out), *toy_options, *lost, "warmup_iters", "2"]) == 1
-    assert "train_list" in capsys.readouterr().err

@@ -100,7 +100,7 @@ def test_flags_of_training_reach_the_test_that_follows(project):
     done = sh(project, "train.sh", "toy", "pspnet18", *TINY, "epochs", 1, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (project / "exp/moved/model/train_epoch_1.pth").is_file()
-    assert (project / "exp/moved/result/epoch_1/val/ss/result.json").is_file()
+    assert (project / "exp/moved/model/result/epoch_1/val/ss/result.json").is_file()
 
 
 def test_train_dist_starts_a_process_for_each_gpu_it_is_told(project, monkeypatch):

@@ -1,36 +1,49 @@
 """One YAML file = one experiment: read it, apply `KEY VALUE` overrides, check everything, freeze it.
 
-The sections of the file are the classes below; their fields are the keys, with type, default and meaning. `Config` is all
-of them in one flat namespace, as the original scripts use it: `cfg.base_lr`, not `cfg.TRAIN.base_lr`. A path may name other
+The sections of the file are the classes below; their fields are the keys, with type, bounds, default and meaning. `Config` is
+all of them in one flat namespace, as the original scripts use it: `cfg.base_lr`, not `cfg.TRAIN.base_lr`. A path may name other
 keys in braces: `model_path: '{save_path}/train_epoch_{epochs}.pth'`.
 """
 
-import contextlib
+import copy
 import dataclasses
-import difflib
 import os
+import re
+import reprlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from util.common import Mistake, did_you_mean
+
 ROOT = Path(__file__).resolve().parents[1]
 
-Floats = tuple[float, ...]
-Ints = tuple[int, ...]
+# Every number is bounded by an interval: "[0, 1)" has 0 and not 1. None takes nan or infinity.
+Whole = Annotated[int, "[0, 2147483647]"]
+Count = Annotated[int, "[1, 2147483647]"]
+Side = Annotated[int, "[1, 1048576]"]  # pixels; OpenCV reads no larger image
+Mask = Annotated[int, "[1, 1023]"]
+Gpus = tuple[Annotated[int, "[0, 1023]"], ...]
+Factor = Annotated[float, "[0, 1000]"]
+Degrees = Annotated[float, "[-180, 180]"]
+Scale = Annotated[float, "[0.01, 100]"]
+Momentum = Annotated[float, "[0, 1)"]
+File = Annotated[str, "path"]
 Stages = tuple[Literal["layer0", "layer1", "layer2", "layer3", "layer4"], ...]
 Steps = tuple[dict, ...]  # mappings, each with keys of its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    data_root: str  # the folder that the lists' paths are relative to
-    train_list: str | None = None  # text file, `image label` a line
-    val_list: str | None = None
-    classes: int  # label ids are 0..classes-1 and ignore_label
-    cache: str | None = None  # folder for decoded images, far larger than the files but read in no time; empty = none
+    data_root: File  # the folder that the lists' paths are relative to
+    train_list: File | None = None  # text file, `image label` a line
+    val_list: File | None = None
+    classes: Annotated[int, "[1, 65535]"]  # label ids are 0..classes-1 and ignore_label
+    cache: File | None = None  # folder for decoded images: much larger than the files, faster to read; empty = none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,193 +56,211 @@ class Train:
     align_corners: bool = True  # of every bilinear resize in the network
     size_rule: Literal["grid", "input"] = "grid"  # grid: 8n+1 to (H-1)/8*zoom+1; input: any size, logits as large
     zoom_factor: Literal[1, 2, 4, 8] = 8  # logits are this many times finer than the features
-    dropout: float = 0.1  # share of channels dropped before the classifiers
+    dropout: Annotated[float, "[0, 1)"] = 0.1  # share of channels dropped before the classifiers
     sync_bn: bool = True  # BatchNorm statistics over all processes
-    init: Literal["semseg", "mmseg"] = "semseg"  # how what no file brings starts: as PyTorch does, or Kaiming, heads N(0, 0.01)
-    initmodel: str | None = "initmodel/resnet{layers}_v2.pth"  # backbone weights, or `torchvision`; empty = random
+    init: Literal["semseg", "mmseg"] = "semseg"  # of weights not loaded from a file: PyTorch's, or Kaiming and heads N(0, 0.01)
+    initmodel: File | None = "initmodel/resnet{layers}_v2.pth"  # backbone weights, or `torchvision`; empty = random
     psa_type: Literal[0, 1, 2] = 2  # collect, distribute, both
-    compact: bool = False
-    shrink_factor: int = 2
-    mask_h: int | None = None  # attention mask, odd; empty = 2 * feature size - 1
-    mask_w: int | None = None
-    normalization_factor: float | None = 1.0  # empty = mask_h * mask_w
+    compact: bool = False  # attention from h*w channels, without the mask
+    shrink_factor: Count = 2  # attention works on features this much smaller
+    mask_h: Mask | None = None  # attention mask, odd; empty = 2 * feature size - 1
+    mask_w: Mask | None = None
+    normalization_factor: Annotated[float, "(0, 1e9]"] | None = 1.0  # empty = mask_h * mask_w
     psa_softmax: bool = True
-    # speed and memory: the numbers stay the same but for rounding
+    # speed and memory: results change by rounding only
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the layers, in training and test; weights and loss stay fp32
     channels_last: bool = False  # memory format; mostly faster with bf16 and fp16
     compile: bool = False  # torch.compile: the first iterations take minutes, the others are faster on most GPUs
     checkpoint_layers: Stages = ()  # stages computed twice to keep less in memory: [layer1, layer2, layer3, layer4]
-    fast_head: bool = True  # False: the pyramid's convolution as it stands in the paper, to compare with
-    fused_loss: bool = True  # False: all logits at label size in memory, to compare with
     # augmentation; semseg: scale, rotate, blur, flip, crop; mmseg: resize into a box, crop, flip, colours, pad
     augmentation: Steps | Literal["semseg", "mmseg"] = "semseg"  # or Albumentations: [{HorizontalFlip: {p: 0.5}}, ...]
-    train_h: int = 473  # crop
-    train_w: int = 473
-    scale_min: float = 0.5
-    scale_max: float = 2.0
-    rotate_min: float = -10  # degrees; mmseg does not rotate
-    rotate_max: float = 10
-    resize_box: Ints | None = None  # mmseg: long and short side that the scale is relative to; empty = the image's own
-    cat_max_ratio: float = 1.0  # mmseg: a crop with a class of a larger share is drawn again, ten times at most
+    train_h: Side = 473  # crop
+    train_w: Side = 473
+    scale_min: Scale = 0.5
+    scale_max: Scale = 2.0
+    rotate_min: Degrees = -10  # mmseg does not rotate
+    rotate_max: Degrees = 10
+    resize_box: tuple[Side, ...] | None = None  # mmseg: [long, short] that the scale is relative to; empty = the image's
+    cat_max_ratio: Annotated[float, "(0, 1]"] = 1.0  # mmseg: redraw a crop with a class of a larger share, ten times at most
     # loss
-    loss: Literal["ce", "ohem", "dice"] = "ce"  # cross entropy, the same of the hard pixels alone, overlap of each class
-    class_weights: Literal["auto"] | Floats | None = None  # one a class; auto: median frequency balancing
-    ohem_threshold: float = 0.7  # a pixel is hard if its right class has a lower probability
-    ohem_min_kept: int = 100000  # pixels of a batch that count at least
+    loss: Literal["ce", "ohem", "dice"] = "ce"  # cross entropy, cross entropy of the hard pixels, overlap of each class
+    class_weights: Literal["auto"] | tuple[Factor, ...] | None = None  # one per class; auto: median frequency balancing
+    ohem_threshold: Annotated[float, "(0, 1)"] = 0.7  # a pixel is hard if its right class has a lower probability
+    ohem_min_kept: Count = 100000  # pixels of a batch that count at least
     criterion_outside: bool = False  # the network returns logits, the loss is computed from them: the same numbers
-    ignore_label: int = 255
-    aux_weight: float = 0.4  # total = main + aux_weight * aux
+    ignore_label: Annotated[int, "[1, 65535]"] = 255
+    aux_weight: Factor = 0.4  # total = main + aux_weight * aux
     loss_mean: Literal["valid", "all"] = "valid"  # over the pixels that are not ignored; over all in MMSegmentation
     # optimizer
-    batch_size: int = 16  # images in one update, over all processes
-    accumulate_steps: int = 1  # go through the batch in this many parts, to fit a small GPU
-    base_lr: float = 0.01  # of the backbone; heads learn 10 times as fast
-    head_lr_factor: float = 10.0
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+    batch_size: Count = 16  # images in one update, over all processes
+    accumulate_steps: Count = 1  # the batch is processed in this many parts, to fit a small GPU
+    base_lr: Factor = 0.01  # of the backbone
+    head_lr_factor: Factor = 10.0  # heads learn at this many times base_lr
+    momentum: Momentum = 0.9
+    weight_decay: Factor = 1e-4
     bias_decay: bool = True  # False: no weight decay on biases
     norm_decay: bool = True  # False: none on the scales and shifts of BatchNorm
     param_rules: Steps = ()  # by name, the first that fits: [{name: 'layer*', lr_factor: 0.1, weight_decay: 3e-5}]
     # schedule of the learning rate, see util/schedule.py
     schedule: Literal["poly", "onecycle", "step", "cosine"] = "poly"
     schedule_by: Literal["iteration", "epoch"] = "iteration"  # when it moves
-    power: float = 0.9  # poly: lr = (base_lr - min_lr) * (1 - iteration / iterations) ** power + min_lr
-    min_lr: float = 0.0  # the end of poly, cosine and onecycle
-    step_at: Floats = (0.5, 0.75)  # step: after these shares of the run
-    step_factor: float = 0.1  # the rate is multiplied with this
-    warmup_iters: int = 0  # first the rate rises linearly from warmup_lr
-    warmup_epochs: int = 0  # the same in epochs
-    warmup_lr: float = 0.0
-    momentum_low: float | None = None  # onecycle: momentum where the rate is highest; empty = `momentum` always
+    power: Annotated[float, "[0, 100]"] = 0.9  # poly: lr = (base_lr - min_lr) * (1 - iteration / iterations) ** power + min_lr
+    min_lr: Factor = 0.0  # the end of poly, cosine and onecycle
+    step_at: tuple[Annotated[float, "(0, 1)"], ...] = (0.5, 0.75)  # step: after these shares of the run
+    step_factor: Annotated[float, "(0, 1]"] = 0.1  # the rate is multiplied with this
+    warmup_iters: Whole = 0  # first the rate rises linearly from warmup_lr
+    warmup_epochs: Whole = 0  # the same in epochs
+    warmup_lr: Factor = 0.0
+    momentum_low: Momentum | None = None  # onecycle: momentum where the rate is highest; empty = `momentum` always
     # length: epochs, or iterations
-    epochs: int = 50
-    max_iter: int | None = None  # the run ends after so many iterations, and `epochs` is not used
-    iter_interval: int = 4000  # with max_iter, what save_freq and eval_freq count: intervals of so many iterations
-    start_epoch: int = 0  # set by `resume`; a value of your own starts the schedule there
+    epochs: Count = 50
+    max_iter: Count | None = None  # the run ends after so many iterations, and `epochs` is not used
+    iter_interval: Count = 4000  # with max_iter, what save_freq and eval_freq count: intervals of so many iterations
+    start_epoch: Whole = 0  # set by `resume`; a value of your own starts the schedule there
     # run
     check_data: bool = True  # read every image and label once before the first step; skipped when a run resumes
-    train_gpu: Ints | None = None  # empty = CPU
-    workers: int = 16  # loader processes, over all training processes
-    loader_timeout: int = 600  # seconds to wait for a batch before the run stops; 0 = for ever
-    manual_seed: int | None = None  # empty = a new one each run, written to the log
+    train_gpu: Gpus | None = None  # empty = CPU
+    workers: Annotated[int, "[0, 4096]"] = 16  # loader processes, over all training processes
+    loader_timeout: Annotated[int, "[0, 1000000]"] = 600  # seconds to wait for a batch before the run stops; 0 = for ever
+    manual_seed: Annotated[int, "[0, 9007199254740992]"] | None = None  # empty = a new one each run, written to the log
     diff_seed: bool = True  # each process drops other channels (dropout); False: all of them the same
     deterministic: bool = False  # only kernels that repeat their results bit by bit; slower on GPUs
-    print_freq: int = 10  # iterations
-    save_freq: int = 1  # epochs
-    save_iters: int = 0  # iterations between checkpoints inside an epoch; 0 = none
-    keep_checkpoints: int = 2  # newest train_epoch_N.pth files that stay; model_best.pth always does
-    save_path: str  # where checkpoints and logs go
-    weight: str | None = None  # a whole network to start from
+    print_freq: Count = 10  # iterations
+    save_freq: Count = 1  # epochs
+    save_iters: Whole = 0  # iterations between checkpoints inside an epoch; 0 = none
+    keep_checkpoints: Count = 2  # newest train_epoch_N.pth files that stay; model_best.pth always does
+    save_path: File  # where checkpoints and logs go
+    weight: File | None = None  # a whole network to start from
     skip_head: bool = False  # of `weight`: leave out the classifiers, if they are for another number of classes
-    resume: str | None = None  # the full state of a run to go on with; `auto`: the newest in save_path, if any; `best`
+    resume: File | None = None  # the full state of a run to go on with; `auto`: the newest in save_path, if any; `best`
     # validation while training
     evaluate: bool = False
-    eval_freq: int = 1  # epochs
-    batch_size_val: int = 8  # windows that go through the network at once
+    eval_freq: Count = 1  # epochs
+    batch_size_val: Count = 8  # windows that go through the network at once
     main_metric: Literal["mIoU", "mAcc", "allAcc", "fwIoU", "mDice", "loss"] = "mIoU"  # chooses model_best.pth
-    minimize_metric: bool = False  # True with loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distributed:
-    # torchrun, srun and mpirun know all this themselves; without them each machine starts its own processes:
+    # torchrun, srun and mpirun bring all this themselves; without them each machine starts its own processes:
     dist_url: str = "tcp://127.0.0.1:6789"  # where the machines meet: the first one's address and a free port
     dist_backend: Literal["nccl", "gloo"] = "nccl"  # on CPUs always gloo
     multiprocessing_distributed: bool = True  # always one process per GPU; False meant DataParallel, which is gone
-    world_size: int = 1  # machines
-    rank: int = 0  # of this machine
+    world_size: Count = 1  # machines
+    rank: Whole = 0  # of this machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    test_list: str | None = None
+    test_list: File | None = None
     split: Literal["train", "val", "test"] = "val"  # test: images without labels
-    base_size: int | Ints | None = None  # long side of the image at scale 1, or [long, short] to fit into; empty = as it is
-    test_h: int | None = None  # window; empty = train_h, train_w
-    test_w: int | None = None
+    base_size: Side | tuple[Side, ...] | None = None  # long side at scale 1, or [long, short] to fit into; empty = as it is
+    test_h: Side | None = None  # window; empty = train_h, train_w
+    test_w: Side | None = None
     test_mode: Literal["slide", "whole"] = "slide"  # overlapping windows, or each scaled image in one piece
-    scales: Floats = (1.0,)
+    scales: tuple[Scale, ...] = (1.0,)
     flip: bool = True  # average with the mirror image
     average: Literal["prob", "logit"] = "prob"  # over windows; logit: softmax last, as MMSegmentation
-    test_batch: int = 1  # windows, with their mirror images, that go through the network at once
+    test_batch: Count = 1  # windows, with their mirror images, that go through the network at once
     has_prediction: bool = False  # score the PNGs that are in save_folder already
     boundary_iou: bool = False  # score the contours too; slower
     format: Literal["none", "cityscapes", "ade20k", "voc2012"] = "none"  # write the PNGs of this evaluation server too
-    index_start: int = 0  # first image of the list
-    index_step: int = 0  # how many; 0 = to the end
-    test_gpu: Ints | None = None  # empty = CPU
-    model_path: str | None = None
-    save_folder: str | None = None
+    index_start: Whole = 0  # first image of the list
+    index_step: Whole = 0  # how many; 0 = to the end
+    test_gpu: Gpus | None = None  # empty = CPU
+    model_path: File | None = None
+    save_folder: File | None = None
     name_by: Literal["image", "label"] = "image"  # whose name a prediction gets
-    colors_path: str | None = None
-    names_path: str | None = None
+    colors_path: File | None = None
+    names_path: File | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Test, Distributed, Train, Data):
-    """Every key of every section as an attribute; paths are absolute; `notes` says what was assumed while reading."""
+    """Every key of every section as an attribute; paths are absolute; `notes` lists what was assumed while reading."""
 
     path: str  # the YAML file
     notes: tuple[str, ...] = ()
 
 
 SECTIONS = {"DATA": Data, "TRAIN": Train, "Distributed": Distributed, "TEST": Test}
-SECTION_OF = {f.name: name for name, section in SECTIONS.items() for f in dataclasses.fields(section)}
-PATHS = (
-    *("data_root", "cache", "train_list", "val_list", "test_list", "colors_path", "names_path"),
-    *("save_path", "initmodel", "weight", "resume", "model_path", "save_folder"),  # may start with {save_path}
-)
-POSITIVE = (
-    *("classes", "train_h", "train_w", "test_h", "test_w", "scale_min", "epochs", "world_size"),
-    *("ohem_min_kept", "batch_size", "batch_size_val", "test_batch", "accumulate_steps", "mask_h", "mask_w", "shrink_factor"),
-    *("print_freq", "save_freq", "eval_freq", "keep_checkpoints", "max_iter", "iter_interval", "cat_max_ratio", "step_factor"),
-)
-NOT_NEGATIVE = (
-    *("workers", "aux_weight", "base_lr", "head_lr_factor", "power", "momentum", "weight_decay", "ignore_label"),
-    *("start_epoch", "save_iters", "loader_timeout", "index_start", "index_step", "rank"),
-    *("min_lr", "warmup_iters", "warmup_epochs", "warmup_lr"),
-)
+SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field in dataclasses.fields(section)}
+FIELDS = {field.name: field for field in dataclasses.fields(Config) if field.name in SECTION_OF}
+PATHS = tuple(key for key, field in FIELDS.items() if field.type is File or File in get_args(field.type))
+WORDS = (("resume", "auto"), ("resume", "best"), ("initmodel", "torchvision"))  # that stand where a path could
+REMOVED = {  # keys of earlier versions: files that hold them still load
+    "minimize_metric": "main_metric decides: the lowest loss is best, and the highest of every other score",
+    "fast_head": "it is an argument of PSPNet, for comparisons",
+    "fused_loss": "it is an argument of the networks, for comparisons",
+}
 
 
-def load_config(path, overrides=(), must_exist=()) -> Config:
+def load_config(path, overrides=(), must_exist=(), check=None) -> Config:
     """Read, override, check and freeze.
 
-    path: a YAML file. overrides: `[KEY, VALUE, KEY, VALUE, ...]`, KEY with or without its section (`TRAIN.base_lr`), VALUE
-    in YAML (`null`, `[0, 1]`, `1e-2`). must_exist: keys whose files the program is about to need. Relative paths in file and
-    overrides start at the project's root, so that programs can be started from anywhere.
+    path: a YAML file or a name that `find_config` knows. overrides: `[KEY, VALUE, KEY, VALUE, ...]`, KEY with or without its
+    section (`TRAIN.base_lr`), VALUE as `read_value` takes it. must_exist: keys whose files the program is about to need, or a
+    function of the config that returns them; names_path and colors_path are then checked too. check: a function of the config
+    that yields (key, message) for further mistakes. Relative paths in file and overrides start at the project's root.
 
-    Raises ValueError with one line for every mistake, `file: SECTION.key: what is wrong (what to do)`.
+    Raises Mistake with one line for every mistake, `file: SECTION.key: what is wrong (what to do)`.
     """
-    errors = []
+    path, errors = find_config(path), []
 
     def error(key, message):
-        where = f"{SECTION_OF[key]}.{key}" if key in SECTION_OF else key
-        errors.append(f"{path}: {where}: {message}")
+        errors.append(config_error(path, key, message))
 
-    values = _flatten(_read_yaml(path), error)
-    values |= _parse_overrides(overrides, error)
+    values = _flatten(_read_file(path), error) | _parse_overrides(overrides, error)
     checked = {}
-    for field in dataclasses.fields(Config):
-        if field.name in values:
+    for key, field in FIELDS.items():
+        if key in values:
             try:
-                checked[field.name] = convert(values[field.name], field.type)
-            except ValueError as mistake:
-                error(field.name, mistake)
-        elif field.name in SECTION_OF and field.default is dataclasses.MISSING:
-            error(field.name, "this key must be set")
+                checked[key] = convert(values[key], field.type)
+            except Mistake as mistake:
+                error(key, mistake)
+        elif field.default is dataclasses.MISSING:
+            error(key, "this key must be set")
+    notes = [] if errors else _resolve_paths(checked, error)
     if not errors:
-        notes = _resolve_paths(checked, error)
         cfg = Config(**checked, path=str(path), notes=tuple(notes))
-        for key, message in _mistakes(cfg):
+        cfg = dataclasses.replace(cfg, notes=(*notes, *_notes_on_removed(values, cfg)))
+        keys = must_exist(cfg) if callable(must_exist) else must_exist
+        for key, message in (*_mistakes(cfg), *_missing_files(cfg, keys), *(check(cfg) if check else ())):
             error(key, message)
-        for key in must_exist:
-            if getattr(cfg, key) is None:
-                error(key, "this key must be set for what you are about to do")
-            elif not Path(getattr(cfg, key)).exists():
-                error(key, f"{getattr(cfg, key)} does not exist{_remedy(cfg, key)}")
     if errors:
-        raise ValueError("\n".join(errors))
+        raise Mistake("\n".join(errors))
     return cfg
+
+
+def config_error(cfg, key, message) -> str:
+    """`file: SECTION.key: message`, the form of every mistake in a config. cfg: a Config, or the file's path."""
+    where = f"{SECTION_OF[key]}.{key}" if key in SECTION_OF else key
+    return f"{getattr(cfg, 'path', cfg)}: {where}: {message}"
+
+
+def find_config(name, root=ROOT) -> Path:
+    """The YAML file that `name` means; Mistake with the nearest names if there is none.
+
+    name: a path, from here or from `root`; the name of a shipped file, `cityscapes_pspnet50`; or MMSegmentation's,
+    `pspnet_r50-d8_512x1024_40k_cityscapes` or `configs/pspnet/pspnet_r50-d8_512x1024_40k_cityscapes.py`.
+    """
+    wanted = Path(name)
+    for path in (wanted, root / wanted):
+        if os.path.isfile(path) and path.suffix != ".py":  # noqa: PTH113, Path.is_file raises where the name is too long
+            return path
+    ours, theirs = {}, {}
+    for path in sorted(root.glob("config/*/*.yaml")):
+        ours[path.stem] = path
+        recipe = path.stem.removeprefix(f"{path.parent.name}_")
+        dataset = {"voc2012": "voc12aug"}.get(path.parent.name, path.parent.name)
+        if re.search(r"_r\d+-d8_", recipe):
+            theirs |= {f"{dataset}_{recipe}": path, f"{recipe}_{dataset}": path}
+    known = theirs | ours
+    stem = wanted.stem if wanted.suffix in (".yaml", ".py") else wanted.name
+    if stem in known and (str(name) == wanted.name or "configs" in wanted.parts):  # no other path may mean another file
+        return known[stem]
+    near = did_you_mean(stem, [*(f"{name}.yaml" for name in ours), *theirs], count=2, cutoff=0.5)
+    raise Mistake(f"{name}: no such config file{near or ' (config/ has the shipped ones)'}")
 
 
 def dump_config(cfg: Config) -> str:
@@ -244,179 +275,367 @@ def dump_config(cfg: Config) -> str:
 
 
 def changed_keys(old: str, cfg: Config) -> dict:
-    """{key: (old value, new value)} of what differs between a dumped config and this one."""
-    before, after = (
-        {key: value for keys in yaml.safe_load(text).values() for key, value in keys.items()}
-        for text in (old, dump_config(cfg))
-    )
+    """{key: (old value, new value)} of what differs between a dumped config and this one. Mistake if `old` is no config."""
+    before = _settings(old if isinstance(old, str) else "", "config of the checkpoint")
+    after = _settings(dump_config(cfg), cfg.path)
     return {key: (before.get(key), value) for key, value in after.items() if before.get(key) != value}
 
 
-def convert(value: Any, kind: Any) -> Any:
-    """`value` as the annotated type `kind`, or ValueError that says what was expected.
+# ---- for scripts written for the original repository ----
 
-    YAML 1.1 reads `1e-2` as a string and command lines carry nothing but strings, so numbers in strings are accepted.
+
+class Settings(dict):
+    """The keys of all sections in one dict, also as attributes."""
+
+    __setattr__ = dict.__setitem__
+
+    def __getattr__(self, key):
+        if key in self:
+            return self[key]
+        raise AttributeError(f"{key}: no such key in the config{did_you_mean(key, self)}")
+
+
+def load_cfg_from_cfg_file(file) -> Settings:
+    """What the file holds, unchecked and without defaults; keys that this project does not have are kept."""
+    return Settings(_settings(_read_text(file), file))
+
+
+def merge_cfg_from_list(cfg: Settings, cfg_list) -> Settings:
+    """A copy with `[KEY, VALUE, ...]` applied; each VALUE must be of the type that the key has in `cfg`, or empty."""
+    new = copy.deepcopy(cfg)
+    for name, text in key_value_pairs(cfg_list):
+        key = name.rpartition(".")[2]
+        if key not in new:
+            raise Mistake(f"{name}: unknown key{did_you_mean(key, new)}")
+        old = cfg[key]
+        try:
+            value = read_value(key, text, kinds=[str] if isinstance(old, str) else kinds_of(key))
+            if isinstance(old, list | tuple) and value is not None:
+                value = list(value) if isinstance(value, list | tuple) else [value]
+            elif old is not None and value is not None:
+                value = convert(value, type(old))
+        except Mistake as mistake:
+            raise Mistake(f"{name}: {mistake}") from None
+        new[key] = value
+    return new
+
+
+# ---- values ----
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """`value` as the annotated type `kind`, or Mistake with what was expected.
+
+    YAML 1.1 reads `1e-2` as a string, so numbers in strings are accepted. 0 and 1 are False and True, as in the original.
     """
-    if get_origin(kind) in (Union, UnionType):  # X | None
-        if value is None or value in ("", "None"):
+    if get_origin(kind) in (Union, UnionType):
+        if NoneType in get_args(kind) and (value is None or isinstance(value, str) and value.strip() in ("", "None")):
             return None
         *others, last = (k for k in get_args(kind) if k is not NoneType)
         for other in others:
-            with contextlib.suppress(ValueError):
+            with suppress(Mistake):
                 return convert(value, other)
         return convert(value, last)  # whose error is the one to show
+    if get_origin(kind) is Annotated:
+        kind, interval = get_args(kind)
+        value = convert(value, kind)
+        if interval != "path" and not _inside(value, interval):
+            raise Mistake(f"{_shown(value)} must be in {interval}")
+        return value
     if get_origin(kind) is Literal:
         for choice in get_args(kind):
             if value == choice and not isinstance(value, bool):
                 return choice
-        raise ValueError(f"{value!r} is not one of {', '.join(map(str, get_args(kind)))}")
+        raise Mistake(f"{_shown(value)} is not one of {', '.join(map(str, get_args(kind)))}")
     if get_origin(kind) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(convert(item, get_args(kind)[0]) for item in items)
-    if kind is str and isinstance(value, str):
+    if kind is bool and isinstance(value, bool | int) and value in (0, 1):
+        return bool(value)
+    if kind is str and isinstance(value, str) and value.strip() and "\0" not in value:
         return value
     if kind is dict and isinstance(value, dict):
-        return value
-    if kind is bool and isinstance(value, bool):
-        return value
+        return _plain(value)
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except ValueError:
-            number = None
-        if number is not None and kind is float:
-            return number
-        if number is not None and number.is_integer():
-            return int(number)
+        with suppress(ValueError, OverflowError):
+            number = value if isinstance(value, int) else float(value)
+            if kind is float or isinstance(number, int) or number.is_integer():
+                return kind(number)
     expected = {str: "text", bool: "True or False", dict: "`name: value` pairs", int: "a whole number", float: "a number"}[kind]
-    raise ValueError(f"expected {expected}, not {value!r}" + (" (this key cannot be empty)" if value is None else ""))
+    raise Mistake(f"expected {expected}, not {_shown(value)}" + (" (this key cannot be empty)" if value in (None, "") else ""))
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+def kinds_of(key) -> list:
+    """The plain types that a key takes, without bounds: [str, NoneType] of `weight`; none of an unknown key."""
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ValueError(f"line {key_node.start_mark.line + 1}: {key}: this key stands twice; remove one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def plain(kind):
+        if get_origin(kind) is Annotated:
+            return plain(get_args(kind)[0])
+        return [k for part in get_args(kind) for k in plain(part)] if get_origin(kind) in (Union, UnionType) else [kind]
+
+    return plain(FIELDS[key].type) if key in FIELDS else []
 
 
-def _read_yaml(path) -> dict:
-    if not Path(path).is_file():
-        shipped = [p.name for p in ROOT.glob("config/*/*.yaml")]
-        near = difflib.get_close_matches(Path(path).name, shipped, cutoff=0.5)
-        raise ValueError(f"{path}: no such config file" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+def read_value(key, text, kinds=None):
+    """VALUE of a command line: for a key of text the text itself (`null` and nothing: empty), else YAML (`[0, 1]`, `1e-2`)."""
+    if not isinstance(text, str):
+        return text
+    if str in (kinds_of(key) if kinds is None else kinds):
+        return None if text.strip() in ("", "~", "null", "Null", "NULL", "None") else text
+    return _parse_yaml(text, shown_as=_shown(text))
+
+
+def value_of(key, text):
+    """The value that a config has after `KEY VALUE`, or Mistake."""
+    if key not in FIELDS:
+        raise Mistake(f"{key}: unknown key{did_you_mean(key, FIELDS)}")
+    return convert(read_value(key, text), FIELDS[key].type)
+
+
+def _inside(number, interval) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    above = number > low if interval[0] == "(" else number >= low
+    return above and (number < high if interval[-1] == ")" else number <= high)
+
+
+def _plain(value: dict) -> dict:
+    """The mapping, if it holds only text, finite numbers, True, False, lists and mappings; at most 10000 of them."""
+
+    def parts(item):
+        yield item
+        for part in item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ():
+            yield from parts(part)
+
+    for count, item in enumerate(parts(value)):
+        if count == 10000:
+            raise Mistake("more than 10000 values")
+        finite = not isinstance(item, int | float) or abs(item) < 2**63
+        if not finite or not isinstance(item, str | int | float | dict | list | tuple | NoneType):
+            raise Mistake(f"{_shown(item)} is neither text nor a finite number")
+    return value
+
+
+def _shown(value) -> str:
+    """A value in a message, shortened."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeyLoader)  # a SafeLoader: runs no code
-    except (yaml.YAMLError, ValueError) as mistake:
-        raise ValueError(f"{path}: {mistake}") from None
+        return short.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+# ---- files ----
+
+
+class _Loader(yaml.SafeLoader):
+    """Runs no code. Equal keys in one mapping are an error (PyYAML keeps the last), keys are text, nesting is limited."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.open = []  # anchor or None of each node around the current one
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if len(self.open) > 50 or isinstance(event, yaml.AliasEvent) and event.anchor in self.open:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+        self.open.append(event.anchor)
+        node = super().compose_node(parent, index)
+        self.open.pop()
+        return node
+
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
+            if key.value in seen:
+                problem = f"{key.value}: this key stands twice; remove one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+            if key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"
+        return node
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # of PyYAML's constructors: `2024-13-45`
+            raise yaml.MarkedYAMLError(problem=f"cannot be read ({error})", problem_mark=node.start_mark) from None
+
+
+def _read_text(path) -> str:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise Mistake(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise Mistake(f"{path}: line {line}: the bytes are not UTF-8; save the file as UTF-8") from None
+
+
+def _parse_yaml(text, shown_as):
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line, problem = error.problem_mark.line + 1 if error.problem_mark else 1, error.problem or error.context
+    except yaml.reader.ReaderError as error:
+        line, problem = text[: error.position].count("\n") + 1, f"the character {chr(error.character)!r} is not allowed"
+    raise Mistake(f"{shown_as}: line {line}: {problem}")
+
+
+def _read_file(path) -> dict:
+    content = _parse_yaml(_read_text(path), path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected sections {', '.join(SECTIONS)} with keys, found {type(content).__name__}")
+        raise Mistake(f"{path}: expected sections {', '.join(SECTIONS)} with keys, found {type(content).__name__}")
     return content
+
+
+def _settings(text, shown_as) -> dict:
+    """The keys of all sections, whatever they are."""
+    sections = _parse_yaml(text, shown_as)
+    if not isinstance(sections, dict) or not all(isinstance(keys, dict | NoneType) for keys in sections.values()):
+        raise Mistake(f"{shown_as}: expected sections with `key: value` lines")
+    return {key: value for keys in sections.values() for key, value in (keys or {}).items()}
 
 
 def _flatten(content, error) -> dict:
     values = {}
     for section, keys in content.items():
         if section not in SECTIONS:
-            error(section, f"unknown section{_suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}")
-            continue
-        if not isinstance(keys or {}, dict):
-            error(section, f"expected `key: value` lines, found {keys!r}")
-            continue
-        for key, value in (keys or {}).items():
-            if key not in SECTION_OF:
-                error(f"{section}.{key}", f"unknown key{_suggest(key, SECTION_OF)}")
-            elif key in values:
-                error(f"{section}.{key}", "this key stands in two sections; remove one")
-            else:
+            error(section, f"unknown section{did_you_mean(section, SECTIONS)}; there are {', '.join(SECTIONS)}")
+        elif not isinstance(keys, dict | NoneType):
+            error(section, f"expected `key: value` lines, found {_shown(keys)}")
+        else:
+            for key, value in (keys or {}).items():
+                if key not in SECTION_OF and key not in REMOVED:
+                    error(f"{section}.{key}", f"unknown key{did_you_mean(key, SECTION_OF)}")
+                elif key in values:
+                    error(f"{section}.{key}", "this key stands in two sections; remove one")
                 values[key] = value
     return values
 
 
+def key_value_pairs(words):
+    """[(KEY, VALUE), ...] of [KEY, VALUE, ...]."""
+    if len(words) % 2:
+        raise Mistake(f"command line: overrides are KEY VALUE pairs, and {_shown(words[-1])} has no partner")
+    return zip(words[::2], words[1::2])
+
+
 def _parse_overrides(overrides, error) -> dict:
     values = {}
-    if len(overrides) % 2:
-        error("command line", f"overrides are KEY VALUE pairs, and {overrides[-1]!r} has no partner")
-    for name, text in zip(overrides[::2], overrides[1::2]):
+    for name, text in key_value_pairs(overrides):
         section, _, key = name.rpartition(".")
-        if key not in SECTION_OF or section not in ("", SECTION_OF[key]):
+        if section not in ("", SECTION_OF.get(key, "TRAIN")) or key not in SECTION_OF and key not in REMOVED:
             known = [*SECTION_OF, *(f"{s}.{k}" for k, s in SECTION_OF.items())]
-            error(f"command line: {name}", f"unknown key{_suggest(name, known)}")
+            error(f"command line: {name}", f"unknown key{did_you_mean(name, known)}")
             continue
         try:
-            values[key] = yaml.safe_load(text) if isinstance(text, str) else text
-        except yaml.YAMLError:
-            values[key] = text  # a path such as `a: b` that is no YAML value
+            values[key] = read_value(key, text)
+        except Mistake as mistake:
+            error(f"command line: {name}", mistake)
     return values
 
 
+def _notes_on_removed(values, cfg):
+    for key in sorted(REMOVED & values.keys()):
+        value = values[key]
+        contradicts = key == "minimize_metric" and value != (cfg.main_metric == "loss")
+        more = f"; this value contradicts main_metric: {cfg.main_metric}" if contradicts else ""
+        yield f"{key}: {_shown(value)} is ignored, the key was removed: {REMOVED[key]}{more}"
+
+
+# ---- paths ----
+
+
 def _resolve_paths(values, error) -> list[str]:
-    """Fill in `{key}`, make paths absolute in place; returns notes on files that were found elsewhere."""
-    notes = []
-    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
-    known = {**defaults, **values}
+    """Replace `{key}` and make paths absolute, in place; returns notes on files that were found elsewhere."""
+    notes, done = [], {}
+    known = {key: field.default for key, field in FIELDS.items()} | values
+
+    def filled(key, outer=()):
+        """The absolute path of `key`. outer: the keys whose paths name this one."""
+        if key not in done:
+            text = re.sub(r"\{(\w+)\}", lambda match: named(match[1], (*outer, key)), known[key])
+            if len(text) > 4000:
+                raise Mistake(f"the path has {len(text)} characters, more than any file system takes")
+            done[key] = os.path.normpath(ROOT / os.path.expanduser(text))  # noqa: PTH111, Path's raises for an unknown user
+        return done[key]
+
+    def named(name, outer):
+        value = known.get(name)
+        if name in outer or value is None or isinstance(value, tuple) or (name, value) in WORDS:
+            raise Mistake(f"{known[outer[-1]]}: {{{name}}} is not the name of another key with one value")
+        return filled(name, outer) if name in PATHS else str(value)
+
     for key in PATHS:
-        value = known[key]
-        if value is None or (key, value) in (("resume", "auto"), ("resume", "best"), ("initmodel", "torchvision")):
+        if known[key] is None or (key, known[key]) in WORDS:
             continue
         try:
-            value = value.format(**known)
-        except (KeyError, IndexError, ValueError):
-            error(key, f"{value}: only the name of another key may stand in braces")
+            if re.search(r"[{}]", re.sub(r"\{\w+\}", "", known[key])):
+                raise Mistake(f"{known[key]}: braces may hold only the name of another key")
+            values[key] = filled(key)
+        except Mistake as mistake:
+            error(key, mistake)
             continue
-        known[key] = values[key] = os.path.normpath(ROOT / Path(value).expanduser())
-        if key in ("colors_path", "names_path") and not Path(values[key]).exists():
-            shipped = list(ROOT.glob(f"dataset/*/{Path(value).name}"))
+        if key in ("colors_path", "names_path") and not os.path.exists(values[key]):  # noqa: PTH110, as in find_config
+            shipped = list(ROOT.glob(f"dataset/*/{Path(values[key]).name}"))
             if shipped:
                 values[key] = str(shipped[0])
-                notes.append(f"{key}: {value} does not exist, using {shipped[0].relative_to(ROOT)}")
+                notes.append(f"{key}: {known[key]} does not exist, using {shipped[0].relative_to(ROOT)}")
     return notes
 
 
+def _missing_files(cfg, keys):
+    """Yield (key, message) for each of these keys whose file is not there."""
+    for key in dict.fromkeys((*keys, *(key for key in ("names_path", "colors_path") if keys and getattr(cfg, key)))):
+        path = getattr(cfg, key)
+        if path is None:
+            yield key, "this key must be set for what you are about to do"
+        elif not os.path.exists(path):  # noqa: PTH110, as in find_config
+            remedy = ""
+            if key == "initmodel":
+                remedy = "; initmodel/README.md has its source, and an empty `initmodel:` starts from random weights"
+            elif key in ("data_root", "train_list", "val_list", "test_list"):
+                remedy = f"; prepare the data (python tool/prepare.py --help) or correct {cfg.path}"
+            elif key == "model_path":
+                remedy = "; train first, or name the checkpoint"
+            yield key, f"{path} does not exist{remedy}"
+
+
+# ---- what cannot go together ----
+
+
 def _mistakes(cfg: Config):
-    """Yield (key, message) for every value, or pair of values, that cannot work."""
-    for key in POSITIVE:
-        if getattr(cfg, key) is not None and not getattr(cfg, key) > 0:
-            yield key, f"{getattr(cfg, key)} must be greater than 0"
-    for key in NOT_NEGATIVE:
-        if not getattr(cfg, key) >= 0:
-            yield key, f"{getattr(cfg, key)} must not be negative"
+    """Yield (key, message) for every value, or pair of values, that cannot work. What the networks ask of their keys is checked
+    by model.check_config."""
     if cfg.ignore_label < cfg.classes:
         yield "ignore_label", (f"{cfg.ignore_label} is the id of a class, since classes is {cfg.classes}; "
                                "take 255, or 65535 with 16-bit labels")  # fmt: skip
-    if isinstance(cfg.class_weights, tuple) and (len(cfg.class_weights) != cfg.classes or min(cfg.class_weights) < 0):
-        yield "class_weights", f"{len(cfg.class_weights)} numbers for {cfg.classes} classes; give one a class, none negative"
-    if not 0 < cfg.ohem_threshold < 1:
-        yield "ohem_threshold", f"{cfg.ohem_threshold} must be in (0, 1)"
+    if isinstance(cfg.class_weights, tuple):
+        if len(cfg.class_weights) != cfg.classes:
+            yield "class_weights", f"{len(cfg.class_weights)} numbers for {cfg.classes} classes; give one per class"
+        elif not any(cfg.class_weights):
+            yield "class_weights", "all are 0, so nothing would be learned"
     if cfg.loss != "ce" and cfg.loss_mean == "all":
         yield "loss_mean", f"all goes with loss: ce alone, not with {cfg.loss}"
-    if cfg.classes > 65535:
-        yield "classes", f"{cfg.classes} do not fit into 16-bit labels"
-    if not 0 <= cfg.dropout < 1:
-        yield "dropout", f"{cfg.dropout} must be in [0, 1)"
     for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
         if getattr(cfg, low) > getattr(cfg, high):
             yield low, f"{getattr(cfg, low)} is greater than {high}, {getattr(cfg, high)}"
-    if not cfg.scales or min(cfg.scales) <= 0:
-        yield "scales", f"{list(cfg.scales)} must be a list of numbers greater than 0"
-    for key in ("train_h", "train_w"):
-        size = getattr(cfg, key)
-        if cfg.size_rule == "grid" and (size - 1) % 8:
-            low = (size - 1) // 8 * 8 + 1
-            yield key, f"{size} is not of the form 8n+1 that size_rule: grid needs; the nearest are {low} and {low + 8}"
+    if not cfg.scales:
+        yield "scales", "the list is empty; [1.0] is the image's own size"
     for key in ("base_size", "resize_box"):
-        sides = getattr(cfg, key)
-        sides = sides if isinstance(sides, tuple) else (sides or 1,)
-        if len(sides) > 2 or min(sides, default=0) < 1:
-            yield key, f"{list(sides)} must be the long and the short side in pixels"
+        if isinstance(getattr(cfg, key), tuple) and len(getattr(cfg, key)) not in (1, 2):
+            yield key, f"{list(getattr(cfg, key))} must be the long and the short side in pixels"
     for key in ("mask_h", "mask_w"):
         if getattr(cfg, key) is not None and getattr(cfg, key) % 2 == 0:
             yield key, f"{getattr(cfg, key)} must be odd, so that the mask has a centre"
+    for key in ("train_gpu", "test_gpu"):
+        if len(set(getattr(cfg, key) or ())) < len(getattr(cfg, key) or ()):
+            yield key, f"{list(getattr(cfg, key))} has a GPU twice; each process needs its own"
     if cfg.compile and cfg.checkpoint_layers:
         yield "checkpoint_layers", f"{list(cfg.checkpoint_layers)} cannot go with compile: True; leave one of them out"
     if cfg.min_lr > cfg.base_lr and cfg.schedule != "step":
@@ -425,32 +644,13 @@ def _mistakes(cfg: Config):
         yield "warmup_iters", "give it or warmup_epochs, not both"
     if cfg.warmup_epochs and cfg.max_iter:
         yield "warmup_epochs", "a run of max_iter iterations has no epochs; give warmup_iters"
-    if list(cfg.step_at) != sorted(cfg.step_at) or not all(0 < share < 1 for share in cfg.step_at):
-        yield "step_at", f"{list(cfg.step_at)} must be rising shares of the run, each in (0, 1)"
-    if cfg.momentum_low is not None and not (cfg.schedule == "onecycle" and 0 <= cfg.momentum_low <= cfg.momentum):
-        yield "momentum_low", f"{cfg.momentum_low} needs schedule: onecycle and must be in [0, momentum = {cfg.momentum}]"
-    if (cfg.main_metric == "loss") != cfg.minimize_metric:
-        best = "lowest" if cfg.main_metric == "loss" else "highest"
-        yield "minimize_metric", f"{cfg.minimize_metric} does not fit main_metric: {cfg.main_metric}; the {best} is best"
-    if cfg.cat_max_ratio > 1:
-        yield "cat_max_ratio", f"{cfg.cat_max_ratio} must be a share, at most 1"
+    if list(cfg.step_at) != sorted(cfg.step_at):
+        yield "step_at", f"{list(cfg.step_at)} must rise"
+    if cfg.momentum_low is not None and not (cfg.schedule == "onecycle" and cfg.momentum_low <= cfg.momentum):
+        yield "momentum_low", f"{cfg.momentum_low} needs schedule: onecycle and must not exceed momentum, {cfg.momentum}"
     if cfg.max_iter and cfg.start_epoch:
         yield "start_epoch", f"{cfg.start_epoch} means nothing in a run of max_iter iterations; leave it 0 and use `resume`"
     if cfg.start_epoch >= cfg.epochs and not cfg.max_iter:
         yield "start_epoch", f"{cfg.start_epoch} leaves nothing to do, since epochs is {cfg.epochs}"
-
-
-def _suggest(name, known) -> str:
-    by_lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1)
-    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
-
-
-def _remedy(cfg, key) -> str:
-    if key == "initmodel":
-        return "; initmodel/README.md says where it comes from, and an empty `initmodel:` starts from random weights"
-    if key in ("data_root", "train_list", "val_list", "test_list"):
-        return f"; prepare the data (python tool/prepare.py --help) or correct {cfg.path}"
-    if key == "model_path":
-        return "; train first, or name the checkpoint"
-    return ""
+    if cfg.rank >= cfg.world_size:
+        yield "rank", f"{cfg.rank} is no number of one of {cfg.world_size} machine(s); they count from 0"

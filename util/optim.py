@@ -1,13 +1,14 @@
-"""Learning rate of the original, the optimizer with its parameter groups, and what sets their rates."""
+"""SGD with its parameter groups, and the learning rate of each group."""
 
 import difflib
 import fnmatch
 import inspect
-import math
 
 import torch
 from torch import nn
 
+from util.common import Mistake, did_you_mean
+from util.config import Factor, convert
 from util.schedule import poly
 
 RULE_KEYS = ("name", "lr_factor", "weight_decay")
@@ -22,8 +23,8 @@ def poly_learning_rate(base_lr: float, curr_iter: int, max_iter: int, power: flo
 
 
 def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4, bias_decay=True,
-                    norm_decay=True, rules=()):  # fmt: skip
-    """SGD with one parameter group a module; new modules (heads) learn `head_lr_factor` times as fast as the backbone.
+                    norm_decay=True, rules=(), precision="fp32"):  # fmt: skip
+    """SGD with one parameter group per module; new modules (heads) learn at `head_lr_factor` times the backbone's rate.
 
     network: with `backbone_modules()` and `head_modules()`, on its device already. Each group carries `lr_factor`, which
     `set_learning_rate` multiplies with. Where parameters of a module differ in what follows, it has a group for each kind:
@@ -32,8 +33,10 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
     rules: mappings such as {name: "layer*", lr_factor: 0.1, weight_decay: 3e-5}. `name` is a pattern (*, ?, [abc]) for the
         whole name of a parameter, `layer4.2.conv1.weight`; the first rule that fits a parameter is the one that counts. Its
         lr_factor is relative to base_lr, in the heads too, where it stands for head_lr_factor. Its weight_decay stands for
-        that of the other parameters, but what the two switches free of decay stays free.
-    Raises ValueError for a rule with other keys or values, or that no parameter is left for.
+        that of the other parameters, but parameters that the two switches exempt from decay stay exempt.
+    precision: with fp16 the kernel is not fused: when a GradScaler leaves out the very first step, the fused kernel leaves its
+        momentum buffers uninitialised and the second step reads them (torch 2.14).
+    Raises Mistake for a rule with other keys or values, or that no parameter is left for.
     """
     names = {parameter: name for name, parameter in network.named_parameters()}
     rule_of = _assign(_checked(rules), list(names.values()))
@@ -62,13 +65,14 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
                          "backbone_modules() or head_modules() of the network, or freeze them")  # fmt: skip
 
     kernel = {}
-    if next(network.parameters()).is_cuda and "fused" in inspect.signature(torch.optim.SGD).parameters:  # torch 2.3
-        kernel["fused"] = True  # one for all weights; it also leaves out a step of GradScaler's without asking the host
+    cuda = next(network.parameters()).is_cuda
+    if cuda and precision != "fp16" and "fused" in inspect.signature(torch.optim.SGD).parameters:  # torch 2.3
+        kernel["fused"] = True  # one kernel for all weights
     optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, **kernel)
 
     settings_here = [{key: group[key] for key in ("lr_factor", "weight_decay")} for group in groups]
 
-    def keep_settings(optimizer):  # a checkpoint brings those of the config, and of the device, that it was made with
+    def keep_settings(optimizer):  # a checkpoint has those of the config and the device that it was made with
         for group, mine in zip(optimizer.param_groups, settings_here):
             group.update(mine, fused=kernel.get("fused"))
 
@@ -85,39 +89,37 @@ def set_learning_rate(optimizer, lr: float, momentum: float | None = None) -> No
 
 
 def _checked(rules) -> list[dict]:
-    """The rules with their values as numbers, also where YAML reads text: `3e-5` has no dot."""
+    """The rules with their values as numbers, also where YAML reads a string (`3e-5`)."""
     checked = []
     for rule in rules:
         where = f"param_rules: {dict(rule)}"
         for key in rule:
             if key not in RULE_KEYS:
-                raise ValueError(f"{where}: unknown key {key!r}; a rule has {', '.join(RULE_KEYS)}")
+                near = did_you_mean(key, RULE_KEYS)
+                raise Mistake(f"{where}: unknown key {key!r}{near}; a rule has {', '.join(RULE_KEYS)}")
         if not isinstance(rule.get("name"), str) or len(rule) == 1:
-            raise ValueError(f"{where}: a rule needs `name`, a pattern for names of parameters, and lr_factor or weight_decay")
+            raise Mistake(f"{where}: a rule needs `name`, a pattern for names of parameters, and lr_factor or weight_decay")
         checked.append({"name": rule["name"]})
         for key in rule.keys() - {"name"}:
             try:
-                number = math.nan if isinstance(rule[key], bool) else float(rule[key])
-            except (TypeError, ValueError):
-                number = math.nan
-            if not 0 <= number < math.inf:
-                raise ValueError(f"{where}: {key}: expected a number, 0 or greater, not {rule[key]!r}")
-            checked[-1][key] = number
+                checked[-1][key] = convert(rule[key], Factor)
+            except Mistake as mistake:
+                raise Mistake(f"{where}: {key}: {mistake}") from None
     return checked
 
 
 def _assign(rules, names) -> dict:
-    """{name: the first rule that fits}; every rule must be the first for some name."""
+    """{name: the first rule that fits}; Mistake for a rule that is the first for no name."""
     rule_of = {}
     for rule in rules:
         fitting = [name for name in names if fnmatch.fnmatchcase(name, rule["name"])]
         if not fitting:
             near = ", ".join(_nearest(rule["name"], names))
-            raise ValueError(f"param_rules: {rule}: no parameter has such a name; the nearest: {near}")
+            raise Mistake(f"param_rules: {rule}: no parameter has such a name; the nearest: {near}")
         left = [name for name in fitting if name not in rule_of]
         if not left:
-            raise ValueError(f"param_rules: {rule}: nothing is left for it, since the first rule that fits counts, and "
-                             f"{rule_of[fitting[0]]['name']!r} has {fitting[0]}; put this one before it")  # fmt: skip
+            raise Mistake(f"param_rules: {rule}: nothing is left for it, since the first rule that fits counts, and "
+                          f"{rule_of[fitting[0]]['name']!r} has {fitting[0]}; put this one before it")  # fmt: skip
         rule_of |= dict.fromkeys(left, rule)
     return rule_of
 

@@ -1,10 +1,13 @@
 """Learning-rate schedules: plain functions of t, the finished updates, and T, those of the whole run.
 
-t counts 0..T: iterations, or epochs (`schedule_by`). A run of no length (T = 0) stands at the beginning of its schedule.
-`build_schedule` makes the one of a config; `python tool/schedule.py` draws them.
+t counts 0..T: iterations, or epochs (`schedule_by`). With T = 0 every schedule returns its value at t = 0.
+`build_schedule` makes the one of a config; docs/schedules.png, which docs/schedules.py draws, shows all of them.
 """
 
 import math
+
+from util.common import Mistake
+from util.config import config_error
 
 
 def poly(t, T, base_lr, power=0.9, min_lr=0.0) -> float:
@@ -36,7 +39,7 @@ def onecycle(t, T, peak, start, end, warmup) -> float:
 def with_warmup(schedule, t, warmup, warmup_lr) -> float:
     """A straight line from warmup_lr at t = 0 to schedule(warmup) at t = warmup; from there on schedule(t) itself.
 
-    The schedule counts on during the warm-up, so that the run ends as it would without one.
+    The schedule itself is not shifted by the warm-up, so that the run ends as it would without one.
     """
     if t < warmup:
         return _between(warmup_lr, schedule(warmup), t / warmup)
@@ -47,8 +50,8 @@ def build_schedule(cfg, max_iter, epoch_iters):
     """A function: finished iterations, 0..max_iter-1 -> (learning rate, momentum) of the next one.
 
     epoch_iters: iterations once through the data. With schedule_by: epoch t counts epochs, so rate and momentum stand still
-    within one. The last iteration, or epoch, is that of t = T - 1, and the value at T, often 0, is never trained with; but
-    onecycle reaches its end in the last one. Raises ValueError for a warm-up that does not fit into the run.
+    within one. The last iteration, or epoch, is that of t = T - 1, so the value at T, often 0, is not used; but onecycle
+    reaches its end in the last one. Raises Mistake for a warm-up that does not fit into the run.
     """
     by_epoch = cfg.schedule_by == "epoch"
     ticks = math.ceil(max_iter / epoch_iters) if by_epoch else max_iter
@@ -56,10 +59,11 @@ def build_schedule(cfg, max_iter, epoch_iters):
     warmup = _warmup(cfg, by_epoch, epoch_iters)
     if warmup and warmup >= T:
         key = "warmup_epochs" if cfg.warmup_epochs else "warmup_iters"
-        raise ValueError(
-            f"{cfg.path}: TRAIN.{key}: {getattr(cfg, key)} leaves no time for the schedule after the warm-up in a run of "
-            f"{max_iter} iterations, {epoch_iters} an epoch; lower it or train longer"
+        message = (
+            f"{getattr(cfg, key)} leaves no time for the schedule after the warm-up in a run of {max_iter} iterations, "
+            f"{epoch_iters} an epoch; lower it or train longer"
         )
+        raise Mistake(config_error(cfg, key, message))
 
     def rate(t):
         if cfg.schedule == "onecycle":
@@ -81,14 +85,15 @@ def build_schedule(cfg, max_iter, epoch_iters):
 
 
 def _warmup(cfg, by_epoch, epoch_iters):
-    """Length of the warm-up, in what the schedule counts."""
+    """Length of the warm-up in iterations or epochs, as the schedule counts."""
     if not by_epoch:
         return cfg.warmup_iters or cfg.warmup_epochs * epoch_iters
     if cfg.warmup_iters:
-        raise ValueError(
-            f"{cfg.path}: TRAIN.warmup_iters: {cfg.warmup_iters} cannot go with schedule_by: epoch, where the rate moves once "
-            "an epoch; give warmup_epochs, or schedule_by: iteration"
+        message = (
+            f"{cfg.warmup_iters} cannot go with schedule_by: epoch, where the rate moves once an epoch; give warmup_epochs, "
+            "or schedule_by: iteration"
         )
+        raise Mistake(config_error(cfg, "warmup_iters", message))
     return cfg.warmup_epochs
 
 
