@@ -285,7 +285,7 @@ def test_mistakes_are_refused_with_a_reason():
     image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(ValueError, match="call model.eval"):
         run(torch.nn.Conv2d(3, 5, 1), image)
-    with pytest.raises(ValueError, match="model speaks of 5 classes, but `classes` is 19"):
+    with pytest.raises(ValueError, match="model has 5 classes, but `classes` is 19"):
         run(convolution, image, classes=19)
     with pytest.raises(ValueError, match=r"shape \(H, W, 3\), not \(20, 20\)"):
         run(convolution, image[..., 0])

@@ -233,14 +233,6 @@ def test_demo_says_what_it_could_not_find(project, tmp_path, capsys):
     assert "no.pth does not exist" in capsys.readouterr().err
 
 
-def test_demo_turns_pictures_upright(tmp_path):
-    picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
-    exif = picture.getexif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
-    picture.save(tmp_path / "phone.jpg", exif=exif)
-    assert demo.read_upright(tmp_path / "phone.jpg").shape == (30, 20, 3)
-
-
 def test_demo_names_a_broken_picture(project, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     assert show(project, "--image", tmp_path, "--out", tmp_path / "out") == 1
