@@ -198,6 +198,32 @@ def test_a_page_of_150_classes_and_large_images_stays_small(tmp_path):
     assert page.count("<article>") == 9 and len(page) < 3e6, len(page)
 
 
+@pytest.mark.parametrize("screen", [">&- 2>&-", "| head -1", "> /dev/full", "> /dev/full 2>&1", "LC_ALL=C PYTHONUTF8=0"])
+def test_a_test_finishes_and_writes_its_report_whatever_its_screen_is(screen, result, tmp_path):
+    """Closed, full, gone after the first line, or of a character set without the names of the classes."""
+    names = ["Straße", "道路", "<script>"]
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    line = f"{sys.executable} {ROOT}/tool/test.py --config {result.parent}/config.yaml test_list {tmp_path}/val.txt"
+    line += f" save_folder {tmp_path} names_path {tmp_path}/names.txt"
+    (tmp_path / "gray").mkdir()
+    rows = []
+    for i in range(3):
+        shutil.copy(result / f"gray/näme {i}.png", tmp_path / f"gray/{i}.png")
+        shutil.copy(result.parent / f"image/näme {i}.png", tmp_path / f"{i}.png")
+        rows.append(f"{tmp_path}/{i}.png\tlabel/{i}.png")
+    (tmp_path / "val.txt").write_text("\n".join(rows), encoding="utf-8")
+    line = f"{screen} {line}" if "=" in screen else f"{line} {screen}"
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(html.escape(name) in page for name in names) and "<script" not in page
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in found["classes"]] == names
+    assert all(name in (tmp_path / "confusion.csv").read_text(encoding="utf-8") for name in names)
+    (log,) = tmp_path.glob("test-*.log")
+    assert "End Evaluation" in log.read_text(encoding="utf-8") and "name: 道路." in log.read_text(encoding="utf-8")
+
+
 def test_images_without_labels_are_neither_hard_nor_easy(result, tmp_path):
     save_png(tmp_path / "void.png", np.full((60, 90), 255, np.uint8))
     (tmp_path / "val.txt").write_text(f"image/näme 0.png\t{tmp_path / 'void.png'}\n", encoding="utf-8")

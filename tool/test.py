@@ -121,8 +121,7 @@ def test(argv) -> int | None:
 def needed_files(cfg):
     if cfg.save_folder is None:
         raise Mistake(f"{cfg.path}: TEST.save_folder: this key must be set, for the results")
-    files = ["data_root", "test_list", "save_folder" if cfg.has_prediction else "model_path"]
-    return files + [key for key in ("names_path", "colors_path") if getattr(cfg, key)]
+    return ["data_root", "test_list", "save_folder" if cfg.has_prediction else "model_path"]
 
 
 def plan(cfg) -> Evaluation:
