@@ -1,4 +1,4 @@
-"""`tool/benchmark.py`: the speed table. What is fast is measured by running it; here, that it measures what it says."""
+"""`tool/benchmark.py speed`: its table is complete, and its times and memory are those of the work it measures."""
 
 import time
 
@@ -33,7 +33,7 @@ def test_speed_is_the_default(argv, command, quick):
     assert args.command.__name__ == command and args.quick == quick
 
 
-def test_forms_take_turns_until_time_is_up():
+def test_forms_alternate_until_time_is_up():
     order = []
     forms = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     results = benchmark.compare(forms, 60, 3, CPU)

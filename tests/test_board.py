@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from tensorboardX import SummaryWriter
 
-from util.board import COMPARED, log_start, log_validation
+from util.board import COMPARED, heat_map, log_start, log_validation
 from util.config import ROOT, load_config
 from util.metric import scores
 
@@ -34,7 +34,7 @@ def test_every_present_class_has_its_own_curve(events):
 def test_config_and_table_are_texts_and_the_confusion_is_a_picture(events):
     assert "    base_lr: 0.03\n" in text(events, "config") and "| 1 | sky/cloud | 0.8000 |" in text(events, "val/table")
     (image,) = events.Images("val/confusion")
-    assert image.step == 5 and image.height > 100
+    assert (image.step, image.height, image.width) == (5, 480, 480)
 
 
 def test_runs_are_compared_by_settings_and_by_scalars_of_their_own(events):
@@ -47,3 +47,17 @@ def test_runs_are_compared_by_settings_and_by_scalars_of_their_own(events):
     settings = metadata.parse_session_start_info_plugin_data(content).hparams
     assert settings["base_lr"].number_value == 0.03 and settings["arch"].string_value == "psp"
     assert set(settings) == set(COMPARED) - {"initmodel", "max_iter"}  # empty in this config
+
+
+@pytest.mark.parametrize("K, side", [(1, 480), (3, 480), (19, 475), (150, 450), (500, 500)])
+def test_the_heat_map_has_cells_of_one_size(K, side):
+    picture = heat_map(np.eye(K, dtype=int))
+    assert picture.shape == (side, side, 3) and picture.dtype == np.uint8
+    cells = picture.reshape(K, side // K, K, side // K, 3)
+    assert (cells == cells[:, :1, :, :1]).all() and (cells[0, 0, 0, 0] == (24, 95, 190)).all()
+
+
+def test_the_heat_map_shows_shares_of_rows_blue_where_right_and_orange_where_wrong():
+    right, wrong, nothing = heat_map(np.array([[1, 3], [0, 0]]))[::240, ::240][0].tolist() + [[255] * 3]
+    assert right == [140, 175, 222] and wrong[0] > wrong[1] > wrong[2]  # half of the colour for a quarter of the row
+    assert (heat_map(np.array([[1, 3], [0, 0]]))[240:] == nothing).all()

@@ -176,6 +176,22 @@ def test_any_number_of_classes_is_predicted(classes, dtype):
     assert pred.dtype == dtype and pred.shape == (20, 24) and (pred == classes - 1).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("average", ["prob", "logit"])
+def test_a_prediction_that_is_not_finite_is_refused(value, average):
+    """argmax alone would take NaN for the largest, and everything would be that class."""
+    image, _ = golden_image("finite", 40, 50, 5)
+
+    def model(x):  # one value at one pixel
+        logits = convolution(x)
+        logits[0, 2, 3, 4] = value
+        return logits
+
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        run(model, image, predict, average=average)
+    run(lambda x: convolution(x).index_fill(1, torch.tensor(1), -float("inf")), image, predict)  # a class that is impossible
+
+
 def test_whole_images_go_through_in_one_piece_at_every_scale():
     image, _ = golden_image("whole", 52, 70, 5)
     seen = []
@@ -242,8 +258,8 @@ def test_logits_are_averaged_resized_and_only_then_made_probabilities(mode, flip
         assert prob.shape == (5, 52, 90) and prob.dtype == torch.float32
         torch.testing.assert_close(prob, expected, rtol=0, atol=2e-6)
     other = run(layers(), image, average="logit", align_corners=not align_corners, **how)
-    assert (other - prob).abs().max() > 1e-3  # the switch is felt
-    assert (run(layers(), image, **how) - prob).abs().max() > 1e-3  # and so is the place of the softmax
+    assert (other - prob).abs().max() > 1e-3  # the switch has an effect
+    assert (run(layers(), image, **how) - prob).abs().max() > 1e-3  # and so has the place of the softmax
 
 
 def test_one_pass_in_one_piece_is_the_same_either_way():
@@ -285,7 +301,7 @@ def test_mistakes_are_refused_with_a_reason():
     image = np.zeros((20, 20, 3), np.uint8)
     with pytest.raises(ValueError, match="call model.eval"):
         run(torch.nn.Conv2d(3, 5, 1), image)
-    with pytest.raises(ValueError, match="model speaks of 5 classes, but `classes` is 19"):
+    with pytest.raises(ValueError, match="model has 5 classes, but `classes` is 19"):
         run(convolution, image, classes=19)
     with pytest.raises(ValueError, match=r"shape \(H, W, 3\), not \(20, 20\)"):
         run(convolution, image[..., 0])

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from tool import test as program
 from util.config import ROOT
 from util.metric import scores
-from util.report import Example, build_report, confusion_picture, confusions, error_map, write_confusion
+from util.report import Example, Result, error_map, write_report, write_result
 from util.visual import default_palette, save_png
 
 NAMES = ["road", "sky & <clouds>", "traffic light"]
@@ -67,7 +68,7 @@ def test_the_page_needs_no_network_no_script_and_little_space(result):
     page = (result / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "default-src 'none'" in page and len(page) < 3e6
     assert "http" not in page.replace("http-equiv", "")
-    assert all(source.startswith("data:image/") for source in re.findall(r'(?:src|srcset)="([^"]*)"', page))
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]*)"', page))
 
 
 def test_the_hardest_images_come_first_and_link_to_overlays_that_exist(result):
@@ -88,40 +89,98 @@ def test_the_confusion_matrix_is_written_with_its_names(result):
     counts = np.array([row[1:] for row in rows[1:]], int)
     found = json.loads((result / "result.json").read_text(encoding="utf-8"))
     assert scores(counts).mIoU == found["mIoU"] and counts.sum() == 9 * 60 * 87
-    assert Image.open(result / "confusion.png").mode == "RGB"
+
+
+class Cells(HTMLParser):
+    """The cells of the confusion matrix: [(tag, attributes, text)] of each row. End tags of cells and rows may be left out."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows, self.inside = [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.inside = "matrix" in (attrs.get("class") or "") if tag == "table" else self.inside
+        if self.inside and tag == "tr":
+            self.rows.append([])
+        elif self.inside and tag in ("td", "th"):
+            self.rows[-1].append((tag, attrs, ""))
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "table"
+
+    def handle_data(self, data):
+        if self.inside and self.rows and self.rows[-1]:
+            tag, attrs, text = self.rows[-1][-1]
+            self.rows[-1][-1] = tag, attrs, text + data.strip()
+
+
+def result_of(confusion, names=None, title="t", **protocol):
+    """A `Result` of a (K, K + 1) confusion matrix, without contours."""
+    K = len(confusion)
+    return Result(
+        title, names or [f"class {i}" for i in range(K)], default_palette(K), 255, np.array(confusion), None, protocol
+    )
+
+
+def page_of(folder, result, examples=()):
+    write_report(folder, result, examples)
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_predictions_of_no_class_have_a_column_only_if_there_are_some(tmp_path):
     for last, columns in ((0, ["a", "b"]), (7, ["a", "b", "(none)"])):
-        confusion = np.array([[5, 1, 0], [0, 2, last]])
-        write_confusion(tmp_path / "c.csv", confusion, ["a", "b"])
-        assert (tmp_path / "c.csv").read_text().splitlines()[0] == ",".join(["label \\ prediction", *columns])
-    assert confusions(confusion, ["a", "b"]) == [(7 / 9, "b", "(none)"), (1 / 6, "a", "b")]
+        result = result_of([[5, 1, 0], [0, 2, last]], ["a", "b"])
+        write_result(tmp_path, result)
+        assert (tmp_path / "confusion.csv").read_text().splitlines()[0] == ",".join(["label \\ prediction", *columns])
+        page = page_of(tmp_path, result)
+        assert [text for _, _, text in Cells(page).rows[0][1:]] == columns
+    assert re.findall(r"<li><b>(.*?)</b> of <i>(.*?)</i> taken for <i>(.*?)</i>", page) == [("77.8%", "b", "(none)"),
+                                                                                          ("16.7%", "a", "b")]  # fmt: skip
 
 
-@pytest.mark.parametrize("K", [2, 19, 150])
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_picture_shows_shares_of_rows_in_cells_that_can_be_read(K, dark):
-    confusion = np.diag(np.full(K, 50))
-    confusion[0, 1], confusion[1] = 150, 0
-    names = [f"class number {i}" for i in range(K)]
-    picture = confusion_picture(confusion, names, dark).astype(int)
-    cell = int(np.clip(1500 // K, 12, 44))
-    left = picture.shape[1] - 13 - cell * K if K > 2 else None
-    assert cell >= 12 and max(picture.shape) < 2200
-    back = picture[0, 0]
-    blue, orange = ((picture[..., c] - picture[..., 2 - c] > 60) for c in (2, 0))
-    assert blue.sum() > 0.5 * cell**2 * (K - 2)  # the diagonal but for row 0, a quarter right, and row 1, without labels
-    assert 0.5 * cell**2 < orange.sum() <= cell**2
-    if left is not None:
-        y, x = np.argwhere(orange).mean(0)
-        assert abs(x - (left + 1.5 * cell)) < 2 and abs(y - (left + 0.5 * cell)) < 2
-    assert (back < 40).all() if dark else (back == 255).all()
+def test_cells_of_the_confusion_hold_per_cent_of_their_row_and_are_as_strong_as_its_root(tmp_path):
+    head, first, second, third = Cells(page_of(tmp_path, result_of([[60, 36, 4, 0], [0, 0, 0, 0], [0, 0, 8, 0]]))).rows
+    assert [text for _, _, text in first] == ["class 0", "60", "36", "4"]
+    assert [cell[1].get("style") for cell in first[1:]] == ["--s:0.77", "--s:0.60", "--s:0.20"]
+    assert [cell[1].get("class") for cell in first[1:]] == ["r", None, None]  # right on the diagonal
+    assert first[2][1]["title"] == "class 0 taken for class 1: 36.0%"
+    assert [text for _, _, text in second] == ["class 1", "", "", ""] and [text for _, _, text in third][1:] == ["", "", "100"]
+    assert all(cell[0] == "th" and cell[1]["scope"] == "col" for cell in head[1:])
+    assert all(row[0][0] == "th" and row[0][1]["scope"] == "row" for row in (first, second, third))
 
 
-def test_long_names_and_names_of_other_alphabets_do_not_break_the_picture():
-    picture = confusion_picture(np.eye(3, dtype=int), ["é" * 80, "道路", ""])
-    assert picture.shape[0] < 600 and picture.dtype == np.uint8
+@pytest.mark.parametrize("K", [1, 2, 30, 31, 150])
+def test_a_report_of_any_number_of_classes_has_a_cell_for_each_pair_and_no_nan(K, tmp_path):
+    confusion = np.random.default_rng(K).integers(0, 1000, (K, K + 1))
+    confusion[:, K] = 0
+    for counts in (confusion, 0 * confusion):
+        result = result_of(counts)
+        write_result(tmp_path, result)
+        page = page_of(tmp_path, result)
+        assert [len(row) for row in Cells(page).rows] == [K + 1] * (K + 1)
+        cells = [cell for row in Cells(page).rows[1:] for cell in row[1:]]
+        assert any(text for _, _, text in cells) == (counts.any() and K <= 30)
+        assert len(page) < 2.5e6
+        for name in ("report.html", "result.md", "result.json", "confusion.csv"):
+            assert "nan" not in (tmp_path / name).read_text(encoding="utf-8").lower()
+        assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["mIoU"] == (
+            result.scores.mIoU if counts.any() else None
+        )
+
+
+def test_markup_in_names_and_protocol_is_shown_not_obeyed(tmp_path):
+    evil = '<script>alert("x")</script>&\'|'
+    label = np.zeros((4, 4), np.uint8)
+    example = Example(f"a/{evil}", 0.5, lambda: (np.zeros((4, 4, 3), np.uint8), label, 1 - label))
+    result = result_of([[0, 16, 0], [0, 0, 0]], [evil, "ok"], title=evil, **{evil: [evil]})
+    page = page_of(tmp_path, result, [example])
+    assert "<script" not in page and page.count(html.escape(evil)) > 8
+    assert Cells(page).rows[1][2][1]["title"] == f"{evil} taken for ok: 100.0%"  # quotes do not end the attribute
+    write_result(tmp_path, result)
+    assert "| 0 | \\<script>" in (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["classes"][0]["name"] == evil
 
 
 def test_the_error_map_marks_wrong_and_ignored_pixels():
@@ -130,15 +189,39 @@ def test_the_error_map_marks_wrong_and_ignored_pixels():
     assert right == [190, 190, 190] and ignored == [47, 47, 47] and wrong[0] > 2 * wrong[1] > 4 * wrong[2]
 
 
-def test_a_page_of_150_classes_and_large_images_stays_small():
+def test_a_page_of_150_classes_and_large_images_stays_small(tmp_path):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 150, (16, 32)).repeat(32, 0).repeat(32, 1)
     image = rng.integers(0, 256, (*label.shape, 3)).astype(np.uint8)  # noise: the worst for any compression
-    example = Example("x", 0.5, image, label, np.roll(label, 9, 1), "overlay/x.jpg")
-    confusion = rng.integers(0, 10**6, (150, 150))
-    page = build_report("t", scores(confusion), None, confusion, [f"class {i}" for i in range(150)], default_palette(150), {},
-                        [example] * 6, [example] * 3, [])  # fmt: skip
-    assert len(page) < 3e6, len(page)
+    examples = [Example(str(i), 0.5, lambda: (image, label, np.roll(label, 9, 1))) for i in range(9)]
+    page = page_of(tmp_path, result_of(rng.integers(0, 10**6, (150, 151))), examples)
+    assert page.count("<article>") == 9 and len(page) < 3e6, len(page)
+
+
+@pytest.mark.parametrize("screen", [">&- 2>&-", "| head -1", "> /dev/full", "> /dev/full 2>&1", "LC_ALL=C PYTHONUTF8=0"])
+def test_a_test_finishes_and_writes_its_report_whatever_its_screen_is(screen, result, tmp_path):
+    """Closed, full, gone after the first line, or of a character set without the names of the classes."""
+    names = ["Straße", "道路", "<script>"]
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    line = f"{sys.executable} {ROOT}/tool/test.py --config {result.parent}/config.yaml test_list {tmp_path}/val.txt"
+    line += f" save_folder {tmp_path} names_path {tmp_path}/names.txt"
+    (tmp_path / "gray").mkdir()
+    rows = []
+    for i in range(3):
+        shutil.copy(result / f"gray/näme {i}.png", tmp_path / f"gray/{i}.png")
+        shutil.copy(result.parent / f"image/näme {i}.png", tmp_path / f"{i}.png")
+        rows.append(f"{tmp_path}/{i}.png\tlabel/{i}.png")
+    (tmp_path / "val.txt").write_text("\n".join(rows), encoding="utf-8")
+    line = f"{screen} {line}" if "=" in screen else f"{line} {screen}"
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(html.escape(name) in page for name in names) and "<script" not in page
+    found = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in found["classes"]] == names
+    assert all(name in (tmp_path / "confusion.csv").read_text(encoding="utf-8") for name in names)
+    (log,) = tmp_path.glob("test-*.log")
+    assert "End Evaluation" in log.read_text(encoding="utf-8") and "name: 道路." in log.read_text(encoding="utf-8")
 
 
 def test_images_without_labels_are_neither_hard_nor_easy(result, tmp_path):

@@ -1,10 +1,12 @@
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import CONFIG, finish, said, small_training, start
 
 from model import build_model
 from tool import demo, test
@@ -192,6 +194,72 @@ def test_a_wrong_label_is_named_with_its_file(project, tmp_path, capsys):
     assert "bad.png" in error and "9" in error and "255" in error
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", "", '{"protocol": 3}', "\0\x01", "[" * 100_000, '"protocol"', "null"])
+def test_a_result_json_of_something_else_is_named(project, tmp_path, capsys, content):
+    """It would have told how the predictions were made."""
+    for name in ("aachen/1", "bonn/1", "bonn/2"):
+        (tmp_path / "gray" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"gray/{name}.png").write_bytes((project / f"label/{name}.png").read_bytes())
+    (tmp_path / "result.json").write_text(content)
+    assert run(project, "save_folder", tmp_path, "has_prediction", True, "model_path", "null") == 1
+    assert f"error: {tmp_path / 'result.json'}: not a result of tool/test.py" in capsys.readouterr().err
+    assert (tmp_path / "result.json").read_text() == content and not (tmp_path / "report.html").exists()
+
+
+def test_a_prediction_of_another_size_is_named(project, tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("image/bonn/1.png label/bonn/1.png\n")
+    (tmp_path / "gray").mkdir()
+    Image.fromarray(np.zeros((20, 57), np.uint8)).save(tmp_path / "gray/1.png")
+    assert run(project, "save_folder", tmp_path, "test_list", tmp_path / "list.txt", "has_prediction", True) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/gray/1.png is 20 x 57" in error and "label/bonn/1.png is 40 x 57" in error
+
+
+@pytest.mark.parametrize("program", ["test", "demo"])
+def test_a_network_whose_output_is_not_finite_ends_with_the_name_of_the_image(project, tmp_path, capsys, program):
+    """All weights are finite; only the logits are not."""
+    checkpoint = torch.load(project / "train_epoch_7.pth")
+    checkpoint["state_dict"]["cls.4.weight"].fill_(3e38)
+    save_checkpoint(checkpoint, tmp_path / "large.pth")
+    if program == "test":
+        assert run(project, "save_folder", tmp_path / "out", "model_path", tmp_path / "large.pth") == 1
+        assert not (tmp_path / "out/result.json").exists()
+    else:
+        words = ("--image", project / "image/aachen/1.png", "--out", tmp_path / "out", "model_path", tmp_path / "large.pth")
+        assert show(project, *words) == 1
+    assert f"error: {project}/image/aachen/1.png: the network's output is NaN or infinite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["gray", "color", "report.html", "result.json", "confusion.csv", "overlay"])
+def test_a_result_that_cannot_be_written_is_named(project, tmp_path, capsys, what):
+    if "." in what:
+        (tmp_path / what / "full").mkdir(parents=True)  # a folder where a file should be, and the reverse
+    else:
+        (tmp_path / what).write_text("")
+    assert run(project, "save_folder", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / what}") and "could not be written" in error
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_save_folder_that_is_a_file_is_named(project, tmp_path, capsys, place):
+    (tmp_path / "file").write_text("")
+    assert run(project, "save_folder", tmp_path / place) == 1
+    assert f"error: TEST.save_folder: no results can be written to {tmp_path / place}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mistake", [("scale", 1), ("save_folder", "null"), ("model_path", "nowhere.pth"), ("classes", 20),
+                                     ("index_start", 99)])  # fmt: skip
+def test_several_processes_report_a_mistake_once(toy, tmp_path, mistake):
+    log = tmp_path / "log"
+    options = small_training(toy, save_folder=tmp_path / "out", model_path=tmp_path / "weights.pth")
+    torch.manual_seed(0)
+    save_checkpoint({"state_dict": build_model(load_config(CONFIG)).state_dict()}, tmp_path / "weights.pth")
+    assert finish(start(options, *mistake, log=log, world=3, program="tool.test")) == [1, 1, 1]
+    assert said(log, 0).count("error: ") == 1 and "Traceback" not in said(log, 0), said(log, 0)
+    assert said(log, 1) == said(log, 2) == ""
+
+
 def test_reading_ahead_keeps_order_stays_bounded_and_passes_errors_on():
     started = []
     results = test.ahead(lambda i: started.append(i) or 10 // (7 - i), range(20), threads=2, depth=3)
@@ -233,15 +301,29 @@ def test_demo_says_what_it_could_not_find(project, tmp_path, capsys):
     assert "no.pth does not exist" in capsys.readouterr().err
 
 
-def test_demo_turns_pictures_upright(tmp_path):
-    picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
-    exif = picture.getexif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
-    picture.save(tmp_path / "phone.jpg", exif=exif)
-    assert demo.read_upright(tmp_path / "phone.jpg").shape == (30, 20, 3)
-
-
-def test_demo_names_a_broken_picture(project, tmp_path, capsys):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+def test_demo_predicts_the_pictures_that_it_can_read_and_lists_the_others(project, tmp_path, capsys):
+    whole = (project / "image/bonn/1.png").read_bytes()
+    for name, content in (("a.jpg", b"no picture"), ("b.png", whole[:40]), ("c.png", whole), ("d.png", b"")):
+        (tmp_path / name).write_bytes(content)
     assert show(project, "--image", tmp_path, "--out", tmp_path / "out") == 1
-    assert "broken.jpg" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "3 of 4 pictures could not be read:" in error
+    assert all(f"{tmp_path / name}: " in error for name in ("a.jpg", "b.png", "d.png")) and "c.png" not in error
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c_color.png", "c_gray.png", "c_overlay.png"]
+
+
+def test_demo_predicts_a_16_bit_picture_as_the_test_does(project, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 65536, (40, 57, 3)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), pixels)
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/deep.png\n")
+    assert run(project, "save_folder", tmp_path / "out", "split", "test", "test_list", tmp_path / "list.txt") == 0
+    assert show(project, "--image", tmp_path / "deep.png", "--out", tmp_path / "seen") == 0
+    by_test, by_demo = (np.asarray(Image.open(tmp_path / name)) for name in ("out/gray/deep.png", "seen/deep_gray.png"))
+    assert np.array_equal(by_test, by_demo) and len(np.unique(by_test)) > 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_demo_refuses_an_out_that_is_a_file(project, tmp_path, capsys, place):
+    (tmp_path / "file").write_text("")
+    assert show(project, "--image", project / "image/bonn/1.png", "--out", tmp_path / place) == 1
+    assert f"error: --out {tmp_path / place}: no folder for the results" in capsys.readouterr().err

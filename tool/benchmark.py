@@ -4,8 +4,8 @@
     python tool/benchmark.py model --config config/cityscapes/cityscapes_pspnet50.yaml
     python tool/benchmark.py model --config config/toy/toy_pspnet18.yaml --step
 
-speed (what runs without a subcommand): loader, training step, loss, test of a frame, scores and start, each against the plain
-form of the same work, which is how the original does it, in the same process and in turns; on the GPU if there is one.
+speed (the default): loader, training step, loss, test of a frame, scores and start, each against the plain form of the same
+work, which is how the original does it, alternating in the same process; on the GPU if there is one.
 model: parameters, multiply-adds and memory of each part of a network.
 """
 
@@ -65,7 +65,7 @@ def main(argv=None) -> int:
 
 @dataclass(frozen=True)
 class Setup:
-    """What the rows of the speed table have in common."""
+    """Settings of all rows of the speed table."""
 
     device: torch.device
     repeats: int = 9  # at most
@@ -90,14 +90,14 @@ def speed(args) -> None:
     print("|---|---|--:|--:|---|--:|--:|--:|--:|", flush=True)
     notes = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        # (rows, share of the time): a slow machine repeats less, but does everything once
+        # (rows, share of the time): a slow machine repeats less often, but measures everything once
         for rows, share in ((loader, 0.1), (train_21, 0.25), (train_150, 0.25), (loss, 0.03), (sliding, 0.3), (scoring, 0.02),
                             (start, 0.05)):  # fmt: skip
             for line in rows(setup, Path(folder), 60 * args.minutes * share, notes):
                 print(line, flush=True)
             gc.collect()
     print(
-        f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(device)}. Times: median of the runs, which take turns. "
+        f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(device)}. Times: median of the runs, which alternate. "
         "Memory: median of the peaks above what was in use before, "
         f"{'torch.cuda.max_memory_allocated' if device.type == 'cuda' else 'resident memory'}."
     )
@@ -170,7 +170,7 @@ def training(setup, classes, seconds):
             precision.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
 
-        step(65 if device.type == "cpu" else size)  # starts the libraries, makes the momenta
+        step(65 if device.type == "cpu" else size)  # loads the libraries, allocates the momenta
         return step
 
     result = compare({name: form(*what) for name, what in forms.items()}, seconds, setup.repeats, device)
@@ -179,7 +179,7 @@ def training(setup, classes, seconds):
 
 
 def loss(setup, folder, seconds, notes):
-    """From small logits to the loss and back, the part of the step above that grows with the classes."""
+    """From small logits to the loss and its gradient: the part of the training step that grows with the classes."""
     size, classes = setup.train, 150
     side = (size - 1) // 8 + 1
     logits = torch.randn(2, classes, side, side, device=setup.device, requires_grad=True)
@@ -215,7 +215,7 @@ def sliding(setup, folder, seconds, notes):
 
     forms = {"window by window, sums on the host": run_plain, "fp32": lambda: run("fp32", fast, "fp32"),
              "bf16, channels_last": lambda: run("bf16", half, "bf16")}  # fmt: skip
-    window = image[: setup.crop, : setup.crop]  # starts the libraries
+    window = image[: setup.crop, : setup.crop]  # loads the libraries
     run_plain(window)
     run("fp32", fast, "fp32", window)
     run("bf16", half, "bf16", window)
@@ -229,7 +229,7 @@ def sliding(setup, folder, seconds, notes):
 
 @torch.inference_mode()
 def plain_predict(network, image, classes, crop, device):
-    """The class of every pixel the way the original finds it: one window at a time, normalised on the host and averaged with
+    """The class of every pixel as the original computes it: one window at a time, normalised on the host and averaged with
     its mirror image, probabilities summed on the host in float64."""
     h, w = image.shape[:2]
     total, count = np.zeros((h, w, classes)), np.zeros((h, w, 1))
@@ -255,7 +255,7 @@ def scoring(setup, folder, seconds, notes):
     label[:: h // 8] = 255
 
     def histograms():
-        """Intersection, union and target the way the original counts them."""
+        """Intersection, union and target as the original counts them."""
         output = pred.copy()
         output[label == 255] = 255
         same = output[output == label]
@@ -289,7 +289,7 @@ def start(setup, folder, seconds, notes):
 
 
 def time_until(program, text):
-    """Seconds until a program prints a line with `text`; it is asked to stop then."""
+    """Seconds until a program prints a line with `text`; it is terminated then."""
     begin = time.perf_counter()
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -302,8 +302,11 @@ def time_until(program, text):
 
 
 def compare(forms, seconds, repeats, device, per=1):
-    """{name: Result} of functions {name: form}, each of which does the work `per` times: rounds in which all take their turn,
-    each in the opposite order of the one before, until `seconds` are over; at least one, at most `repeats`."""
+    """{name: Result} of functions {name: form}, each of which does the work `per` times.
+
+    They alternate: each round runs all of them, in the reverse order of the round before, until `seconds` are over; at least
+    one round, at most `repeats`.
+    """
     taken, order = {name: [] for name in forms}, list(forms)
     begin = time.perf_counter()
     for done in range(repeats):
@@ -331,7 +334,7 @@ def observe(form, device):
         torch.cuda.synchronize()
         return time.perf_counter() - begin, torch.cuda.max_memory_allocated() - before
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs left must not count as free room for this one
+        ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs freed must not be reused unseen by this one
     with ResidentPeak() as peak:
         begin = time.perf_counter()
         form()
@@ -340,7 +343,7 @@ def observe(form, device):
 
 
 class ResidentPeak(threading.Thread):
-    """Watches this process's resident memory while the block runs; `above` is its rise in bytes, None without Linux's /proc."""
+    """Peak of this process's resident memory during the block: `above` its value at the start in bytes, None without /proc."""
 
     def __enter__(self):
         self.before = self.highest = self.resident()
@@ -367,7 +370,7 @@ class ResidentPeak(threading.Thread):
 
 
 def row(work, plain, ours, results):
-    """A line of the table: two of the results."""
+    """A line of the table, from two of the results."""
     a, b = results[plain], results[ours]
     cells = [work]
     for name, result in ((plain, a), (ours, b)):
@@ -377,7 +380,7 @@ def row(work, plain, ours, results):
 
 
 def processor():
-    """Name and number of the processors, and the memory, as far as the system tells."""
+    """Name and number of the processors, and the memory, where the system reports them."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
@@ -463,7 +466,7 @@ def measure(network, batch, h, w):
 
 
 def training_step(cfg, batch, h, w) -> str:
-    """One step with SGD on the GPU, or on the CPU without one; says its peak memory."""
+    """Peak memory of one step with SGD on the GPU, or on the CPU without one, as a sentence."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = peak_memory_mb(device)
     network = build_model(cfg).to(device).train()
@@ -480,10 +483,10 @@ def training_step(cfg, batch, h, w) -> str:
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sub = commands.add_parser("speed", aliases=["all"], help="every fast path against the plain form (default)")
+    sub = commands.add_parser("speed", aliases=["all"], help="every optimised part against its plain form (default)")
     sub.set_defaults(command=speed)
-    sub.add_argument("--minutes", type=float, default=8.0, help="how long it may take, about (default: %(default)s)")
-    sub.add_argument("--quick", action="store_true", help="tiny sizes, one run each: whether it works at all")
+    sub.add_argument("--minutes", type=float, default=8.0, help="approximate duration (default: %(default)s)")
+    sub.add_argument("--quick", action="store_true", help="tiny sizes, one run each, as a check that it works")
     sub = commands.add_parser("model", help="parameters, multiply-adds and memory of each part of a network")
     sub.set_defaults(command=model)
     sub.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")

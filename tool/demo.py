@@ -1,10 +1,11 @@
-"""Show what a network sees in pictures of your own.
+"""Predict pictures that need no labels and no list.
 
     python tool/demo.py --config config/toy/toy_pspnet18.yaml --image picture.jpg
     python tool/demo.py --config config/ade20k/ade20k_pspnet50.yaml --image "holiday/*.jpg" --out seen scales "[0.75, 1.0]"
 
 Writes NAME_gray.png (class ids), NAME_color.png (the same in colours) and NAME_overlay.png (colours over the picture) into
---out. A GPU is used if the config's `test_gpu` names one and there is one.
+--out. Pictures that cannot be read are listed at the end, with exit status 1. A GPU is used if the config's `test_gpu` names
+one and there is one.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
-from PIL import Image, ImageOps
 
 from model import build_model
 from model.fold import for_test
@@ -23,11 +23,13 @@ from model.weights import load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
 from util.command import find_config
+from util.common import Mistake, first_few
 from util.config import load_config
+from util.image import read_image
 from util.inference import predict, prediction_settings
-from util.log import report_errors
+from util.log import build_logger, report_errors
 from util.precision import Precision
-from util.visual import colorize, default_palette, load_colors, load_names, output_names, overlay, save_png
+from util.visual import class_names, colorize, output_names, overlay, palette_of, save_png
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -40,30 +42,43 @@ def main(argv=None) -> int:
 def demo(args) -> None:
     overrides = [*args.opts, *(["model_path", str(Path(args.model_path).resolve())] if args.model_path else [])]
     cfg = load_config(find_config(args.config), overrides, must_exist=["model_path"])
-    paths = find_images(args.image)
-    names = load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {i}" for i in range(cfg.classes)]
-    palette = load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
+    names, palette = class_names(cfg), palette_of(cfg)
+    paths, out = find_images(args.image), Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"--out {out}: no folder for the results ({error})") from error
     device = distributed.pick_device(cfg.test_gpu)
     network = build_model(cfg)
     load_network_weights(network, cfg.model_path, read=load_checkpoint)
     network = for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile)
     precision = Precision(cfg.precision, device)
 
+    log, faults = build_logger(), []
     for path, name in zip(paths, output_names(paths)):
         start = time.time()
-        image = read_upright(path)
-        with precision.autocast():
-            pred = predict(network, image, **prediction_settings(cfg))
-        save_png(f"{args.out}/{name}_gray.png", pred)
-        save_png(f"{args.out}/{name}_color.png", colorize(pred, palette))
-        save_png(f"{args.out}/{name}_overlay.png", overlay(image, pred, palette))
+        try:
+            image = read_image(path)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+            continue
+        try:
+            with precision.autocast():
+                pred = predict(network, image, **prediction_settings(cfg))
+        except FloatingPointError as error:
+            raise Mistake(f"{path}: {error}") from error
+        save_png(out / f"{name}_gray.png", pred)
+        save_png(out / f"{name}_color.png", colorize(pred, palette))
+        save_png(out / f"{name}_overlay.png", overlay(image, pred, palette))
         ids, pixels = np.unique(pred, return_counts=True)
         largest = [f"{names[ids[i]]} {pixels[i] / pred.size:.0%}" for i in pixels.argsort()[::-1][:5]]
-        print(f"{args.out}/{name}_overlay.png: {', '.join(largest)} ({time.time() - start:.1f} s)")
+        log.info(f"{out / name}_overlay.png: {', '.join(largest)} ({time.time() - start:.1f} s)")
+    if faults:
+        raise Mistake(f"{len(faults)} of {len(paths)} pictures could not be read:\n  {first_few(faults, 20, chr(10) + '  ')}")
 
 
 def find_images(pattern) -> list[Path]:
-    """The pictures that a file, a folder or a glob pattern (`**` reaches into sub-folders) stands for, sorted."""
+    """The pictures of a file, a folder or a glob pattern (`**` reaches into sub-folders), sorted."""
     if Path(pattern).is_file():
         return [Path(pattern)]
     folder = Path(pattern).is_dir()
@@ -71,14 +86,8 @@ def find_images(pattern) -> list[Path]:
     images = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
     if not images:
         what = "this folder holds no pictures" if folder else "no such picture, and no pictures match it"
-        raise ValueError(f"--image {pattern}: {what} ({' '.join(sorted(SUFFIXES))})")
+        raise Mistake(f"--image {pattern}: {what} ({' '.join(sorted(SUFFIXES))})")
     return images
-
-
-def read_upright(path):
-    """The picture as (H, W, 3) uint8 RGB, turned as the camera says; data sets are read unturned, like their labels."""
-    with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def parse_args(argv):

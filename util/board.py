@@ -2,11 +2,11 @@
 
 import textwrap
 
+import numpy as np
 from tensorboardX.summary import hparams
 
 from util.config import Config, dump_config
 from util.metric import Scores, table
-from util.report import confusion_picture
 
 # Settings that may explain why one run is better than another: the columns of the HParams tab.
 COMPARED = """arch layers stem zoom_factor initmodel sync_bn dropout train_h train_w scale_min scale_max rotate_min rotate_max
@@ -33,4 +33,19 @@ def log_validation(writer, result: Scores, confusion, names: list[str], step: in
         if iou == iou:  # nan: an absent class
             writer.add_scalar(f"IoU_val/{name.replace('/', ' ')}", iou, step)
     writer.add_text("val/table", table(result, names, markdown=True), step)
-    writer.add_image("val/confusion", confusion_picture(confusion, names), step, dataformats="HWC")
+    writer.add_image("val/confusion", heat_map(confusion), step, dataformats="HWC")
+
+
+def heat_map(confusion, side=480):
+    """The confusion matrix (K, K) as a picture (H, W, 3) uint8, in cells of equal size, about `side` pixels high.
+
+    Rows are labels, columns predictions. The strength of the colour, blue on the diagonal and orange elsewhere, is the square
+    root of the share of the row, which keeps small confusions visible; a row without labels is white.
+    """
+    confusion = np.asarray(confusion)
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    colours = np.full((*share.shape, 3), (208, 84, 10))
+    colours[np.diag_indices(len(share))] = (24, 95, 190)
+    picture = np.rint(255 + np.sqrt(share)[..., None] * (colours - 255)).astype(np.uint8)
+    cell = max(1, side // len(share))
+    return picture.repeat(cell, 0).repeat(cell, 1)

@@ -2,7 +2,7 @@
 
 Every scale of the image goes through the network, in overlapping windows or in one piece, and so do their mirror images;
 the class probabilities are averaged over mirror images, overlapping windows and scales: all on the model's device, in
-float32, without waiting for it. Whoever wants the network in half precision calls in an autocast context.
+float32, without waiting for it. For a network in half precision, call in an autocast context.
 """
 
 from functools import partial
@@ -30,6 +30,20 @@ def prediction_settings(cfg):
         "mode": cfg.test_mode,
         "average": cfg.average,
         "align_corners": cfg.align_corners,
+    }
+
+
+def prediction_protocol(cfg):
+    """The same for people who compare numbers, as plain values."""
+    return {
+        "scales": list(cfg.scales),
+        "flip": cfg.flip,
+        "mode": cfg.test_mode,
+        "average": cfg.average,
+        "crop": [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w],
+        "stride": "2/3",
+        "base_size": list(cfg.base_size) if isinstance(cfg.base_size, tuple) else cfg.base_size or "the image's own long side",
+        "precision": cfg.precision,
     }
 
 
@@ -68,21 +82,20 @@ def predict_probability(
     flip: average each window with its mirror image.
     stride_rate: windows start every ceil(crop * stride_rate) pixels, the last one ends at the border.
     test_batch: windows, and as many mirror images, in one call of the model.
-    mode: "slide", or "whole": each scaled image is one window, whatever its size; crop, stride and batch mean nothing then.
+    mode: "slide", or "whole": each scaled image is one window, whatever its size; crop, stride and batch are not used then.
     average: "prob", the mean of the windows' probabilities, resized to the image's size; or "logit", as MMSegmentation does:
         the mean of the windows' logits, resized, then softmax. Mirror images are averaged after it, so the whole image is
         mirrored, not each window; and an image below the window is not padded, but a smaller window.
     align_corners: of that resizing of logits.
     device: where to compute; None = where the model's weights are.
 
-    Memory, on the device: one (K, H, W) float32 tensor of the scale at work, with several scales two more of the image's
-    size; while the model works also its own for 2 * test_batch windows, and their logits twice. With average "logit" and
-    flip the scale at work has two tensors, and after the model's work there are up to four of the image's size.
+    Memory, on the device: one (K, H, W) float32 tensor of the current scale, with several scales two more of the image's
+    size; while the model runs also its activations for 2 * test_batch windows, and their logits twice. With average "logit"
+    and flip the current scale has two tensors, and after the model's run there are up to four of the image's size.
     """
     if getattr(model, "training", False):
         raise ValueError(
-            "the model is in training mode, and dropout and batch statistics would spoil its predictions: "
-            "call model.eval() first"
+            "the model is in training mode, where dropout and batch statistics change its predictions: call model.eval() first"
         )
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected an image of shape (H, W, 3), not {tuple(image.shape)}")
@@ -113,8 +126,17 @@ def predict_probability(
 
 
 def predict(model, image, **settings):
-    """The likeliest class of every pixel, (H, W) uint8 array (uint16 from 257 classes on); see predict_probability."""
-    best = predict_probability(model, image, **settings).argmax(0)
+    """The most probable class of every pixel, (H, W) uint8 array (uint16 from 257 classes on); see predict_probability.
+
+    Raises FloatingPointError if a probability is not finite: argmax would take NaN for the largest.
+    """
+    probability = predict_probability(model, image, **settings)
+    best = probability.argmax(0)
+    if not probability.sum().isfinite():
+        raise FloatingPointError(
+            "the network's output is NaN or infinite: its weights are damaged, or its values exceed the range of `precision`: "
+            "fp16 ends at 65504; fp32 and bf16 go further"
+        )
     if settings["classes"] <= 256:
         return best.to(torch.uint8).cpu().numpy()
     return best.to(torch.int32).cpu().numpy().astype(np.uint16)
@@ -143,7 +165,7 @@ def window_starts(side, crop, stride_rate):
 
 
 def _slide(window, x, classes, crop_h, crop_w, stride_rate, test_batch):
-    """Mean (P, K, h, w) of what `window`, (N, 3, crop_h, crop_w) -> (N, K, crop_h, crop_w), says of P images (P, 3, h, w)."""
+    """Mean over the windows (P, K, h, w) of P images (P, 3, h, w); window: (N, 3, crop_h, crop_w) -> (N, K, crop_h, crop_w)."""
     passes, _, h, w = x.shape
     pad_h, pad_w = max(crop_h - h, 0), max(crop_w - w, 0)
     top, left = pad_h // 2, pad_w // 2
@@ -164,7 +186,7 @@ def _window_logits(model, classes, windows):
     """(N, K, crop_h, crop_w) float32 of windows (N, 3, crop_h, crop_w)."""
     y = model(windows).float()
     if y.shape[1] != classes:
-        raise ValueError(f"the model speaks of {y.shape[1]} classes, but `classes` is {classes}")
+        raise ValueError(f"the model has {y.shape[1]} classes, but `classes` is {classes}")
     if y.shape[2:] != windows.shape[2:]:
         y = F.interpolate(y, windows.shape[2:], mode="bilinear", align_corners=True)
     return y

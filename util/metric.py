@@ -1,23 +1,26 @@
-"""Scores of a segmentation: exact integer counts, and mIoU, mAcc, allAcc and their kin from them.
+"""Scores of a segmentation: exact integer counts, and mIoU, mAcc, allAcc and related means of them.
 
 All counts come from one histogram of (label, prediction) pairs in int64, so they are exact for any number of pixels and
-add up over images and processes. What counts how:
+add up over images and processes. Rules:
 
 - pixels labelled `ignore_index` count nowhere;
-- a prediction outside [0, K) belongs to no class: a miss for the labelled class, a false positive of none;
-- a label outside [0, K) that is not `ignore_index` is a mistake of the data: the functions that work on the host raise,
-  `intersectionAndUnionGPU` counts the pixel as a false positive of the predicted class.
+- a prediction outside [0, K) belongs to no class: a false negative of the labelled class, a false positive of none;
+- a label outside [0, K) that is not `ignore_index` is an error in the data: the functions that work on the host raise
+  ValueError, `intersectionAndUnionGPU` counts the pixel as a false positive of the predicted class.
 """
 
+import re
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
 
+from util.common import text_table
+
 
 class AverageMeter:
-    """Last value and running mean of a number or an array. The mean of nothing is nan; a nan that comes in stays in."""
+    """Last value and running mean of a number or an array. The mean of no values is nan; a nan among them makes it nan."""
 
     def __init__(self):
         self.reset()
@@ -47,7 +50,7 @@ def intersectionAndUnion(output, target, K, ignore_index=255):
 
 
 def intersectionAndUnionGPU(output, target, K, ignore_index=255):
-    """The same for tensors, (K,) int64 on their device. Never stops the host for the device, so it checks no values."""
+    """The same for tensors, (K,) int64 on their device. Never makes the host wait for the device, so it checks no values."""
     return _areas(_pairs(output, target, K, ignore_index), K)
 
 
@@ -55,8 +58,8 @@ def confusion_matrix(pred, label, K, ignore_label=255, other=False):
     """(K, K) int64 tensor, rows = label, columns = prediction, from integer arrays or tensors of one shape.
 
     Raises ValueError for a label, or a prediction on a labelled pixel, outside [0, K), except for tensors on an
-    accelerator, where looking would stop the host: such pixels are then left out. With `other`, predictions outside are no
-    error but one more column, (K, K + 1).
+    accelerator, where the check would make the host wait: such pixels are then left out. With `other`, predictions outside
+    are no error but one more column, (K, K + 1).
     """
     pred, label = _host(pred), _host(label)
     pairs = _pairs(pred, label, K, ignore_label)
@@ -74,7 +77,7 @@ def boundary_areas(pred, label, K, ignore_label=255, dilation=0.02):
     Of a class's region G in the label and P in the prediction only the pixels within distance d of the region's own contour
     count, G_d and P_d: |G_d & P_d| / |G_d | P_d|, with d = round(dilation * diagonal), at least 1 (Cheng, Girshick, Dollar,
     Berg, Kirillov: Boundary IoU, CVPR 2021). The distance is the chessboard's, and the image's border is contour,
-    as in the authors' program. Ignored pixels count nowhere and border on everything, in label and prediction alike.
+    as in the authors' program. Ignored pixels count nowhere; in label and prediction alike the pixels beside them are contour.
 
     pred, label: (H, W) integer arrays, ids 0..65534. dilation: share of the diagonal.
     """
@@ -82,8 +85,8 @@ def boundary_areas(pred, label, K, ignore_label=255, dilation=0.02):
     nothing = 65535
     label, pred = (np.where(valid & (ids < K), ids, nothing).astype(np.uint16) for ids in (label, pred))
     distance = max(1, round(dilation * float(np.hypot(*label.shape))))
-    # A pixel is inside, not on the contour, if its whole neighbourhood is of its class: one minimum and one maximum serve
-    # all classes at once.
+    # A pixel is inside, not on the contour, if its whole neighbourhood is of its class: minimum and maximum of the ids
+    # answer that for all classes at once.
     square = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
     contours = []
     for ids in (label, pred):
@@ -147,15 +150,16 @@ def scores(*counts):
 
 
 def image_mIoU(confusion):
-    """Mean IoU over the classes that are labelled in one image; nan if none is. For finding the hard ones.
+    """Mean IoU over the classes that are labelled in one image, for ranking images; nan if none is.
 
-    A class that is predicted only would be a 0 among few, whatever its size; its pixels are the other classes' misses anyway.
+    A class that is only predicted would count as a 0 among few classes, however few pixels it has; those pixels lower the
+    IoU of the labelled classes already.
     """
     return mean(scores(confusion).iou[np.asarray(confusion).sum(1) > 0])
 
 
 def mean(values):
-    """Of those that are not nan; nan if none is."""
+    """Mean of the values that are not nan; nan if there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")
 
@@ -177,19 +181,17 @@ def table(result, names=None, markdown=False, boundary=None):
     rows = [["class", "name", *columns]]
     rows += [[str(i), name, *(number(c[i]) for c in columns.values())] for i, name in enumerate(names)]
     rows += [["mean", "", *(number(mean(c)) for c in columns.values())]]
-    if markdown:
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-        cells.insert(1, ["---", ":---", *["---:"] * len(columns)])
-        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = (
-        [row[0].rjust(width[0]), row[1].ljust(width[1]), *(c.rjust(w) for c, w in zip(row[2:], width[2:]))] for row in rows
-    )
-    return "\n".join("  ".join(line) for line in lines)
+    if not markdown:
+        return text_table(rows)
+    cells = [
+        [re.sub(r"([\\|<])", r"\\\1", cell) for cell in row] for row in rows
+    ]  # names may hold what Markdown reads as markup
+    cells.insert(1, ["---", ":---", *["---:"] * len(columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def _host(x):
-    """Arrays as tensors, without a copy where torch allows it: not of uint16, nor backwards, nor read-only."""
+    """Arrays as tensors; uint16, negative strides and read-only arrays, which torch does not take, are copied."""
     if torch.is_tensor(x):
         return x
     x = np.asarray(x)
@@ -204,7 +206,7 @@ def _pairs(pred, label, K, ignore):
     if pred.device.type == "cpu":
         pred, label = _bytes(pred), _bytes(label)
     if pred.dtype == label.dtype == torch.uint8 and pred.device.type == "cpu":
-        # Counts all 65536 pairs of bytes, then sorts the counts into classes: no pass over the pixels to mask them.
+        # Counts all 65536 pairs of bytes, then adds up the counts by class, which saves masking every pixel.
         byte = torch.arange(256)
         cell = _row(byte, K, ignore)[:, None] * (K + 1) + _column(byte, K)
         pair = label.reshape(-1).to(torch.int32).mul_(256).add_(pred.reshape(-1))
@@ -214,13 +216,13 @@ def _pairs(pred, label, K, ignore):
         cell = (_row(label.long(), K, ignore) * (K + 1) + _column(pred.long(), K)).reshape(-1)
         if cell.device.type == "cpu":
             pairs = torch.bincount(cell, minlength=size)
-        else:  # bincount looks at the largest value first and so stops the host
+        else:  # bincount reads the largest value first, which makes the host wait
             pairs = cell.new_zeros(size).scatter_add_(0, cell, torch.ones_like(cell))
     return pairs.view(K + 2, K + 1)
 
 
 def _bytes(x):
-    """x as uint8 if all its values are, as in nearly every label and prediction."""
+    """x as uint8 if all values fit, as in nearly every label and prediction."""
     if x.dtype == torch.uint8 or not x.numel():
         return x
     low, high = x.aminmax()

@@ -1,132 +1,332 @@
-"""The report of a test: a picture of the confusion matrix, and one HTML file with numbers and pictures that needs no network.
+"""The results of a test as files: result.json, result.md, confusion.csv, report.html and overlays of the hardest images.
 
-The page holds its pictures, has no script, and a content security policy forbids it to fetch anything.
+report.html is one file with its pictures inside and no script; its content security policy forbids it to fetch anything.
+Text files are UTF-8 whatever the locale is, and every file is written whole or not at all.
 """
 
 import base64
 import csv
 import io
+import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
+from pathlib import Path
 from urllib.parse import quote
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from util.metric import confusion_matrix, mean, number
-from util.visual import colorize, paint
+from util.common import Mistake, write_aside
+from util.config import ROOT
+from util.metric import Scores, confusion_matrix, mean, number, scores, table
+from util.visual import colorize, overlay, paint, save_jpeg
 
+HARDEST, SHOWN, BEST = 20, 6, 3  # images listed with their overlays; of them shown in four pictures; best images shown
 THUMBNAIL = 480  # pixels of the long side: sharp at twice the density of a screen with four in a row
+DASHES = """A dash: the class is in no label (accuracy), or in neither label nor prediction (IoU, dice), or in no prediction
+(precision); the means leave it out. The accuracy of a class is its recall."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Counts of a test, and what is needed to present them."""
+
+    title: str  # of the page
+    names: list[str]  # of the K classes
+    palette: np.ndarray  # (K, 3) uint8 RGB
+    ignore_label: int
+    confusion: np.ndarray  # (K, K + 1) int64: rows are labels, columns predictions, the last one those that are no class
+    contours: np.ndarray | None  # (3, K) int64, the sum of `boundary_areas`, if the boundary IoU was asked for
+    protocol: dict  # how the predictions were made
+
+    @cached_property
+    def scores(self) -> Scores:
+        return scores(self.confusion)
+
+    @cached_property
+    def boundary(self) -> Scores | None:
+        return None if self.contours is None else scores(*self.contours)
+
+    @property
+    def summary(self) -> str:
+        return "mIoU/mAcc/allAcc " + "/".join(number(getattr(self.scores, key)) for key in ("mIoU", "mAcc", "allAcc"))
+
+    @property
+    def further(self) -> dict[str, str]:
+        """Means that are not in the summary."""
+        means = {"mDice": self.scores.mDice, "frequency-weighted IoU": self.scores.fwIoU}
+        means |= {"boundary IoU": self.boundary.mIoU} if self.boundary else {}
+        return {key: number(value) for key, value in means.items()}
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of the confusion matrix: `(none)` is one of them only if some predictions were no class."""
+        return [*self.names, "(none)"] if self.confusion[:, -1].any() else list(self.names)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The confusion matrix (K, columns) as shares of its rows; the row of a class without labels is 0."""
+        counts = self.confusion[:, : len(self.columns)]
+        return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image for the report: (H, W, 3) uint8 RGB, label and prediction (H, W) ids, and where its files are."""
+    """One image of the test."""
 
     name: str
-    mIoU: float
-    image: np.ndarray
-    label: np.ndarray
-    pred: np.ndarray
-    link: str  # relative to the report
+    mIoU: float  # over the classes that are labelled in it; nan if none is
+    read: Callable  # () -> image (H, W, 3) uint8 RGB, label (H, W), prediction (H, W)
+
+    @property
+    def link(self) -> str:
+        """Its overlay, relative to the report."""
+        return f"overlay/{self.name}.jpg"
 
 
-# ---- confusion matrix ----
+# ---- numbers ----
 
 
-def write_confusion(path, confusion, names):
-    """CSV of pixels: rows are labels, columns predictions; a last column `(none)` if some predictions were no class."""
-    confusion, columns = _trim(confusion, names)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label \\ prediction", *columns])
-        writer.writerows([name, *row] for name, row in zip(names, confusion.tolist()))
+def log_result(log, result: Result) -> None:
+    log.info(f"Eval result: {result.summary}.")
+    for i, name in enumerate(result.names):
+        iou, accuracy = number(result.scores.iou[i]), number(result.scores.accuracy[i])
+        log.info(f"Class_{i} result: iou/accuracy {iou}/{accuracy}, name: {name}.")
+    for title, values in (("Further", result.further), ("Protocol", result.protocol)):
+        log.info(f"{title}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    log.info("\n" + table(result.scores, result.names, boundary=result.boundary))
 
 
-def confusion_picture(confusion, names, dark=False):
-    """The matrix as a picture (H, W, 3) uint8 RGB, rows labels, columns predictions, each cell its share of the row.
-
-    confusion: (K, K) or (K, K + 1) counts. Blue: right; orange: wrong; a row without labels is gray. The strength of the
-    colour is the root of the share, so that small confusions show. Up to 30 classes have their per cent written in.
-    """
-    confusion, columns = _trim(confusion, names)
-    K = len(names)
-    total = confusion.sum(1, keepdims=True)
-    share = confusion / np.maximum(total, 1)
-    back, ink, faint, right, wrong = (
-        ((24, 26, 30), (226, 228, 232), (44, 47, 53), (92, 160, 255), (255, 140, 66)) if dark else
-        ((255, 255, 255), (34, 38, 46), (240, 241, 244), (24, 95, 190), (208, 84, 10))
-    )  # fmt: skip
-    full = np.broadcast_to(np.float32(wrong), (*share.shape, 3)).copy()
-    full[range(K), range(K)] = right
-    strength = np.sqrt(share)[..., None]
-    cells = (1 - strength) * np.float32(back) + strength * full
-    cells[total[:, 0] == 0] = faint
-
-    cell = int(np.clip(1500 // K, 12, 44))
-    text, small = _font(min(cell - 1, 14)), _font(12)
-    rows, tops = ([_shorten(name) for name in some] for some in (names, columns))
-    width = max(_width(name, text) for name in [*rows, *tops]) + 12
-    caption = "rows: label, columns: prediction; per cent of the row, blue where right, orange where wrong"
-    image = Image.new("RGB", (max(width + cell * len(columns), _width(caption, small)) + 13, width + cell * K + 34), back)
-    grid = np.rint(cells).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
-    line = 1 if K <= 60 else 5  # fewer lines where cells are small
-    for axis, count in enumerate((K, len(columns))):
-        for i in range(0, count, line):
-            grid[tuple([slice(None)] * axis + [i * cell])] = faint
-    image.paste(Image.fromarray(grid), (width, width))
-
-    draw = ImageDraw.Draw(image)
-    for i, name in enumerate(rows):
-        draw.text((width - 6, width + (i + 0.5) * cell), name, ink, text, anchor="rm")
-    sideways = Image.new("L", (width, cell * len(columns)))  # drawn level, then turned
-    for i, name in enumerate(tops):
-        ImageDraw.Draw(sideways).text((6, (i + 0.5) * cell), name, 255, text, anchor="lm")
-    sideways = sideways.transpose(Image.Transpose.ROTATE_90)
-    image.paste(Image.new("RGB", sideways.size, ink), (width, 0), sideways)
-    if K <= 30:
-        for i, j in np.argwhere(share >= 0.005):
-            colour = back if share[i, j] > 0.5 else ink
-            draw.text((width + (j + 0.5) * cell, width + (i + 0.5) * cell), f"{100 * share[i, j]:.0f}", colour, small, "mm")
-    draw.text((6, image.height - 8), caption, ink, small, anchor="ls")
-    return np.asarray(image)
+def write_result(folder, result: Result) -> None:
+    """result.json (for programs), result.md (for people) and confusion.csv."""
+    _write(folder / "result.json", json.dumps(_content(result), indent=1, ensure_ascii=False) + "\n")
+    _write(folder / "result.md", _markdown(result))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["label \\ prediction", *result.columns])
+    counts = result.confusion[:, : len(result.columns)].tolist()
+    writer.writerows([name, *row] for name, row in zip(result.names, counts))
+    _write(folder / "confusion.csv", text.getvalue())
 
 
-def confusions(confusion, names, count=10):
-    """The commonest mistakes: (share of the labelled pixels of the class, class, what it was taken for), largest first."""
-    confusion, columns = _trim(confusion, names)
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    share[range(len(names)), range(len(names))] = 0
-    order = np.argsort(-share, axis=None, kind="stable")[:count]
-    pairs = zip(*np.unravel_index(order, share.shape))
-    return [(float(share[i, j]), names[i], columns[j]) for i, j in pairs if share[i, j] > 0]
-
-
-def _trim(confusion, names):
-    """Without the column of predictions that are no class if it is empty; names of the columns."""
-    K = len(names)
-    if confusion[:, K:].any():
-        return confusion, [*names, "(none)"]
-    return confusion[:, :K], list(names)
-
-
-def _shorten(name, longest=22):
-    return name if len(name) <= longest else name[: longest - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _width(text, font):
-    return int(font.getlength(text)) + 1
-
-
-def _font(size):
+def earlier_protocol(folder) -> dict:
+    """How the predictions in `folder` were made, from the result.json beside them; Mistake if that is no result of a test."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return {"predictions": f"{shown(folder)}/gray, made elsewhere"}
     try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size
-        return ImageFont.load_default()
+        return dict(json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))["protocol"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Mistake(
+            f"{path}: not a result of tool/test.py, so it does not tell how the predictions beside it were made; "
+            "move it away to score them all the same"
+        ) from error
 
 
-# ---- pictures ----
+def shown(path) -> str:
+    """A path inside the project relative to it, so that results read the same on every machine."""
+    path = Path(path)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def _content(result):
+    """result.json: the means, the protocol, and a dict of each class; nan is null."""
+    columns = {key: getattr(result.scores, key) for key in ("iou", "accuracy", "recall", "precision", "dice")}
+    means = {key: getattr(result.scores, key) for key in ("mIoU", "mAcc", "allAcc", "fwIoU", "mDice")}
+    intersection, target = result.confusion.diagonal(), result.confusion.sum(1)
+    union = target + result.confusion.sum(0)[:-1] - intersection
+    columns |= {"intersection": intersection, "union": union, "target": target}
+    if result.boundary:
+        columns["boundary_iou"], means["boundary_mIoU"] = result.boundary.iou, result.boundary.mIoU
+
+    def plain(value):
+        return None if math.isnan(value) else value.item() if isinstance(value, np.generic) else value
+
+    classes = [
+        {"id": i, "name": name} | {key: plain(column[i]) for key, column in columns.items()}
+        for i, name in enumerate(result.names)
+    ]
+    return {key: plain(value) for key, value in means.items()} | {"protocol": result.protocol, "classes": classes}
+
+
+def _markdown(result):
+    lines = [f"- {key}: {value}" for key, value in (result.further | result.protocol).items()]
+    scored = table(result.scores, result.names, markdown=True, boundary=result.boundary)
+    return "\n".join([f"# {result.summary}", "", *lines, "", scored, "", DASHES.replace("\n", " ")]) + "\n"
+
+
+def _write(path, text):
+    with write_aside(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))  # which is how Python holds paths that are not UTF-8
+
+
+# ---- report.html ----
+
+
+def write_report(folder, result: Result, examples) -> None:
+    """report.html, and overlay/NAME.jpg of the images that it shows or lists. Images are read one at a time."""
+    examples = sorted((e for e in examples if not math.isnan(e.mIoU)), key=lambda e: e.mIoU)
+    hardest, best = examples[:HARDEST], examples[SHOWN:][: -BEST - 1 : -1]
+    rows = {}
+    for example in dict.fromkeys([*hardest, *best]):
+        image, label, pred = example.read()
+        save_jpeg(folder / example.link, overlay(image, pred, result.palette))
+        if example in hardest[:SHOWN] or example in best:
+            rows[example] = _article(result, example, image, label, pred)
+    links = "".join(f'<li><a href="{escape(quote(e.link))}">{escape(e.name)}</a> <b>{number(e.mIoU)}</b></li>' for e in hardest)
+    body = f"""{_header(result)}
+<section>
+<h2>Classes</h2>
+<div class="wide">{_class_table(result)}</div>
+<p class="note">{DASHES}</p>
+</section>
+
+<section>
+<h2 id="confusion">Confusion</h2>
+<p class="note" id="how">Rows are labels, columns predictions; a cell is the share of the row's labelled pixels in per cent,
+blue where right, orange where wrong. The counts are in <a href="confusion.csv">confusion.csv</a>.</p>
+<div class="wide high" role="region" aria-labelledby="confusion" tabindex="0">{_confusion_table(result)}</div>
+<h3>The most frequent errors</h3>
+<ol class="columns">{_errors(result)}</ol>
+</section>
+
+<section>
+<h2>Hardest images</h2>
+<p class="note">By the mean IoU over the classes that are labelled in the image. Errors are orange, ignored pixels dark.</p>
+{"".join(rows[e] for e in hardest[:SHOWN])}
+<details><summary>The {len(hardest)} hardest, with the prediction over the image</summary>
+<ol class="columns">{links}</ol></details>
+</section>
+
+<section>
+<h2>Best images</h2>
+{"".join(rows[e] for e in best)}
+</section>"""
+    _write(folder / "report.html", _page(f"{result.title}: mIoU {number(result.scores.mIoU)}", body))
+
+
+def _page(title, body):
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def _header(result):
+    tiles = {"mAcc": result.scores.mAcc, "allAcc": result.scores.allAcc, "frequency-weighted IoU": result.scores.fwIoU}
+    if result.boundary:
+        tiles["boundary IoU"] = result.boundary.mIoU
+    tiles = "".join(f"<div><b>{number(value)}</b><span>{key}</span></div>" for key, value in tiles.items())
+
+    def text(value):
+        return escape(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+
+    terms = "".join(f"<dt>{text(key)}</dt><dd>{text(value)}</dd>" for key, value in result.protocol.items())
+    return f"""<header>
+<div class="score">
+<p>{escape(result.title)}</p>
+<h1>{number(result.scores.mIoU)}<small>mIoU</small></h1>
+<div class="tiles">{tiles}</div>
+</div>
+<dl>{terms}</dl>
+</header>
+"""
+
+
+def _class_table(result):
+    columns = {key: getattr(result.scores, key.lower()) for key in ("IoU", "accuracy", "precision", "dice")}
+    if result.boundary:
+        columns["boundary IoU"] = result.boundary.iou
+    target = result.confusion.sum(1)
+    share = target / max(target.sum(), 1)
+    head = "".join(f'<th scope="col">{key}</th>' for key in columns)
+    rows = []
+    for i, (name, colour) in enumerate(zip(result.names, result.palette)):
+        iou, *others = (column[i] for column in columns.values())
+        cells = "".join(f"<td>{number(value)}</td>" for value in others)
+        chip = f'<i style="background:rgb({colour[0]},{colour[1]},{colour[2]})"></i>'
+        rows.append(f'<tr><td>{i}</td><th scope="row">{chip}{escape(name)}</th>'
+                    f'<td class="bar" style="--v:{0 if np.isnan(iou) else iou:.4f}">{number(iou)}</td>{cells}'
+                    f"<td>{100 * share[i]:.2f} %</td></tr>")  # fmt: skip
+    means = "".join(f"<td>{number(mean(column))}</td>" for column in columns.values())
+    return (f'<table class="scores"><thead><tr><td></td><th scope="col">class</th>{head}<th scope="col">of the labels</th></tr>'
+            f'</thead><tbody>{"".join(rows)}</tbody>'
+            f'<tfoot><tr><td></td><th scope="row">mean</th>{means}<td></td></tr></tfoot></table>')  # fmt: skip
+
+
+def _confusion_table(result):
+    """Up to 30 classes the cells hold numbers; more are small and coloured, with their numbers as tooltips.
+
+    The strength of the colour is the root of the share, so that small confusions show.
+    """
+    small, names, columns = len(result.names) > 30, [escape(n) for n in result.names], [escape(n) for n in result.columns]
+
+    def cell(i, j, share):
+        if share < 0.0005:
+            return "<td>"
+        title = f' title="{names[i]} taken for {columns[j]}: {share:.1%}"' if i != j else f' title="{names[i]}: {share:.1%}"'
+        text = f"{100 * share:.0f}" if share >= 0.005 and not small else ""
+        return f"<td{' class=r' if i == j else ''} style=--s:{math.sqrt(share):.2f}{title}>{text}"
+
+    head = "".join(f'<th scope="col" title="{name}"><span>{name}</span>' for name in columns)
+    rows = []
+    for i, row in enumerate(result.shares.tolist()):
+        cells = "".join(cell(i, j, share) for j, share in enumerate(row))
+        empty = "" if any(row) else ' class="empty" title="no pixel has this label"'
+        rows.append(f'<tr{empty}><th scope="row" title="{names[i]}"><span>{names[i]}</span>{cells}\n')
+    return (f'<table class="matrix{" small" if small else ""}" aria-labelledby="confusion" aria-describedby="how">'
+            f"<thead><tr><td>label \\ prediction{head}<tbody>{''.join(rows)}</table>")  # fmt: skip
+
+
+def _errors(result, count=10):
+    """List items of the largest cells off the diagonal, as shares of their rows."""
+    shares = result.shares
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(-shares, axis=None, kind="stable")[:count]
+    pairs = [(i, j) for i, j in zip(*np.unravel_index(order, shares.shape)) if shares[i, j] > 0]
+    return "".join(
+        f"<li><b>{shares[i, j]:.1%}</b> of <i>{escape(result.names[i])}</i> taken for <i>{escape(result.columns[j])}</i></li>"
+        for i, j in pairs
+    )
+
+
+def _article(result, example, image, label, pred):
+    """One image of the report, as four figures."""
+    confusion = confusion_matrix(pred, label, len(result.names), result.ignore_label, other=True).numpy()
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    i, j = np.unravel_index(wrong.argmax(), wrong.shape)
+    note = ""
+    if wrong[i, j]:
+        share = wrong[i, j] / confusion.sum()
+        note = f"largest confusion: {share:.1%} of the pixels are {result.names[i]} taken for {[*result.names, '(none)'][j]}"
+    ids = np.where(label == result.ignore_label, 65535, label)
+    errors = error_map(image, label, pred, result.ignore_label)
+    pictures = {
+        "input": Image.fromarray(_shrink(image)),
+        "label": _ids(ids, result.palette),
+        "prediction": _ids(pred, result.palette),
+        "errors": Image.fromarray(_shrink(errors)),
+    }
+    name, link = escape(example.name), escape(quote(example.link))
+    figures = "".join(f'<figure><img src="{_data_uri(picture)}" alt="{kind} of {name}"><figcaption>{kind}</figcaption></figure>'
+                      for kind, picture in pictures.items())  # fmt: skip
+    return (f'<article><h3><a href="{link}">{name}</a> <b>{number(example.mIoU)}</b> <span>{escape(note)}</span></h3>'
+            f'<div class="four">{figures}</div></article>\n')  # fmt: skip
 
 
 def error_map(image, label, pred, ignore_label=255):
@@ -138,20 +338,8 @@ def error_map(image, label, pred, ignore_label=255):
     return shown.astype(np.uint8)
 
 
-def _pictures(example, palette, ignore_label):
-    """(title, data URI) of input, label, prediction and errors."""
-    label = np.where(example.label == ignore_label, 65535, example.label)
-    errors = error_map(example.image, example.label, example.pred, ignore_label)
-    return [
-        ("input", _data_uri(Image.fromarray(_shrink(example.image)))),
-        ("label", _data_uri(_ids(label, palette))),
-        ("prediction", _data_uri(_ids(example.pred, palette))),
-        ("errors", _data_uri(Image.fromarray(_shrink(errors)))),
-    ]
-
-
 def _ids(ids, palette):
-    """Class ids as a small picture; what is no class is black."""
+    """Class ids as a small picture; ids that are no class are black."""
     ids = _shrink(np.where(ids < len(palette), ids, len(palette)).astype(np.uint16), cv2.INTER_NEAREST)
     if len(palette) < 256:
         return colorize(ids, palette)
@@ -177,133 +365,11 @@ def _data_uri(image):
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _flat(picture):
-    """A drawing in at most 256 colours, a quarter of the bytes."""
-    return Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE)
-
-
-# ---- page ----
-
-
-def build_report(title, result, boundary, confusion, names, palette, protocol, hardest, best, listed, ignore_label=255):
-    """The page as one text.
-
-    result, boundary: `Scores`; boundary may be None. confusion: (K, K) or (K, K + 1) counts. names, palette (K, 3): of the
-    classes. protocol: dict, shown beside the score. hardest, best: iterables of `Example`, taken one at a time. listed:
-    (name, mIoU, link) of the hardest images, for the list.
-    """
-    tiles = {"mAcc": result.mAcc, "allAcc": result.allAcc, "frequency-weighted IoU": result.fwIoU}
-    if boundary:
-        tiles["boundary IoU"] = boundary.mIoU
-    numbers = "".join(f"<div><b>{number(value)}</b><span>{key}</span></div>" for key, value in tiles.items())
-    terms = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(_plain(value))}</dd>" for key, value in protocol.items())
-    light, dark = (_data_uri(_flat(confusion_picture(confusion, names, dark=d))) for d in (False, True))
-    mistakes = "".join(
-        f"<li><b>{share:.1%}</b> of <i>{escape(a)}</i> taken for <i>{escape(b)}</i></li>"
-        for share, a, b in confusions(confusion, names)
-    )
-    links = "".join(
-        f'<li><a href="{escape(quote(link))}">{escape(name)}</a> <b>{number(mIoU)}</b></li>' for name, mIoU, link in listed
-    )
-    hardest, best = ("".join(_row(example, names, palette, ignore_label) for example in some) for some in (hardest, best))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(title)}: mIoU {number(result.mIoU)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<div class="score">
-<p>{escape(title)}</p>
-<h1>{number(result.mIoU)}<small>mIoU</small></h1>
-<div class="tiles">{numbers}</div>
-</div>
-<dl>{terms}</dl>
-</header>
-
-<section>
-<h2>Classes</h2>
-<div class="wide">{_class_table(result, boundary, confusion, names, palette)}</div>
-<p class="note">A dash: the class is in no label (accuracy), or in neither label nor prediction (IoU, dice), or in no
-prediction (precision); the means leave it out. The accuracy of a class is its recall.</p>
-</section>
-
-<section>
-<h2>Confusion</h2>
-<div class="wide"><picture><source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}"
-alt="Confusion matrix of {len(names)} classes" class="matrix{" large" if len(names) > 60 else ""}"></picture></div>
-<ol class="columns">{mistakes}</ol>
-<p class="note">The counts are in <a href="confusion.csv">confusion.csv</a>, the picture in
-<a href="confusion.png">confusion.png</a>.</p>
-</section>
-
-<section>
-<h2>Hardest images</h2>
-<p class="note">By the mean IoU over the classes that are labelled in the image. Errors are orange, ignored pixels dark.</p>
-{hardest}
-<details><summary>The {len(listed)} hardest, with the prediction over the image</summary>
-<ol class="columns">{links}</ol></details>
-</section>
-
-<section>
-<h2>Best images</h2>
-{best}
-</section>
-</body>
-</html>
-"""
-
-
-def _class_table(result, boundary, confusion, names, palette):
-    columns = {"IoU": result.iou, "accuracy": result.accuracy, "precision": result.precision, "dice": result.dice}
-    if boundary:
-        columns["boundary IoU"] = boundary.iou
-    target = confusion.sum(1)
-    share = target / max(target.sum(), 1)
-    head = "".join(f"<th>{key}</th>" for key in columns)
-    rows = []
-    for i, (name, colour) in enumerate(zip(names, palette)):
-        iou, *others = (column[i] for column in columns.values())
-        cells = "".join(f"<td>{number(value)}</td>" for value in others)
-        chip = f'<i style="background:rgb({colour[0]},{colour[1]},{colour[2]})"></i>'
-        rows.append(f"<tr><td>{i}</td><th>{chip}{escape(name)}</th>"
-                    f'<td class="bar" style="--v:{0 if np.isnan(iou) else iou:.4f}">{number(iou)}</td>{cells}'
-                    f"<td>{100 * share[i]:.2f} %</td></tr>")  # fmt: skip
-    means = "".join(f"<td>{number(mean(column))}</td>" for column in columns.values())
-    return (f"<table><thead><tr><th></th><th>class</th>{head}<th>of the labels</th></tr></thead><tbody>{''.join(rows)}</tbody>"
-            f"<tfoot><tr><td></td><th>mean</th>{means}<td></td></tr></tfoot></table>")  # fmt: skip
-
-
-def _row(example, names, palette, ignore_label):
-    """One image of the report, as four figures."""
-    confusion = confusion_matrix(example.pred, example.label, len(names), ignore_label, other=True).numpy()
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    i, j = np.unravel_index(wrong.argmax(), wrong.shape)
-    note = ""
-    if wrong[i, j]:
-        share = wrong[i, j] / confusion.sum()
-        note = f"largest confusion: {share:.1%} of the pixels are {names[i]} taken for {[*names, '(none)'][j]}"
-    name, link = escape(example.name), escape(quote(example.link))
-    figures = "".join(f'<figure><img src="{uri}" alt="{kind} of {name}"><figcaption>{kind}</figcaption></figure>'
-                      for kind, uri in _pictures(example, palette, ignore_label))  # fmt: skip
-    return (f'<article><h3><a href="{link}">{name}</a> <b>{number(example.mIoU)}</b> <span>{escape(note)}</span></h3>'
-            f'<div class="four">{figures}</div></article>\n')  # fmt: skip
-
-
-def _plain(value):
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --ink: #22262e; --soft: #666d7a; --line: #e4e6eb; --card: #f6f7f9;
-  --accent: #185fbe; --bar: #cfe1f7 }
+  --accent: #185fbe; --bar: #cfe1f7; --right: 120 170 235; --wrong: 245 150 80 }
 @media (prefers-color-scheme: dark) { :root { --back: #181a1e; --ink: #e2e4e8; --soft: #9aa1ad; --line: #33373f;
-  --card: #202329; --accent: #7db4ff; --bar: #24446d } }
+  --card: #202329; --accent: #7db4ff; --bar: #24446d; --right: 40 90 170; --wrong: 165 72 15 } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1200px; padding: 40px 24px 80px; background: var(--back); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
@@ -327,19 +393,32 @@ dd { margin: 0; overflow-wrap: anywhere }
 a { color: var(--accent); text-decoration: none }
 a:hover { text-decoration: underline }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-size: 14px }
+.high { max-height: 90vh; overflow-y: auto }
 th { text-align: left; font-weight: 400 }
-thead th { color: var(--soft); font-size: 13px }
-td, thead th:nth-child(n+3) { text-align: right }
-td, th { padding: 4px 12px; border-bottom: 1px solid var(--line); white-space: nowrap }
-td:first-child { color: var(--soft); padding-left: 0; width: 1% }
-tbody th i { display: inline-block; width: 12px; height: 12px; margin-right: 10px; border-radius: 3px; vertical-align: -1px;
+.scores { border-collapse: collapse; width: 100%; font-size: 14px }
+.scores thead th { color: var(--soft); font-size: 13px }
+.scores td, .scores thead th:nth-child(n+3) { text-align: right }
+.scores td, .scores th { padding: 4px 12px; border-bottom: 1px solid var(--line); white-space: nowrap }
+.scores td:first-child { color: var(--soft); padding-left: 0; width: 1% }
+.scores i { display: inline-block; width: 12px; height: 12px; margin-right: 10px; border-radius: 3px; vertical-align: -1px;
   box-shadow: inset 0 0 0 1px rgba(128, 128, 128, .4) }
-tbody tr:hover { background: var(--card) }
-tfoot td, tfoot th { font-weight: 600; border: 0; color: var(--ink) }
+.scores tbody tr:hover { background: var(--card) }
+.scores tfoot td, .scores tfoot th { font-weight: 600; border: 0; color: var(--ink) }
 .bar { min-width: 180px; background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 50% / calc(var(--v) * 100%) 60% }
-.matrix { display: block; max-width: 100%; height: auto; margin: 0 auto }
-.matrix.large { max-width: none }
+.matrix { border-spacing: 1px; font-size: 12px; line-height: 1.2; --side: 32px; --name: 170px }
+.matrix td { min-width: var(--side); height: var(--side); padding: 0; text-align: center; --hue: var(--wrong);
+  background: linear-gradient(rgb(var(--hue) / var(--s, 0)) 0 0) var(--card) }
+.matrix .r { --hue: var(--right) }
+.matrix .empty td { background: none }
+.matrix th, .matrix thead td { position: sticky; background: var(--back); padding: 0 8px 0 0; z-index: 1 }
+.matrix tbody th { left: 0; text-align: right }
+.matrix thead th { top: 0; padding: 0 0 8px; vertical-align: bottom }
+.matrix thead td { top: 0; left: 0; z-index: 2; vertical-align: bottom; text-align: right; color: var(--soft) }
+.matrix th span { display: block; max-width: var(--name); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+  margin-left: auto }
+.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-width: none; max-height: var(--name);
+  margin: 0 auto }
+.matrix.small { font-size: 10px; line-height: 1; --side: 12px; --right: 24 95 190; --wrong: 208 84 10 }
 .columns { columns: 320px; column-gap: 40px; padding-left: 28px; font-size: 14px }
 .columns b { font-weight: 600 }
 .columns i { font-style: normal; color: var(--ink); border-bottom: 1px solid var(--line) }
@@ -348,7 +427,9 @@ figure { margin: 0 }
 figure img { display: block; width: 100%; height: auto; border-radius: 4px; background: #000 }
 figcaption { font-size: 12px; margin-top: 2px }
 summary { margin-top: 24px; cursor: pointer; color: var(--accent) }
+@media (prefers-color-scheme: dark) { .matrix.small { --right: 92 160 255; --wrong: 255 140 66 } }
 @media (max-width: 800px) { header { grid-template-columns: 1fr } .four { grid-template-columns: 1fr 1fr }
-  h1 { font-size: 56px } }
-@media print { body { max-width: none; padding: 0 } article { break-inside: avoid } details { display: none } }
+  h1 { font-size: 56px } .matrix { --name: 90px } }
+@media print { body { max-width: none; padding: 0 } article { break-inside: avoid } details { display: none }
+  .wide { overflow: visible; max-height: none } }
 """
