@@ -52,14 +52,6 @@ def line_colour(words):
     return tuple(int(word) for word in words) if ok else None
 
 
-def class_names(cfg):
-    return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {i}" for i in range(cfg.classes)]
-
-
-def palette_of(cfg):
-    return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
-
-
 def default_palette(classes):
     """(K, 3) uint8 colours for data sets without a colour file; consecutive classes differ in hue."""
     golden_ratio = 0.618034  # spreads any number of hues evenly
