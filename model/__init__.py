@@ -115,7 +115,7 @@ def images_needed(cfg):
         with torch.no_grad():
             network(torch.empty(1, 3, cfg.train_h, cfg.train_w, device="meta"))
     except ValueError as error:  # of BatchNorm, with the size of its input
-        return 2, f"{type(network).__name__} with one image: {error}"
+        return 2, f"BatchNorm of {type(network).__name__} with one image: {error}"
     return 1, ""
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from processes import CONFIG, children, finish, losses, said, same_tensors, small_training, start, wait_for
+from tensorboard.backend.event_processing import event_accumulator
 
 from tool import train
 from util.checkpoint import load_checkpoint
@@ -39,7 +40,23 @@ def ended_alike(folder, other):
     return True
 
 
-def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, uninterrupted, tmp_path):
+def scalars(folder):
+    """{(tag, step): values} of TensorBoard, but for times."""
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "images_per_second"]
+    points = {}
+    for tag in tags:
+        for point in events.Scalars(tag):
+            points.setdefault((tag, point.step), []).append(point.value)
+    return points
+
+
+def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, tmp_path):
+    options = [*options, "epochs", "6"]
+    whole, log = tmp_path / "whole", tmp_path / "log"
+    assert finish(start(options, "save_path", whole, log=log)) == [0], said(log)
+
     def first_iteration():
         return "Epoch: [" in said(log)
 
@@ -49,16 +66,20 @@ def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, uninterrup
     def validation():
         return "Start Evaluation" in said(log)
 
-    rng, folder, log = random.Random(0), tmp_path / "model", tmp_path / "log"
+    rng, folder = random.Random(0), tmp_path / "model"
+    log.with_name("log.0").unlink()
     for moment, most in ((first_iteration, 0.5), (saving, 0.1), (first_iteration, 0.5), (saving, 0), (validation, 0.3)):
-        (process,) = start(options, "save_path", folder, "workers", 1, "resume", "auto", log=log)
+        (process,) = start(options, "save_path", folder, "workers", 1, "resume", "auto", log=log, pause=0.1)
         wait_for(lambda now=moment: log.with_name("log.0").exists() and now())
         time.sleep(rng.uniform(0, most))
         process.kill()
         assert finish([process]) == [-signal.SIGKILL], said(log)
         log.with_name("log.0").unlink()
     assert finish(start(options, "save_path", folder, "resume", "auto", log=log)) == [0], said(log)
-    assert ended_alike(folder, uninterrupted)
+    assert same_tensors(folder / "train_epoch_6.pth", whole / "train_epoch_6.pth")
+    assert (folder / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    assert scalars(folder) == scalars(whole) and len(scalars(whole)) > 100
+    assert all(len(values) == 1 for values in scalars(folder).values())  # every point once
     assert not list(folder.glob(".*.tmp"))
 
 
@@ -67,7 +88,7 @@ def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, uninterrup
 def test_run_stopped_by_a_signal_saves_and_goes_on_later(number, moment, options, uninterrupted, tmp_path):
     """The signal reaches the loader workers too, as that of a scheduler or a Ctrl-C does."""
     folder, log = tmp_path / "model", tmp_path / "log"
-    (process,) = start(options, "save_path", folder, "workers", 2, "save_iters", 0, log=log)
+    (process,) = start(options, "save_path", folder, "workers", 2, "save_iters", 0, log=log, pause=0.5)
     wait_for(lambda: log.with_name("log.0").exists() and moment in said(log))
     for pid in (process.pid, *children(process.pid)):
         os.kill(pid, number)
@@ -93,11 +114,11 @@ def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(damage, options
 
 def test_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(options, tmp_path):
     folder, log = tmp_path / "model", tmp_path / "log"
-    (process,) = start(options, "save_path", folder, log=log)
+    (process,) = start(options, "save_path", folder, log=log, pause=0.5)
     wait_for(lambda: list(folder.glob("train_epoch_*.pth")))
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**20, 2**20))
     assert finish([process], REPORTED) == [1]
-    assert "could not be written" in said(log) and "earlier checkpoints are untouched" in said(log)
+    assert "could not be written" in said(log) and "what was there is untouched" in said(log)
     assert "Traceback" not in said(log)
     left = [path for path in folder.iterdir() if path.suffix in (".pth", ".tmp")]
     assert left and all(load_checkpoint(path)["state"]["iteration"] > 0 for path in left)
@@ -120,7 +141,7 @@ def under_way(log):
 
 def test_killed_loader_worker_is_reported(options, tmp_path):
     log = tmp_path / "log"
-    (process,) = start(options, "save_path", tmp_path, "workers", 1, log=log)
+    (process,) = start(options, "save_path", tmp_path, "workers", 1, log=log, pause=0.5)
     under_way(log)
     (worker,) = children(process.pid)
     os.kill(worker, signal.SIGKILL)

@@ -25,13 +25,13 @@ if __name__ == "__main__":
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-from model import build_model
+from model import build_model, check_config, images_needed
 from model.weights import fetch_torchvision, load_backbone, load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
 from util.command import parse_train
 from util.common import Mistake
-from util.config import ROOT, load_config
+from util.config import ROOT, config_error, load_config
 from util.distributed import REQUEUE
 from util.inference import predict_probability, prediction_settings
 from util.loader import automatic_class_weights, build_data, build_loader, build_val_loader, check_data, end_workers
@@ -42,7 +42,7 @@ from util.precision import Precision
 from util.progress import log_iteration, log_start, report_interval, report_iterations, report_validation
 from util.run import Plan, Run, State, find_checkpoint, open_output, restore, save, state_of
 from util.schedule import build_schedule
-from util.visual import palette_of, panel
+from util.visual import class_names, palette_of, panel
 
 PANELS = 4  # validation images shown in TensorBoard
 
@@ -89,7 +89,12 @@ def read_config(argv):
     """The checked config, and notes for the log."""
     path, overrides, notes = parse_train(argv, __doc__)
     cfg = load_config(path, overrides)
-    return load_config(path, overrides, must_exist=needed_files(cfg)), notes
+    cfg = load_config(path, overrides, must_exist=needed_files(cfg))
+    mistakes = [config_error(cfg, key, message) for key, message in check_config(cfg)]
+    if mistakes:
+        raise Mistake("\n".join(mistakes))
+    class_names(cfg), palette_of(cfg)  # their files are read now, not after the first epoch
+    return cfg, notes
 
 
 def needed_files(cfg) -> list[str]:
@@ -124,13 +129,15 @@ def open_run(cfg) -> Run:
 
 
 def check_batch(cfg) -> None:
-    smallest = cfg.batch_size // distributed.world_size() // cfg.accumulate_steps
-    synced = cfg.sync_bn and distributed.world_size() > 1
-    if smallest < 1 or smallest == 1 and not synced:
+    world = distributed.world_size()
+    smallest = cfg.batch_size // world // cfg.accumulate_steps
+    needed, reason = (1, "") if cfg.sync_bn and world > 1 else images_needed(cfg)
+    reason = reason and f" ({reason})"
+    if smallest < needed:
         raise Mistake(
-            f"{cfg.path}: TRAIN.batch_size: {cfg.batch_size} over {distributed.world_size()} process(es) and accumulate_steps "
-            f"{cfg.accumulate_steps} leaves {smallest} image(s) at a time, and BatchNorm over the 1x1 bin of the pyramid needs "
-            "two or more; raise batch_size, lower accumulate_steps, or train on several processes with sync_bn: True"
+            config_error(cfg, "batch_size", f"{cfg.batch_size} over {world} process(es) and accumulate_steps ")
+            + f"{cfg.accumulate_steps} leaves {smallest} image(s) at a time, and {needed} or more are needed{reason}; raise "
+            "batch_size, lower accumulate_steps, or train on several processes with sync_bn: True"
         )
 
 
@@ -160,9 +167,9 @@ def find_start(run) -> dict | None:
         checkpoint = find_checkpoint(cfg, run.plan, run.log)
         if checkpoint is not None:
             run.state = state_of(cfg, run.plan, checkpoint)
-    if run.state is None:
-        seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
-        run.state = State(cfg.start_epoch * run.plan.data_iters, seed=distributed.from_main(seed))
+    seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
+    seed = distributed.from_main(seed)  # in every process, whatever each of them found
+    run.state = run.state or State(cfg.start_epoch * run.plan.data_iters, seed)
     if asdict(run.state) != distributed.from_main(asdict(run.state)):
         raise Mistake(f"{run.folder}: not the checkpoint that the main process found; all machines must see the same files")
     return checkpoint
@@ -185,7 +192,7 @@ def build_training(run, checkpoint) -> None:
     if weights == "auto":
         pairs = run.train_data.data_list
         weights = distributed.from_main(distributed.on_main(lambda: automatic_class_weights(pairs, cfg.classes)))
-    run.network = build_model(cfg, class_weights=weights)
+    run.network = build_model(cfg, class_weights=weights, all_reduce_sum=distributed.differentiable_sum)
     if checkpoint is None:
         load_weights(run)
     run.network.to(run.device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)

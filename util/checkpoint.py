@@ -27,8 +27,8 @@ def save_checkpoint(content: dict, path) -> None:
     with write_aside(path, sync=True) as aside, aside.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # so torch reports a full disk
-            raise Mistake(f"{path}: could not be written ({_first_line(error)}); earlier checkpoints are untouched") from error
+        except RuntimeError as error:  # of a writer that was interrupted: by a full disk, or by the death of a loader worker
+            raise error.__context__ or error from None
 
 
 def load_checkpoint(path) -> dict:

@@ -179,6 +179,11 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def differentiable_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes; its gradient is summed over them as well."""
+    return _Sum.apply(tensor) if world_size() > 1 else tensor
+
+
 def from_main(value):
     """The main process's `value`, in every process."""
     if world_size() == 1:

@@ -57,12 +57,10 @@ class ScreenHandler(logging.StreamHandler):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
-# How messages of torch begin or what is in them, and what the user can do. They arrive as RuntimeError.
+# What is in messages of torch, which arrive as RuntimeError, and what the user can do.
 REMEDIES = {
     "DataLoader worker": "A worker that was killed mostly means that memory ran out: lower `workers`",
     "DataLoader timed out": "Reading hangs: look at the disk or the network behind data_root, or raise `loader_timeout`",
-    "Connection closed by peer": "Another process of this run has ended; its own message says why",
-    "Connection reset by peer": "Another process of this run has ended; its own message says why",
     "out of memory": "Lower batch_size, test_batch or the crop, or see accumulate_steps, precision and checkpoint_layers",
     "can't allocate memory": "Not enough memory: lower batch_size, test_batch, the crop or `workers`",
 }
@@ -96,6 +94,8 @@ def _message_for_the_user(error):
         # That of a loader worker arrives as text with a traceback before it.
         return text.rsplit("Mistake: ", 1)[-1] if "DataLoader worker" in text else text
     if isinstance(error, RuntimeError | MemoryError):
+        if "Connection closed by peer" in text or "Connection reset by peer" in text:
+            return "another process of this run has ended; its own message says why"
         for words, remedy in REMEDIES.items():
             if words in text:
                 return f"{text.splitlines()[0].rstrip('. ')}. {remedy}"

@@ -111,9 +111,8 @@ def open_output(run) -> None:
     position = (state.iteration, finished) if resumes_here and state.iteration else None
     aside = set_aside(run.folder, run.log_file, position, run.plan.data_iters)
     if aside:
-        run.log.warning(
-            f"{run.folder} held {'later checkpoints of this' if position else 'an earlier'} run; moved into {aside}"
-        )
+        what = "checkpoints from beyond this iteration" if position else "an earlier run"
+        run.log.warning(f"{run.folder} held {what}: moved into {aside}")
     (run.folder / "config.yaml").write_text(dump_config(run.cfg), encoding="utf-8")
     run.out = Output(run.folder, state.iteration, finished)
     board.log_start(run.out.writer, run.cfg, state.iteration)
