@@ -48,7 +48,7 @@ def test_any_number_of_processes_and_workers_trains_like_one(world, workers, opt
 
 
 @pytest.fixture(scope="module")
-def before_validation(options, tmp_path_factory):
+def before_validation(narrow, options, tmp_path_factory):
     """A checkpoint from between the last iteration and a validation, which failed."""
     folder = tmp_path_factory.mktemp("validation")
     (folder / "cut.png").write_bytes(b"\x89PNG")
