@@ -254,7 +254,7 @@ def test_every_faulty_sample_is_named_before_the_first_step(toy, toy_options, tm
     error = capsys.readouterr().err
     assert "4 of " in error
     assert re.search(r"id\.png: label ids outside 0\.\.8 .*77 \(3 pixels\)", error)
-    assert "differ in size" in error and "size.png is 47 x 64" in error
+    assert f"size.png: 64 x 47, but its image {image} is 64 x 48" in error
     assert len(re.findall(r"cut\.png: cannot be decoded", error)) == 2
     assert not list(folder(toy_options).glob("*.pth"))
 
