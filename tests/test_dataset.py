@@ -211,6 +211,37 @@ def test_a_label_that_fits_only_the_stored_pixels_is_refused_with_the_reason(roo
         SemData("train", root, root / "train.txt", cache=folder)[0]
 
 
+KINDS = {
+    "gray.png": {}, "palette.png": {}, "rgb.png": {}, "rgb.jpg": {}, "gray.tif": {}, "palette.tif": {"compression": "tiff_lzw"},
+    "rgb.webp": {"lossless": True}, "palette.bmp": {}, "palette.gif": {}, "gray.ppm": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage
+def test_damaged_files_are_read_or_refused_with_their_name(tmp_path, kind):
+    image, label = picture()
+    pictures = {"gray": Image.fromarray(label), "rgb": Image.fromarray(image), "palette": Image.fromarray(image).quantize(16)}
+    path = with_orientation(tmp_path / kind, pictures[kind.split(".")[0]], 6, **KINDS[kind])
+    sound, draw, outcomes = path.read_bytes(), random.Random(kind), {True: 0, False: 0}
+    for _ in range(150):
+        data = bytearray(sound)
+        place = int(len(data) * draw.random() ** draw.choice((1, 3)))  # often in the header
+        if draw.random() < 0.7:
+            data[place] = draw.choice((0, 255, draw.randrange(256), data[place] ^ 1 << draw.randrange(8)))
+        else:
+            del data[place : place + draw.choice((1, 4, len(data)))]
+        path.write_bytes(data)
+        for read in (read_image, read_label, image_header):
+            try:
+                read(path)
+                outcomes[True] += 1
+            except Mistake as mistake:
+                assert str(mistake).startswith(f"{path}: ")
+                outcomes[False] += 1
+    assert all(outcomes.values())
+
+
 def declare_size(path, width, height):
     """Let the header of a PNG declare another size."""
     data = path.read_bytes()
