@@ -200,7 +200,7 @@ def build_training(run, checkpoint) -> None:
     if cfg.compile:
         run.net = torch.compile(run.net)
     with distributed.same_errors():
-        keys = ("base_lr", "head_lr_factor", "momentum", "weight_decay", "bias_decay", "norm_decay")
+        keys = ("base_lr", "head_lr_factor", "momentum", "weight_decay", "bias_decay", "norm_decay", "precision")
         try:
             run.optimizer = build_optimizer(run.network, rules=cfg.param_rules, **{key: getattr(cfg, key) for key in keys})
         except Mistake as mistake:

@@ -582,7 +582,7 @@ def _resolve_paths(values, error) -> list[str]:
             error(key, mistake)
             continue
         if key in ("colors_path", "names_path") and not os.path.exists(values[key]):  # noqa: PTH110, as in find_config
-            shipped = list(ROOT.glob(f"dataset/*/{Path(values[key]).name}"))
+            shipped = [path for path in ROOT.glob("dataset/*/*.txt") if path.name == Path(values[key]).name]
             if shipped:
                 values[key] = str(shipped[0])
                 notes.append(f"{key}: {known[key]} does not exist, using {shipped[0].relative_to(ROOT)}")
