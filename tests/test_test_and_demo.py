@@ -1,4 +1,5 @@
 import json
+import os
 
 import cv2
 import numpy as np
@@ -301,6 +302,17 @@ def test_demo_says_what_it_could_not_find(project, tmp_path, capsys):
         assert f"error: --image {pattern}: {message}" in capsys.readouterr().err
     assert show(project, "--image", tmp_path, "--model_path", tmp_path / "no.pth") == 1
     assert "no.pth does not exist" in capsys.readouterr().err
+
+
+def test_a_missing_checkpoint_is_answered_with_those_that_are_there(project, tmp_path, capsys):
+    """As after a run of fewer epochs than the config's."""
+    for i, name in enumerate(("train_epoch_9.pth", "train_epoch_10.pth", "model_best.pth")):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (i, i))
+    model = ("model_path", tmp_path / "train_epoch_50.pth")
+    words = f"{model[1]} does not exist; there are model_best.pth, train_epoch_10.pth, train_epoch_9.pth\n"
+    assert run(project, *model) == 1 and words in capsys.readouterr().err
+    assert show(project, "--image", project / "image/bonn", *model) == 1 and words in capsys.readouterr().err
 
 
 def test_demo_predicts_the_pictures_that_it_can_read_and_lists_the_others(project, tmp_path, capsys):
