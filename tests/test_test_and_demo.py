@@ -1,4 +1,5 @@
 import json
+import os
 
 import cv2
 import numpy as np
@@ -12,9 +13,11 @@ from model import build_model
 from tool import demo, test
 from util.checkpoint import save_checkpoint
 from util.config import load_config
+from util.image import read_image
 from util.inference import predict
 from util.metric import confusion_matrix, scores
 from util.transform import MEAN, STD
+from util.visual import overlay
 
 NAMES = ["road", "sky", "traffic light"]
 
@@ -301,6 +304,17 @@ def test_demo_says_what_it_could_not_find(project, tmp_path, capsys):
     assert "no.pth does not exist" in capsys.readouterr().err
 
 
+def test_a_missing_checkpoint_is_answered_with_those_that_are_there(project, tmp_path, capsys):
+    """As after a run of fewer epochs than the config's."""
+    for i, name in enumerate(("train_epoch_9.pth", "train_epoch_10.pth", "model_best.pth")):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (i, i))
+    model = ("model_path", tmp_path / "train_epoch_50.pth")
+    words = f"{model[1]} does not exist; there are model_best.pth, train_epoch_10.pth, train_epoch_9.pth\n"
+    assert run(project, *model) == 1 and words in capsys.readouterr().err
+    assert show(project, "--image", project / "image/bonn", *model) == 1 and words in capsys.readouterr().err
+
+
 def test_demo_predicts_the_pictures_that_it_can_read_and_lists_the_others(project, tmp_path, capsys):
     whole = (project / "image/bonn/1.png").read_bytes()
     for name, content in (("a.jpg", b"no picture"), ("b.png", whole[:40]), ("c.png", whole), ("d.png", b"")):
@@ -312,14 +326,17 @@ def test_demo_predicts_the_pictures_that_it_can_read_and_lists_the_others(projec
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c_color.png", "c_gray.png", "c_overlay.png"]
 
 
-def test_demo_predicts_a_16_bit_picture_as_the_test_does(project, tmp_path):
-    pixels = np.random.default_rng(1).integers(0, 65536, (40, 57, 3)).astype(np.uint16)
+def test_demo_reads_a_16_bit_picture_as_the_test_does(project, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 65536, (40, 57)).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), pixels)
     (tmp_path / "list.txt").write_text(f"{tmp_path}/deep.png\n")
     assert run(project, "save_folder", tmp_path / "out", "split", "test", "test_list", tmp_path / "list.txt") == 0
     assert show(project, "--image", tmp_path / "deep.png", "--out", tmp_path / "seen") == 0
     by_test, by_demo = (np.asarray(Image.open(tmp_path / name)) for name in ("out/gray/deep.png", "seen/deep_gray.png"))
-    assert np.array_equal(by_test, by_demo) and len(np.unique(by_test)) > 1
+    assert np.array_equal(by_test, by_demo)
+    shown = np.asarray(Image.open(tmp_path / "seen/deep_overlay.png"))
+    palette = np.uint8([[128, 64, 128], [0, 0, 255], [255, 255, 0]])
+    assert np.array_equal(shown, overlay(read_image(tmp_path / "deep.png"), by_demo, palette)) and len(np.unique(shown)) > 100
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

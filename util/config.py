@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from util.common import Mistake, did_you_mean
+from util.common import Mistake, did_you_mean, first_few
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -602,7 +602,10 @@ def _missing_files(cfg, keys):
             elif key in ("data_root", "train_list", "val_list", "test_list"):
                 remedy = f"; prepare the data (python tool/prepare.py --help) or correct {cfg.path}"
             elif key == "model_path":
-                remedy = "; train first, or name the checkpoint"
+                there = sorted(Path(path).parent.glob("*.pth"), key=os.path.getmtime, reverse=True)
+                remedy = (
+                    f"; there are {first_few([p.name for p in there])}" if there else "; train first, or name the checkpoint"
+                )
             yield key, f"{path} does not exist{remedy}"
 
 
