@@ -190,8 +190,8 @@ def build_training(run, checkpoint) -> None:
     torch.manual_seed(run.state.seed)  # the same initial weights in every process
     weights = cfg.class_weights
     if weights == "auto":
-        pairs = run.train_data.data_list
-        weights = distributed.from_main(distributed.on_main(lambda: automatic_class_weights(pairs, cfg.classes)))
+        labels = run.train_data.data_list, cfg.classes, cfg.ignore_label
+        weights = distributed.from_main(distributed.on_main(lambda: automatic_class_weights(*labels)))
     run.network = build_model(cfg, class_weights=weights, all_reduce_sum=distributed.differentiable_sum)
     if checkpoint is None:
         load_weights(run)
