@@ -1,20 +1,27 @@
 """What happens to a training that is killed, stopped, or let down by its disk, its data or its workers."""
 
+import copy
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from processes import CONFIG, children, finish, losses, said, same_tensors, small_training, start, wait_for
 from tensorboard.backend.event_processing import event_accumulator
 
 from tool import train
+from util import distributed
 from util.checkpoint import load_checkpoint
 from util.common import Mistake
+from util.config import ROOT
 from util.run import check_finite
 
 REPORTED = 60  # seconds within which a fault must have ended the program, on a busy machine
@@ -204,3 +211,104 @@ def test_weights_that_are_not_finite_are_never_saved():
     network.running_var[1] = float("inf")
     with pytest.raises(Mistake, match="running_var became infinite or nan in epoch 3, iteration 7"):
         check_finite(network, "epoch 3, iteration 7")
+
+
+# ---- checkpoints that a run cannot go on from ----
+
+
+@pytest.fixture(scope="module")
+def checkpoint(uninterrupted):
+    return load_checkpoint(uninterrupted / "train_epoch_1.pth")
+
+
+DAMAGES = {
+    "no state": lambda c: c.pop("state"),
+    "no config": lambda c: c.pop("config"),
+    "config of another kind": lambda c: c.update(config="[1, 2]"),
+    "config with sections of another kind": lambda c: c.update(config="TRAIN: 3"),
+    "unknown key in the state": lambda c: c["state"].update(another=1),
+    "missing key in the state": lambda c: c["state"].pop("seed"),
+    "text in the state": lambda c: c["state"].update(iteration="three"),
+    "negative iteration": lambda c: c["state"].update(iteration=-1),
+    "empty optimizer": lambda c: c.update(optimizer={}),
+    "optimizer of another kind": lambda c: c.update(optimizer=[1]),
+    "optimizer without groups": lambda c: c["optimizer"].update(param_groups=[]),
+    "momentum of another shape": lambda c: c["optimizer"]["state"][0].update(momentum_buffer=torch.ones(2, 2)),
+    "list of weights": lambda c: c.update(state_dict=list(c["state_dict"].values())),
+    "sparse weight": lambda c: c["state_dict"].update({"cls.4.weight": c["state_dict"]["cls.4.weight"].to_sparse()}),
+    "missing weight": lambda c: c["state_dict"].pop("cls.4.weight"),
+    "unknown weight": lambda c: c["state_dict"].update(another=torch.ones(1)),
+    "weight of another shape": lambda c: c["state_dict"].update({"cls.4.bias": torch.ones(3)}),
+    "integer weight": lambda c: c["state_dict"].update({"cls.4.bias": torch.ones(9, dtype=torch.int64)}),
+    "number for a weight": lambda c: c["state_dict"].update({"cls.4.bias": 3.0}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_resuming_from_an_unfit_checkpoint_is_refused_in_one_message(damage, narrow, options, checkpoint, tmp_path, capsys):
+    content = copy.deepcopy(checkpoint)
+    DAMAGES[damage](content)
+    torch.save(content, tmp_path / "train_epoch_1.pth")
+    assert train.main(["--config", CONFIG, *options, "save_path", str(tmp_path), "resume", "auto"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and ("TRAIN.resume" in error or "config of the checkpoint" in error)
+    assert {path.name for path in tmp_path.iterdir() if path.suffix not in ("", ".log")} == {"train_epoch_1.pth"}
+
+
+@pytest.mark.parametrize("change", [("layers", 34), ("arch", "psa"), ("stem", "plain"), ("bias_decay", False)], ids=str)
+def test_resuming_another_network_is_refused_with_the_remedy(change, narrow, options, uninterrupted, tmp_path, capsys):
+    more = [*change, "save_path", tmp_path, "resume", uninterrupted / "train_epoch_1.pth"]
+    assert train.main(["--config", CONFIG, *options, *map(str, more)]) == 1
+    error = capsys.readouterr().err
+    what = "other parameter groups" if change[0] == "bias_decay" else "that of another network"
+    assert what in error and "`weight`" in error and "Traceback" not in error
+
+
+# ---- signals at odd moments ----
+
+
+@pytest.mark.parametrize("number, seconds", [(signal.SIGINT, 0.2), (signal.SIGINT, 1.0), (signal.SIGTERM, 0.5)], ids=str)
+def test_a_signal_in_the_first_seconds_leaves_no_traceback(number, seconds, options, tmp_path):
+    command = [sys.executable, ROOT / "tool/train.py", "--config", CONFIG, *options, "save_path", tmp_path, "epochs", "99"]
+    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=REPORTED)
+    assert process.returncode in (-number, train.REQUEUE, 130) and "Traceback" not in error
+
+
+def test_a_signal_that_arrives_while_the_processes_agree_is_not_lost(monkeypatch):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    stop = distributed.StopSignal()
+    try:
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "_host_group", lambda: None)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        assert not stop.requested()  # asked before it came
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
+        assert stop.requested() and stop.name() == "SIGTERM"
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_killed_process_ends_the_others_with_one_line(options, tmp_path):
+    log = tmp_path / "log"
+    first, second = start(options, "save_path", tmp_path / "model", world=2, log=log, pause=0.5)
+    wait_for(lambda: "Epoch: [" in said(log))
+    second.kill()
+    assert finish([first], REPORTED) == [1]
+    assert "error: another process of this run has ended" in said(log) and "Traceback" not in said(log)
+
+
+# ---- labels without a class ----
+
+
+def test_labels_that_are_all_ignored_end_the_run_also_without_a_look_at_the_data(narrow, toy, options, tmp_path, capsys):
+    Image.fromarray(np.full((48, 64), 255, np.uint8)).save(tmp_path / "void.png")
+    images = [line.split()[0] for line in (toy / "list/train.txt").read_text().splitlines()]
+    (tmp_path / "void.txt").write_text("".join(f"{toy}/{image} {tmp_path}/void.png\n" for image in images))
+    more = ["save_path", tmp_path / "model", "data_root", "/", "evaluate", False, "train_list", tmp_path / "void.txt"]
+    for check in (True, False):
+        assert train.main(["--config", CONFIG, *options, *map(str, more), "check_data", str(check)]) == 1
+        assert "void.txt" in capsys.readouterr().err

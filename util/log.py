@@ -238,7 +238,7 @@ class Output:
         self.metrics = MetricsFile(Path(folder) / "metrics.jsonl", iteration, finished)
         # TensorBoard drops what it has from this step on, and is given the lines of the step that stay again.
         purge = iteration + finished if iteration else None
-        self.writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{os.getpid()}")
+        self.writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{time.time_ns()}")
         for values in [] if finished else self.metrics.last:
             self._add(**values)
 
