@@ -237,7 +237,7 @@ def test_single_image_at_a_time_is_refused_with_the_remedy(toy_options, capsys):
 
 def test_dataset_smaller_than_a_batch_is_refused(toy_options, capsys):
     assert run(toy_options, "batch_size", 14) == 1
-    assert "13 samples" in capsys.readouterr().err
+    assert "TRAIN.batch_size: 14 is more than the 13 samples of train_list" in capsys.readouterr().err
 
 
 def test_every_faulty_sample_is_named_before_the_first_step(toy, toy_options, tmp_path, capsys):
