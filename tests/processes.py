@@ -40,10 +40,10 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(options, *more, log, world=1, program="tool.train", dtype=torch.float32, variables=(), pause=0):
+def start(options, *more, log, world=1, program="tool.train", dtype=torch.float32, variables=(), pause=0, width=8):
     """`world` processes of the program as a launcher would start them, one thread each. Their screens go to log.RANK, and
     the checksums of the samples they trained on to log.RANK.json. Their exit status is the program's. pause: seconds that each
-    iteration takes longer, to leave time for what a test does to them."""
+    iteration takes longer, to leave time for what a test does to them. width: of the networks, 64 in what others start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tool.train", "tool.test"])
     argv = ["--config", CONFIG, *options, *map(str, more)]
@@ -53,7 +53,7 @@ def start(options, *more, log, world=1, program="tool.train", dtype=torch.float3
     processes = []
     for rank in range(world):
         own = {**variables, **({"RANK": rank, "LOCAL_RANK": rank} if world > 1 else {})}
-        processes.append(context.Process(target=_run, args=(program, argv, f"{log}.{rank}", own, dtype, pause)))
+        processes.append(context.Process(target=_run, args=(program, argv, f"{log}.{rank}", own, dtype, pause, width)))
         processes[-1].start()
     return processes
 
@@ -112,13 +112,13 @@ def same_tensors(a, b) -> bool:
     return named and len(momenta[0]) == len(momenta[1]) and all(torch.equal(x, y) for x, y in pairs)
 
 
-def _run(program, argv, log, variables, dtype, pause):
+def _run(program, argv, log, variables, dtype, pause, width):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(1)
-    resnet.WIDTH = 8  # steps and checkpoints cost little
+    resnet.WIDTH = width
     checksums, build_model = [], train.build_model
 
     def note_and_convert(module, inputs):

@@ -27,7 +27,7 @@ def options(toy):
 def two_processes(options, tmp_path_factory):
     """What two processes do; the same bytes whoever starts them, as long as each has one thread."""
     folder = tmp_path_factory.mktemp("two")
-    assert finish(start(options, "save_path", folder, world=2, log=folder / "log")) == [0, 0], said(folder / "log")
+    assert finish(start(options, "save_path", folder, world=2, log=folder / "log", width=64)) == [0, 0], said(folder / "log")
     return folder
 
 
@@ -126,7 +126,7 @@ def test_variables_of_srun(options, two_processes, tmp_path):
     processes = []
     for rank in (0, 1):
         variables = {**slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-        processes += start(options, "save_path", tmp_path, variables=variables, log=tmp_path / f"log{rank}")
+        processes += start(options, "save_path", tmp_path, variables=variables, log=tmp_path / f"log{rank}", width=64)
     assert finish(processes) == [0, 0], said(tmp_path / "log0")
     assert trained_alike(tmp_path, two_processes)
 
@@ -147,7 +147,7 @@ def test_killed_process_is_replaced_and_the_run_goes_on_from_the_last_checkpoint
         os.kill(rank_of(process, rank), signal.SIGKILL)
     assert ended(process) == 0, said(tmp_path / "log")
     assert trained_alike(tmp_path / "model", two_processes)
-    assert "resumed at epoch 0, iteration" in said(tmp_path / "log")
+    assert "resumed at iteration" in said(tmp_path / "log")
 
 
 def test_killed_process_ends_the_others(launch, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import subprocess
@@ -85,6 +86,16 @@ def test_a_screen_that_takes_nothing_does_not_end_a_program(tmp_path, screen, mi
     assert (tmp_path / "status").read_text() == ("1\n" if mistake else "0\n")
     lines = log.read_text(encoding="utf-8").splitlines()
     assert lines[1999].endswith("line 1999 naïve 日本")
+
+
+def test_a_log_file_that_is_full_does_not_hide_the_mistake(tmp_path, capsys):
+    (tmp_path / "a.log").symlink_to("/dev/full")
+    build_logger(tmp_path / "a.log").info("lost")
+    assert report_errors(program(Mistake("a.yaml: wrong"))) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: a.yaml: wrong\n" and "lost" in captured.out
+    with contextlib.suppress(OSError):
+        build_logger()
 
 
 # ---- metrics and TensorBoard ----

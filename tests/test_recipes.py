@@ -40,6 +40,7 @@ def options(recipe, toy, save_path):
     return ["--config", str(ROOT / f"config/{recipe}.yaml"), *(str(word) for pair in values.items() for word in pair)]
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_trains_validates_resumes_and_tests(recipe, toy, tmp_path):
     whole, parts = tmp_path / "whole/model", tmp_path / "parts/model"

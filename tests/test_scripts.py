@@ -23,7 +23,7 @@ def project(toy, tmp_path):
     root = tmp_path / "a copy"
     for name in ("model", "util", "tool", "config"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("dataset/*/*_*.txt")]:
+    for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("dataset/*/*_*.txt"), *ROOT.glob("dataset/**/*.py")]:
         (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, root / path.relative_to(ROOT))
     for name in ("image", "label", "list"):
@@ -57,6 +57,7 @@ def test_train_then_test_then_demo_on_toy(project):
     assert done.returncode == 0, done.stdout + done.stderr
     exp = project / "exp/toy/pspnet18"
     assert (exp / "snapshot/tool/train.py").read_text() == (ROOT / "tool/train.py").read_text()
+    assert (exp / "snapshot/dataset/server.py").is_file()
     assert (exp / "snapshot/toy_pspnet18.yaml").is_file() and (exp / "snapshot/model/pspnet.py").is_file()
     assert (exp / "model/train_epoch_2.pth").is_file() and list((exp / "model").glob("train-*.log"))
     result = exp / "result/epoch_2/val/ss"

@@ -147,7 +147,9 @@ def read_lists(run) -> None:
         run.train_data, run.val_data = build_data(run.cfg)
         epoch = len(run.train_data) // run.cfg.batch_size
         if not epoch:
-            message = f"{run.cfg.batch_size} is more than the {len(run.train_data)} samples of train_list; lower it or add samples"
+            message = (
+                f"{run.cfg.batch_size} is more than the {len(run.train_data)} samples of train_list; lower it or add samples"
+            )
             raise Mistake(config_error(run.cfg, "batch_size", message))
     if run.cfg.max_iter:
         run.plan = Plan(epoch, run.cfg.max_iter, run.cfg.iter_interval, counts_epochs=False)

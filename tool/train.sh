@@ -34,6 +34,8 @@ shift 2
 if [ -f "$config" ]; then
     mkdir -p "$snapshot"
     cp -R tool model util "$config" "$snapshot"
+    mkdir -p "$snapshot/dataset"
+    cp dataset/*.py "$snapshot/dataset"
 fi
 "$PYTHON" tool/train.py --config "$config" "$@"
 "$PYTHON" tool/test.py --config "$config" "$@"

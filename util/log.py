@@ -35,7 +35,7 @@ def build_logger(log_file=None, silent=False) -> logging.Logger:
         handler.close()
     handlers = [ScreenHandler(sys.stdout)]
     if log_file is not None:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
+        handlers.append(LogFile(log_file, encoding="utf-8", errors="backslashreplace"))
     line = logging.Formatter("[%(asctime)s %(levelname)s %(filename)s line %(lineno)d %(process)d] %(message)s")
     for handler in handlers:
         handler.setFormatter(line)
@@ -55,6 +55,13 @@ class ScreenHandler(logging.StreamHandler):
     def handleError(self, record):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # what is in its buffer must not fail at the end either
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+class LogFile(logging.FileHandler):
+    """The log file; a line that a full disk does not take is lost, and the run goes on."""
+
+    def handleError(self, record):
+        pass
 
 
 # What is in messages of torch, which arrive as RuntimeError, and what the user can do.
@@ -77,9 +84,10 @@ def report_errors(program) -> int:
         return 130
     except Exception as error:
         for handler in logging.getLogger("semseg").handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.stream.write(traceback.format_exc())
-                handler.flush()
+            if isinstance(handler, LogFile):
+                with contextlib.suppress(OSError):
+                    handler.stream.write(traceback.format_exc())
+                    handler.flush()
         message = _message_for_the_user(error)
         if message is None:
             raise
