@@ -197,7 +197,8 @@ def test_a_wrong_label_is_named_with_its_file(project, tmp_path, capsys):
     assert "bad.png" in error and "9" in error and "255" in error
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "", '{"protocol": 3}', "\0\x01", "[" * 100_000, '"protocol"', "null"])
+@pytest.mark.parametrize("content", ["[]", "{}", "", '{"protocol": 3}', "\0\x01", "[" * 100_000, '"protocol"', "null",
+                                     '{"protocol": {"a": "\\ud800"}}'])  # fmt: skip
 def test_a_result_json_of_something_else_is_named(project, tmp_path, capsys, content):
     """It would have told how the predictions were made."""
     for name in ("aachen/1", "bonn/1", "bonn/2"):

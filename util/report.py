@@ -119,7 +119,9 @@ def earlier_protocol(folder) -> dict:
     if not path.is_file():
         return {"predictions": f"{shown(folder)}/gray, made elsewhere"}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))["protocol"].items())
+        protocol = dict(json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))["protocol"].items())
+        json.dumps(protocol, ensure_ascii=False).encode("utf-8", "surrogateescape")  # it must be possible to write it again
+        return protocol
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Mistake(
             f"{path}: not a result of tool/test.py, so it does not tell how the predictions beside it were made; "
