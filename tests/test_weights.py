@@ -346,7 +346,7 @@ BAD_VALUES = [
     ("layer2.0.conv1.weight", lambda t: t > 0, "is torch.bool, not torch.float32"),
     ("layer1.0.bn1.num_batches_tracked", lambda t: torch.tensor(torch.nan), "has nan or infinite values"),
     ("layer2.0.conv1.weight", lambda t: t.to("meta"), "has no values"),
-    ("layer2.0.conv1.weight", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized"),
+    ("layer2.0.conv1.weight", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is torch.qint8, not torch.float32"),
 ]
 
 
