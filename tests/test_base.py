@@ -105,7 +105,7 @@ def test_any_size_at_test_is_padded_with_the_mean_and_cut_back(make, zoom):
 
 
 @every_network
-def test_size_rule_input_takes_any_size_and_answers_at_that_size(make):
+def test_size_rule_input_allows_any_size_and_gives_logits_of_that_size(make):
     net = make(size_rule="input", align_corners=False)
     for h, w in ((40, 51), (64, 38)):
         image, label = golden_input("any", 2, h, w), golden_label("any", 2, h, w, K)

@@ -39,7 +39,7 @@ def test_there_and_back_gives_the_same_bytes_in_the_same_order(tmp_path, network
     assert "layers: 18" in out and f"written: {c}, {len(content_bytes(a))} tensors in semseg names" in out
 
 
-def test_a_converted_file_says_what_its_weights_need(tmp_path, networks, capsys):
+def test_a_converted_file_states_the_config_of_its_weights(tmp_path, networks, capsys):
     theirs, ours = tmp_path / "mmseg.pth", tmp_path / "new/folder/ours.pth"
     own_words = yaml.safe_dump({"TRAIN": MMSEG})
     save_checkpoint({"state_dict": networks["mmseg"].state_dict(), "config": own_words}, tmp_path / "a.pth")

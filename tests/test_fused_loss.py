@@ -147,7 +147,7 @@ def test_without_gradients_none_is_computed(monkeypatch):
     assert asked == [False, False]
 
 
-def test_a_criterion_of_ones_own_takes_the_plain_form(monkeypatch):
+def test_other_criteria_are_computed_in_the_plain_form(monkeypatch):
     class Doubled(CrossEntropy):
         def forward(self, logits, label):
             return 2 * super().forward(logits, label)

@@ -174,7 +174,7 @@ def test_wrong_masks_are_named():
         PSANet(18, psa_type=3)
 
 
-def test_a_compact_network_takes_one_size_only():
+def test_a_compact_network_works_at_one_size_only():
     net = PSANet(18, classes=K, compact=True, mask_h=3, mask_w=4).eval()
     assert net(torch.zeros(1, 3, 33, 49)).shape == (1, K, 33, 49)
     with pytest.raises(ValueError, match="compact: needs mask_h x mask_w = 3 x 3, .*not 3 x 4"):

@@ -103,7 +103,7 @@ def test_unknown_depth_and_stem_are_named_with_the_choices():
 
 
 @pytest.mark.parametrize("skip", ["", "num_batches_tracked"])
-def test_every_tensor_of_an_original_file_arrives_at_its_place(tmp_path, skip):
+def test_every_tensor_of_an_original_file_is_loaded_under_its_mapped_name(tmp_path, skip):
     net = ResNet(50)
     load_backbone(net, original_file(tmp_path / "resnet50_v2.pth", skip))
     state = net.state_dict()

@@ -156,7 +156,7 @@ def test_initial_values_of_mmsegmentation_are_for_it_too():
 # ---- what cannot be ----
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch):
+def test_without_the_package_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     assert 'pip install "segmentation-models-pytorch>=0.5"' in refusal(build)
     assert isinstance(build(arch="psp"), PSPNet)  # which needs it not
@@ -214,7 +214,7 @@ def test_another_arch_is_named_either_way(saved):
     assert "only PSPNets" in refusal(to_mmseg, make().state_dict())
 
 
-def test_names_and_shapes_tell_the_depth_as_far_as_layer2():
+def test_the_depth_follows_from_layer1_and_layer2():
     with torch.device("meta"):
         for layers, told in ((18, 18), (34, 34), (50, 50), (101, 50), (152, 152)):
             state = SMPPSPNet(layers, 0.0, K).state_dict()
@@ -222,7 +222,7 @@ def test_names_and_shapes_tell_the_depth_as_far_as_layer2():
             assert recognise(state) == "smp"
 
 
-def test_the_encoder_takes_torchvision_s_weights(saved):
+def test_the_encoder_loads_torchvision_s_weights(saved):
     source, network = fill_(torchvision.models.resnet18(weights=None)).state_dict(), SMPPSPNet(18, 0.0, K)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     report = load_backbone(network, saved(source))
@@ -232,7 +232,7 @@ def test_the_encoder_takes_torchvision_s_weights(saved):
     assert "* -> encoder.*: 60 tensors\nfits: layers: 18, stem: plain\ndropped: " in str(report)
 
 
-def test_the_encoder_takes_that_of_other_networks_with_its_stem_and_depth_alone(saved):
+def test_the_encoder_loads_from_other_networks_of_its_stem_and_depth_only(saved):
     plain = fill_(PSPNet(18, classes=3, stem="plain"))
     network = SMPPSPNet(18, 0.0, K)
     report = load_backbone(network, saved(plain.state_dict()))

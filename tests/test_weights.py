@@ -117,7 +117,7 @@ def test_the_names_of_torchvision_map_with_and_without_the_prefix_of_mmsegmentat
 
 @pytest.mark.parametrize("layers", [18, 34, 50, 101, 152])
 @pytest.mark.parametrize("stem", ["deep", "deep32", "plain"])
-def test_names_and_shapes_tell_depth_stem_and_classes(layers, stem):
+def test_depth_stem_and_classes_follow_from_names_and_shapes(layers, stem):
     with torch.device("meta"):
         net = PSPNet(layers, classes=7, stem=stem)
     assert describe(net.state_dict()) == {"arch": "psp", "layers": layers, "stem": stem, "classes": 7}
@@ -189,7 +189,7 @@ def test_another_arch_is_refused(saved, semseg_state):
     assert "arch: the file has psp, the network psa; set `arch: psp`" in text
 
 
-def test_what_a_file_says_of_its_config_must_agree_with_the_network(saved, semseg_state, mmseg_state):
+def test_a_config_stated_in_the_file_must_agree_with_the_network(saved, semseg_state, mmseg_state):
     own = saved({"state_dict": semseg_state, "config": "TRAIN:\n  align_corners: false\n  layers: 18\n"}, "own.pth")
     assert "set `align_corners: False`" in refusal(load_network_weights, empty(), own)
     text = "model = dict(decode_head=dict(align_corners=True), auxiliary_head=dict(align_corners=True))"
@@ -346,7 +346,7 @@ BAD_VALUES = [
     ("layer2.0.conv1.weight", lambda t: t > 0, "is torch.bool, not torch.float32"),
     ("layer1.0.bn1.num_batches_tracked", lambda t: torch.tensor(torch.nan), "has nan or infinite values"),
     ("layer2.0.conv1.weight", lambda t: t.to("meta"), "has no values"),
-    ("layer2.0.conv1.weight", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized"),
+    ("layer2.0.conv1.weight", lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is torch.qint8, not torch.float32"),
 ]
 
 
