@@ -261,7 +261,7 @@ def test_an_fp16_run_that_is_resumed_ends_as_one_that_is_not(toy_options, tmp_pa
 
 
 @pytest.mark.parametrize("switches", [{"channels_last": True}, {"checkpoint_layers": "[layer1, layer2, layer3, layer4]"},
-                                      {"fast_head": False, "fused_loss": False}, {"compile": True}])  # fmt: skip
+                                      {"compile": True}])  # fmt: skip
 def test_switches_of_speed_leave_the_run_what_it_is(toy_options, tmp_path, monkeypatch, switches):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # the tracing without g++
     toy_options += ["epochs", "1", "base_lr", "0.001"]
