@@ -1,6 +1,7 @@
 """The command line: what each flag does to the resolved config, which words go together, and which do not."""
 
 import os
+import random
 
 import pytest
 
@@ -451,6 +452,71 @@ def test_server_format_is_a_flag_of_the_test():
     assert read(f"--config {CITYSCAPES} --format cityscapes", parse_test).format == "cityscapes"
     assert "format ade20k and --format cityscapes" in error(f"{CITYSCAPES} --format cityscapes format ade20k", parse_test)
     assert "format: 'coco' is not one of none, cityscapes, ade20k, voc2012" in error(f"{CITYSCAPES} --format coco", parse_test)
+
+
+# ---- any words ----
+
+
+@pytest.mark.parametrize("parse", [parse_train, parse_test])
+def test_any_words_are_read_or_refused_with_a_message(parse, capsys):
+    rng = random.Random(parse.__name__)
+    words = [
+        TOY,
+        CITYSCAPES,
+        *FLAGS_OF_TRAINING,
+        *FLAGS_OF_TRAINING,
+        "--format",
+        "--help",
+        "-h",
+        "--",
+        "-",
+        "-x",
+        "--x=",
+        "=",
+        "",
+        " ",
+    ]
+    words += [
+        "epochs",
+        "base_lr",
+        "TRAIN.layers",
+        "save_path",
+        "resume",
+        "K=V",
+        "epochs=3",
+        "work_dir=a",
+        "scales=[(1,",
+        "a=\0",
+    ]
+    words += [
+        "optimizer.lr=1e999",
+        "0",
+        "3",
+        "-1",
+        "-1e-2",
+        "9" * 5000,
+        "pytorch",
+        "null",
+        "[" * 5000,
+        "é",
+        "\udcff",
+        "a b",
+        "--a b",
+    ]
+    words += ["train_gpu=0,'", "param_rules=[{name: *a}]", "cache={cache}", "%s", "--seed=%(x)s", "--gpus=-1", "x" * 5000]
+    read_ones = 0
+    for _ in range(1500):
+        argv = [TOY] * rng.randrange(2) + [rng.choice(words) for _ in range(rng.randrange(6))]
+        try:
+            config, overrides, _ = parse(argv, DOC)
+            assert config.is_file() and len(overrides) % 2 == 0
+            load_config(config, overrides)
+            read_ones += 1
+        except Mistake as mistake:
+            assert str(mistake).strip()
+        except SystemExit as ended:
+            assert ended.code == 0 and {"--help", "-h"} & set(argv)
+    assert read_ones > 100
 
 
 # ---- help ----

@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden_rules import golden_input, golden_label
 
-from model import build_criterion, build_model
+from model import build_criterion, build_model, check_config
 from util.config import ROOT, load_config
 from util.optim import build_optimizer
 
@@ -95,7 +95,7 @@ def test_every_config_of_the_original_loads_and_builds(dataset, arch, layers, tm
     attention = ATTENTION.format(mask=mask) if arch == "psa" else ""
     path = tmp_path / "original.yaml"
     path.write_text(ORIGINAL.format(size=psa_size if arch == "psa" else psp_size, **locals()))
-    cfg = load_config(path)
+    cfg = load_config(path, check=check_config)
     assert all("does not exist, using" in note for note in cfg.notes)
     assert (cfg.compact, cfg.psa_softmax, cfg.manual_seed, cfg.weight) == (False, True, None, None)
     with torch.device("meta"):

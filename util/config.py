@@ -613,8 +613,8 @@ def _missing_files(cfg, keys):
 
 
 def _mistakes(cfg: Config):
-    """Yield (key, message) for every value, or pair of values, that cannot work. What the networks ask of their keys is checked
-    by model.check_config."""
+    """Yield (key, message) for every value, or pair of values, that cannot work. model.check_config checks the
+    keys of network and loss."""
     if cfg.ignore_label < cfg.classes:
         yield "ignore_label", (f"{cfg.ignore_label} is the id of a class, since classes is {cfg.classes}; "
                                "take 255, or 65535 with 16-bit labels")  # fmt: skip
@@ -623,8 +623,6 @@ def _mistakes(cfg: Config):
             yield "class_weights", f"{len(cfg.class_weights)} numbers for {cfg.classes} classes; give one per class"
         elif not any(cfg.class_weights):
             yield "class_weights", "all are 0, so nothing would be learned"
-    if cfg.loss != "ce" and cfg.loss_mean == "all":
-        yield "loss_mean", f"all goes with loss: ce alone, not with {cfg.loss}"
     for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
         if getattr(cfg, low) > getattr(cfg, high):
             yield low, f"{getattr(cfg, low)} is greater than {high}, {getattr(cfg, high)}"
@@ -633,9 +631,6 @@ def _mistakes(cfg: Config):
     for key in ("base_size", "resize_box"):
         if isinstance(getattr(cfg, key), tuple) and len(getattr(cfg, key)) not in (1, 2):
             yield key, f"{list(getattr(cfg, key))} must be the long and the short side in pixels"
-    for key in ("mask_h", "mask_w"):
-        if getattr(cfg, key) is not None and getattr(cfg, key) % 2 == 0:
-            yield key, f"{getattr(cfg, key)} must be odd, so that the mask has a centre"
     for key in ("train_gpu", "test_gpu"):
         if len(set(getattr(cfg, key) or ())) < len(getattr(cfg, key) or ()):
             yield key, f"{list(getattr(cfg, key))} has a GPU twice; each process needs its own"
