@@ -281,7 +281,7 @@ def test_option_that_cannot_be_meant_is_explained(argv, message):
     assert message in error(f"{TOY} {argv}")
 
 
-# ---- KEY VALUE, and where flags stand ----
+# ---- KEY VALUE, and the order of words ----
 
 
 def test_forms_of_the_original_and_of_the_port_mean_the_same():
@@ -419,7 +419,7 @@ def test_launcher_that_has_not_started_the_process_is_refused_with_the_command(l
         (2, ["train_gpu", "null"], None),
     ],
 )
-def test_number_of_processes_says_how_many_gpus(processes, more, gpus, monkeypatch):
+def test_number_of_processes_determines_how_many_gpus(processes, more, gpus, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert read([CITYSCAPES, *more, "--launcher", "pytorch"]).train_gpu == gpus

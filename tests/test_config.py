@@ -269,7 +269,7 @@ def test_whole_number_is_not_rounded():
 # ---- files of the original and of earlier versions ----
 
 
-def test_a_key_of_true_or_false_takes_0_and_1(write):
+def test_a_key_of_true_or_false_accepts_0_and_1(write):
     text = ORIGINAL.replace("compact: False", "compact: 0").replace("psa_softmax: True", "psa_softmax: 1")
     cfg = load_config(write(text), ["sync_bn", "0", "evaluate", "1"])
     assert (cfg.compact, cfg.psa_softmax, cfg.sync_bn, cfg.evaluate) == (False, True, False, True)
@@ -320,6 +320,7 @@ TRAIN:
   weight:
   evaluate: False
   my_key: {a: 1}
+  since: 2024-01-01
 TEST:
   save_folder: exp/x
   scales: [1.0]
@@ -331,7 +332,8 @@ def test_scripts_of_the_original_get_all_sections_in_one_namespace(tmp_path):
     path.write_text(FORK)
     cfg = load_cfg_from_cfg_file(str(path))
     assert cfg == {"data_root": "data/mine", "arch": "mine", "base_lr": 0.01, "epochs": 10, "scales": [1.0], "weight": None,
-                   "evaluate": False, "my_key": {"a": 1}, "save_folder": "exp/x"}  # fmt: skip
+                   "evaluate": False, "my_key": {"a": 1}, "since": datetime.date(2024, 1, 1),
+                   "save_folder": "exp/x"}  # fmt: skip
     cfg.train_gpu = [0, 1]
     assert cfg["train_gpu"] == cfg.train_gpu == [0, 1] and pickle.loads(pickle.dumps(cfg)) == cfg
     with pytest.raises(AttributeError, match=r"base_1r: no such key in the config \(did you mean base_lr\?\)"):
@@ -342,11 +344,11 @@ def test_scripts_of_the_original_override_keys_by_a_list(tmp_path):
     path = tmp_path / "fork.yaml"
     path.write_text(FORK)
     old = load_cfg_from_cfg_file(path)
-    words = "base_lr 1 TRAIN.epochs 1e2 scales [0.5,2] evaluate 1 save_folder a:#b weight w.pth my_key {b} arch null"
+    words = "base_lr 1 TRAIN.epochs 1e2 scales [0.5,2] evaluate 1 save_folder a:#b weight w.pth my_key {b} arch null since 3"
     new = merge_cfg_from_list(old, words.split())
     assert (new.base_lr, new.epochs, new.scales, new.evaluate) == (1.0, 100, [0.5, 2], True)
     assert (new.save_folder, new.weight, new.arch) == ("a:#b", "w.pth", None)
-    assert old.base_lr == 0.01 and old.my_key == {"a": 1}
+    assert new.since == 3 and old.base_lr == 0.01 and old.my_key == {"a": 1}
     assert merge_cfg_from_list(old, ["scales", "2"]).scales == [2]
 
 
@@ -519,7 +521,7 @@ def test_keys_that_name_each_other_are_refused(write):
 def test_braces_that_multiply_are_refused_before_they_fill_the_memory(write):
     keys = ["save_path", "weight", "resume", "cache", "model_path", "save_folder"]
     words = [word for key, other in zip(keys, keys[1:]) for word in (key, f"{{{other}}}" * 300)]
-    assert "more than any file system takes" in errors_of(write(), [*words, "save_folder", "x"])
+    assert "more than any file system allows" in errors_of(write(), [*words, "save_folder", "x"])
 
 
 def test_order_of_keys_in_braces_does_not_matter(write):
@@ -611,10 +613,18 @@ def test_strange_keys_are_unknown_keys(tmp_path):
     assert len(errors_of(path).splitlines()) == 6
 
 
-def test_a_folder_or_a_file_that_cannot_be_read_is_no_config(tmp_path):
+def test_a_folder_or_a_file_that_cannot_be_read_is_no_config(tmp_path, monkeypatch):
     assert "no such config file" in errors_of(tmp_path)
     assert "no such config file" in errors_of("x" * 5000)
     assert "no such config file" in errors_of("a\0b")
+    path = tmp_path / "x.yaml"
+    path.write_text(MINIMAL)
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    assert errors_of(path) == f"{path}: cannot be read (Permission denied)"
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def _settings(flag, value, gpu_key, launcher):
 
 
 def _option(word) -> Setting:
-    """That of K=V: a,b and (a,b) and [(a,b),(c,d)] are lists where the key takes one."""
+    """That of K=V: a,b and (a,b) and [(a,b),(c,d)] are lists where the key holds one."""
     name, equals, value = word.partition("=")
     if not name or not equals:
         raise Mistake(f"command line: --cfg-options: expected K=V, not {word!r}")

@@ -22,7 +22,7 @@ from util.common import Mistake, did_you_mean, first_few
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Every number is bounded by an interval: "[0, 1)" has 0 and not 1. None takes nan or infinity.
+# Every number is bounded by an interval: "[0, 1)" contains 0 and not 1. nan and infinity are refused.
 Whole = Annotated[int, "[0, 2147483647]"]
 Count = Annotated[int, "[1, 2147483647]"]
 Side = Annotated[int, "[1, 1048576]"]  # pixels; OpenCV reads no larger image
@@ -187,7 +187,7 @@ SECTIONS = {"DATA": Data, "TRAIN": Train, "Distributed": Distributed, "TEST": Te
 SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field in dataclasses.fields(section)}
 FIELDS = {field.name: field for field in dataclasses.fields(Config) if field.name in SECTION_OF}
 PATHS = tuple(key for key, field in FIELDS.items() if field.type is File or File in get_args(field.type))
-WORDS = (("resume", "auto"), ("resume", "best"), ("initmodel", "torchvision"))  # that stand where a path could
+WORDS = (("resume", "auto"), ("resume", "best"), ("initmodel", "torchvision"))  # accepted in place of a path
 REMOVED = {  # keys of earlier versions: files that hold them still load
     "minimize_metric": "main_metric decides: the lowest loss is best, and the highest of every other score",
     "fast_head": "it is an argument of PSPNet, for comparisons",
@@ -199,7 +199,7 @@ def load_config(path, overrides=(), must_exist=(), check=None) -> Config:
     """Read, override, check and freeze.
 
     path: a YAML file or a name that `find_config` knows. overrides: `[KEY, VALUE, KEY, VALUE, ...]`, KEY with or without its
-    section (`TRAIN.base_lr`), VALUE as `read_value` takes it. must_exist: keys whose files the program is about to need, or a
+    section (`TRAIN.base_lr`), VALUE as in `read_value`. must_exist: keys whose files the program is about to need, or a
     function of the config that returns them; names_path and colors_path are then checked too. check: a function of the config
     that yields (key, message) for further mistakes. Relative paths in file and overrides start at the project's root.
 
@@ -312,7 +312,7 @@ def merge_cfg_from_list(cfg: Settings, cfg_list) -> Settings:
             value = read_value(key, text, kinds=[str] if isinstance(old, str) else kinds_of(key))
             if isinstance(old, list | tuple) and value is not None:
                 value = list(value) if isinstance(value, list | tuple) else [value]
-            elif old is not None and value is not None:
+            elif value is not None and type(old) in (bool, int, float, str, dict):
                 value = convert(value, type(old))
         except Mistake as mistake:
             raise Mistake(f"{name}: {mistake}") from None
@@ -366,7 +366,7 @@ def convert(value: Any, kind: Any) -> Any:
 
 
 def kinds_of(key) -> list:
-    """The plain types that a key takes, without bounds: [str, NoneType] of `weight`; none of an unknown key."""
+    """The plain types of a key, without bounds: [str, NoneType] for `weight`; none for an unknown key."""
 
     def plain(kind):
         if get_origin(kind) is Annotated:
@@ -561,7 +561,7 @@ def _resolve_paths(values, error) -> list[str]:
         if key not in done:
             text = re.sub(r"\{(\w+)\}", lambda match: named(match[1], (*outer, key)), known[key])
             if len(text) > 4000:
-                raise Mistake(f"the path has {len(text)} characters, more than any file system takes")
+                raise Mistake(f"the path has {len(text)} characters, more than any file system allows")
             done[key] = os.path.normpath(ROOT / os.path.expanduser(text))  # noqa: PTH111, Path's raises for an unknown user
         return done[key]
 
