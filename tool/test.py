@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from dataset.server import save_for_server, server_files
-from model import build_model
+from model import build_model, check_config
 from model.fold import for_test
 from model.weights import load_network_weights
 from util import distributed
@@ -82,8 +82,7 @@ def test(argv) -> int | None:
     distributed.adopt_launcher()
     with distributed.same_errors():
         path, overrides, notes = parse_test(argv, __doc__)
-        cfg = load_config(path, overrides)
-        cfg = load_config(path, overrides, must_exist=needed_files(cfg))
+        cfg = load_config(path, overrides, needed_files, check_config)
         run = plan(cfg)
     status = distributed.launch(Path(__file__).resolve(), argv, cfg.test_gpu)
     if status is not None:

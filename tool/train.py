@@ -88,11 +88,7 @@ def train(argv) -> int:
 def read_config(argv):
     """The checked config, and notes for the log."""
     path, overrides, notes = parse_train(argv, __doc__)
-    cfg = load_config(path, overrides)
-    cfg = load_config(path, overrides, must_exist=needed_files(cfg))
-    mistakes = [config_error(cfg, key, message) for key, message in check_config(cfg)]
-    if mistakes:
-        raise Mistake("\n".join(mistakes))
+    cfg = load_config(path, overrides, needed_files, check_config)
     class_names(cfg), palette_of(cfg)  # their files are read now, not after the first epoch
     return cfg, notes
 
