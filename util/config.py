@@ -9,16 +9,15 @@ import copy
 import dataclasses
 import os
 import re
-import reprlib
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import yaml
 
 from util.common import Mistake, did_you_mean, first_few
+from util.values import convert, parse_yaml, read_config_text, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,7 +125,7 @@ class Train:
     diff_seed: bool = True  # each process drops other channels (dropout); False: all of them the same
     deterministic: bool = False  # only kernels that repeat their results bit by bit; slower on GPUs
     print_freq: Count = 10  # iterations
-    save_freq: Count = 1  # epochs
+    save_freq: Count = 1  # intervals: epochs, or iter_interval iterations
     save_iters: Whole = 0  # iterations between checkpoints inside an epoch; 0 = none
     keep_checkpoints: Count = 2  # newest train_epoch_N.pth files that stay; model_best.pth always does
     save_path: File  # where checkpoints and logs go
@@ -135,7 +134,7 @@ class Train:
     resume: File | None = None  # the full state of a run to go on with; `auto`: the newest in save_path, if any; `best`
     # validation while training
     evaluate: bool = False
-    eval_freq: Count = 1  # epochs
+    eval_freq: Count = 1  # intervals
     batch_size_val: Count = 8  # windows that go through the network at once
     main_metric: Literal["mIoU", "mAcc", "allAcc", "fwIoU", "mDice", "loss"] = "mIoU"  # chooses model_best.pth
 
@@ -297,7 +296,7 @@ class Settings(dict):
 
 def load_cfg_from_cfg_file(file) -> Settings:
     """What the file holds, unchecked and without defaults; keys that this project does not have are kept."""
-    return Settings(_settings(_read_text(file), file))
+    return Settings(_settings(read_config_text(file), file))
 
 
 def merge_cfg_from_list(cfg: Settings, cfg_list) -> Settings:
@@ -323,48 +322,6 @@ def merge_cfg_from_list(cfg: Settings, cfg_list) -> Settings:
 # ---- values ----
 
 
-def convert(value: Any, kind: Any) -> Any:
-    """`value` as the annotated type `kind`, or Mistake with what was expected.
-
-    YAML 1.1 reads `1e-2` as a string, so numbers in strings are accepted. 0 and 1 are False and True, as in the original.
-    """
-    if get_origin(kind) in (Union, UnionType):
-        if NoneType in get_args(kind) and (value is None or isinstance(value, str) and value.strip() in ("", "None")):
-            return None
-        *others, last = (k for k in get_args(kind) if k is not NoneType)
-        for other in others:
-            with suppress(Mistake):
-                return convert(value, other)
-        return convert(value, last)  # whose error is the one to show
-    if get_origin(kind) is Annotated:
-        kind, interval = get_args(kind)
-        value = convert(value, kind)
-        if interval != "path" and not _inside(value, interval):
-            raise Mistake(f"{_shown(value)} must be in {interval}")
-        return value
-    if get_origin(kind) is Literal:
-        for choice in get_args(kind):
-            if value == choice and not isinstance(value, bool):
-                return choice
-        raise Mistake(f"{_shown(value)} is not one of {', '.join(map(str, get_args(kind)))}")
-    if get_origin(kind) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(convert(item, get_args(kind)[0]) for item in items)
-    if kind is bool and isinstance(value, bool | int) and value in (0, 1):
-        return bool(value)
-    if kind is str and isinstance(value, str) and value.strip() and "\0" not in value:
-        return value
-    if kind is dict and isinstance(value, dict):
-        return _plain(value)
-    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            number = value if isinstance(value, int) else float(value)
-            if kind is float or isinstance(number, int) or number.is_integer():
-                return kind(number)
-    expected = {str: "text", bool: "True or False", dict: "`name: value` pairs", int: "a whole number", float: "a number"}[kind]
-    raise Mistake(f"expected {expected}, not {_shown(value)}" + (" (this key cannot be empty)" if value in (None, "") else ""))
-
-
 def kinds_of(key) -> list:
     """The plain types of a key, without bounds: [str, NoneType] for `weight`; none for an unknown key."""
 
@@ -382,7 +339,7 @@ def read_value(key, text, kinds=None):
         return text
     if str in (kinds_of(key) if kinds is None else kinds):
         return None if text.strip() in ("", "~", "null", "Null", "NULL", "None") else text
-    return _parse_yaml(text, shown_as=_shown(text))
+    return parse_yaml(text, shown_as=shown(text))
 
 
 def value_of(key, text):
@@ -392,102 +349,11 @@ def value_of(key, text):
     return convert(read_value(key, text), FIELDS[key].type)
 
 
-def _inside(number, interval) -> bool:
-    low, high = map(float, interval[1:-1].split(","))
-    above = number > low if interval[0] == "(" else number >= low
-    return above and (number < high if interval[-1] == ")" else number <= high)
-
-
-def _plain(value: dict) -> dict:
-    """The mapping, if it holds only text, finite numbers, True, False, lists and mappings; at most 10000 of them."""
-
-    def parts(item):
-        yield item
-        for part in item.values() if isinstance(item, dict) else item if isinstance(item, list | tuple) else ():
-            yield from parts(part)
-
-    for count, item in enumerate(parts(value)):
-        if count == 10000:
-            raise Mistake("more than 10000 values")
-        finite = not isinstance(item, int | float) or abs(item) < 2**63
-        if not finite or not isinstance(item, str | int | float | dict | list | tuple | NoneType):
-            raise Mistake(f"{_shown(item)} is neither text nor a finite number")
-    return value
-
-
-def _shown(value) -> str:
-    """A value in a message, shortened."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
-    try:
-        return short.repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
-
-
 # ---- files ----
 
 
-class _Loader(yaml.SafeLoader):
-    """Runs no code. Equal keys in one mapping are an error (PyYAML keeps the last), keys are text, nesting is limited."""
-
-    def __init__(self, text):
-        super().__init__(text)
-        self.open = []  # anchor or None of each node around the current one
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
-        if len(self.open) > 50 or isinstance(event, yaml.AliasEvent) and event.anchor in self.open:
-            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
-        self.open.append(event.anchor)
-        node = super().compose_node(parent, index)
-        self.open.pop()
-        return node
-
-    def compose_mapping_node(self, anchor):
-        node, seen = super().compose_mapping_node(anchor), set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
-            if key.value in seen:
-                problem = f"{key.value}: this key stands twice; remove one"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value)
-            if key.tag != "tag:yaml.org,2002:merge":
-                key.tag = "tag:yaml.org,2002:str"
-        return node
-
-    def construct_object(self, node, deep=False):
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:  # of PyYAML's constructors: `2024-13-45`
-            raise yaml.MarkedYAMLError(problem=f"cannot be read ({error})", problem_mark=node.start_mark) from None
-
-
-def _read_text(path) -> str:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise Mistake(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise Mistake(f"{path}: line {line}: the bytes are not UTF-8; save the file as UTF-8") from None
-
-
-def _parse_yaml(text, shown_as):
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line, problem = error.problem_mark.line + 1 if error.problem_mark else 1, error.problem or error.context
-    except yaml.reader.ReaderError as error:
-        line, problem = text[: error.position].count("\n") + 1, f"the character {chr(error.character)!r} is not allowed"
-    raise Mistake(f"{shown_as}: line {line}: {problem}")
-
-
 def _read_file(path) -> dict:
-    content = _parse_yaml(_read_text(path), path)
+    content = parse_yaml(read_config_text(path), path)
     if not isinstance(content, dict):
         raise Mistake(f"{path}: expected sections {', '.join(SECTIONS)} with keys, found {type(content).__name__}")
     return content
@@ -495,7 +361,7 @@ def _read_file(path) -> dict:
 
 def _settings(text, shown_as) -> dict:
     """The keys of all sections, whatever they are."""
-    sections = _parse_yaml(text, shown_as)
+    sections = parse_yaml(text, shown_as)
     if not isinstance(sections, dict) or not all(isinstance(keys, dict | NoneType) for keys in sections.values()):
         raise Mistake(f"{shown_as}: expected sections with `key: value` lines")
     return {key: value for keys in sections.values() for key, value in (keys or {}).items()}
@@ -507,7 +373,7 @@ def _flatten(content, error) -> dict:
         if section not in SECTIONS:
             error(section, f"unknown section{did_you_mean(section, SECTIONS)}; there are {', '.join(SECTIONS)}")
         elif not isinstance(keys, dict | NoneType):
-            error(section, f"expected `key: value` lines, found {_shown(keys)}")
+            error(section, f"expected `key: value` lines, found {shown(keys)}")
         else:
             for key, value in (keys or {}).items():
                 if key not in SECTION_OF and key not in REMOVED:
@@ -521,7 +387,7 @@ def _flatten(content, error) -> dict:
 def key_value_pairs(words):
     """[(KEY, VALUE), ...] of [KEY, VALUE, ...]."""
     if len(words) % 2:
-        raise Mistake(f"command line: overrides are KEY VALUE pairs, and {_shown(words[-1])} has no partner")
+        raise Mistake(f"command line: overrides are KEY VALUE pairs, and {shown(words[-1])} has no partner")
     return zip(words[::2], words[1::2])
 
 
@@ -545,7 +411,7 @@ def _notes_on_removed(values, cfg):
         value = values[key]
         contradicts = key == "minimize_metric" and value != (cfg.main_metric == "loss")
         more = f"; this value contradicts main_metric: {cfg.main_metric}" if contradicts else ""
-        yield f"{key}: {_shown(value)} is ignored, the key was removed: {REMOVED[key]}{more}"
+        yield f"{key}: {shown(value)} is ignored, the key was removed: {REMOVED[key]}{more}"
 
 
 # ---- paths ----

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from util.common import Mistake, did_you_mean
-from util.config import Factor, convert
+from util.config import Factor
 from util.schedule import poly
+from util.values import convert
 
 RULE_KEYS = ("name", "lr_factor", "weight_decay")
 
