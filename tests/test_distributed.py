@@ -188,10 +188,11 @@ def test_nothing_is_started_for_one_gpu_on_a_cpu_or_inside_a_launcher(torchrun, 
     assert not torchrun
 
 
-def test_old_keys_for_several_machines_become_the_launchers(torchrun):
+def test_old_keys_for_several_machines_become_the_launchers_and_it_is_said_what_it_waits_for(torchrun, capsys):
     assert distributed.launch("train.py", [], None, machines=2, machine=1, url="tcp://10.0.0.1:6789") == 0
     (call,) = torchrun
     assert (call.nnodes, call.node_rank, call.master_addr, call.master_port) == ("2", 1, "10.0.0.1", 6789)
+    assert "Machine 1 of 0..1: waiting until all of them have met at 10.0.0.1:6789" in capsys.readouterr().out
     with pytest.raises(ValueError, match="dist_url: env://: expected tcp://HOST:PORT"):
         distributed.launch("train.py", [], None, machines=2, url="env://")
 
