@@ -139,9 +139,6 @@ class DiceLoss(_WholeBatchLoss):
         return (share * (1 - dice)).sum() / share.sum().clamp(min=1e-12)
 
 
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in torch 2.1
-
-
 def upsampled_loss(logits, size, label, criterion, align_corners, predict=True, fused=True):
     """Loss of logits (N, K, h, w) resized to size, with label (N, *size).
 
@@ -151,7 +148,7 @@ def upsampled_loss(logits, size, label, criterion, align_corners, predict=True, 
     subclasses too, is computed in the plain form.
     """
     # torch.compile fuses the plain form itself, and would unroll the loop over strips.
-    if not fused or type(criterion) is not CrossEntropy or _is_compiling():
+    if not fused or type(criterion) is not CrossEntropy or torch.compiler.is_compiling():
         logits = upsample(logits, size, align_corners)
         # max finds the place three times as fast as argmax on a CPU.
         return criterion(logits, label), logits.detach().max(1).indices if predict else None

@@ -30,7 +30,6 @@ def _mask_index(psa_type, h, w, mask_h, mask_w, channels_last, device):
 
 # An index built under inference_mode could not serve training afterwards.
 _cached_mask_index = lru_cache(maxsize=16)(torch.inference_mode(False)(_mask_index))
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)  # not in torch 2.1
 
 
 def psa_mask(x, psa_type, mask_h=None, mask_w=None):
@@ -50,7 +49,7 @@ def psa_mask(x, psa_type, mask_h=None, mask_w=None):
     if channels != mask_h * mask_w:
         raise ValueError(f"mask_h x mask_w = {mask_h} x {mask_w}: needs {mask_h * mask_w} channels, not {channels}")
     # The fake tensors of torch.compile and torch.export must not enter the cache.
-    build = _mask_index if _is_compiling() else _cached_mask_index
+    build = _mask_index if torch.compiler.is_compiling() else _cached_mask_index
     # Indexing in the order of memory saves a copy of x, which is up to four times as large as the result.
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     index, outside = build(psa_type, h, w, mask_h, mask_w, channels_last, x.device)

@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import inspect
 
 import torch
 from torch import nn
@@ -65,17 +64,14 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
         raise ValueError(f"{len(outside)} parameters would never learn ({', '.join(outside[:5])}): name their modules in "
                          "backbone_modules() or head_modules() of the network, or freeze them")  # fmt: skip
 
-    kernel = {}
-    cuda = next(network.parameters()).is_cuda
-    if cuda and precision != "fp16" and "fused" in inspect.signature(torch.optim.SGD).parameters:  # torch 2.3
-        kernel["fused"] = True  # one kernel for all weights
-    optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, **kernel)
+    fused = True if next(network.parameters()).is_cuda and precision != "fp16" else None  # one kernel for all weights
+    optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
     settings_here = [{key: group[key] for key in ("lr_factor", "weight_decay")} for group in groups]
 
     def keep_settings(optimizer):  # a checkpoint has those of the config and the device that it was made with
         for group, mine in zip(optimizer.param_groups, settings_here):
-            group.update(mine, fused=kernel.get("fused"))
+            group.update(mine, fused=fused)
 
     optimizer.register_load_state_dict_post_hook(keep_settings)
     return optimizer

@@ -23,11 +23,7 @@ class Precision:
         if name not in DTYPES:
             raise ValueError(f"precision: {name!r} is unknown; choose one of {', '.join(DTYPES)}")
         self.dtype, self.device = DTYPES[name], torch.device(device)
-        scaled = name == "fp16"
-        if hasattr(torch.amp, "GradScaler"):
-            self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        else:  # before torch 2.3
-            self.scaler = torch.cuda.amp.GradScaler(enabled=scaled)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
 
     def autocast(self):
         """The context of the forward pass: convolutions and matrix products in half precision."""
