@@ -209,6 +209,29 @@ esac
     assert install[2].endswith("opencv-python-headless==4.9.0")
 
 
+def test_matrix_pins_the_lowest_versions_for_the_oldest_python_and_reports_a_failure(project, tmp_path):
+    # A Python that notes its words and the constraints that it installs with; its tests fail under 3.11.
+    pretend = """#!/bin/sh
+case "$*" in
+    "-m venv "*) mkdir -p "$3/bin" && sed "s/NUMBER/${0##*python}/g" "$0" > "$3/bin/python" && chmod +x "$3/bin/python" ;;
+    *"pip install"*) for last; do :; done; cp "$last" "{folder}/NUMBER.txt" ;;
+    *pytest*) echo "NUMBER $*" >> "{folder}/log"; test NUMBER != 3.11 ;;
+esac
+""".replace("{folder}", str(tmp_path))
+    for version in ("3.10", "3.11", "3.12", "3.13"):
+        executable(tmp_path / f"bin/python{version}", pretend)
+    assert sh(project, "matrix.sh", "-k", "a b", first_in_path=tmp_path / "bin").returncode == 1
+    ran = [f"{version} -m pytest -k a b" for version in ("3.10", "3.11", "3.12", "3.13")]
+    assert (tmp_path / "log").read_text().splitlines() == ran
+    pinned = dict(line.split("==") for line in (tmp_path / "3.10.txt").read_text().splitlines())
+    lines = [
+        line for name in ("requirements.txt", "requirements-dev.txt") for line in (project / name).read_text().splitlines()
+    ]
+    lowest = dict(line.split("#")[0].strip().split(">=") for line in lines if ">=" in line)
+    assert pinned == {**lowest, "opencv-python-headless": lowest["opencv-python"]} and {"torch", "pytest"} < lowest.keys()
+    assert all((tmp_path / f"{version}.txt").read_text() == "" for version in ("3.11", "3.12", "3.13"))
+
+
 def test_requirements_name_what_is_missing(tmp_path):
     (tmp_path / "r.txt").write_text("numpy>=1.0\n# a comment\nno-such-package>=2\nnumpy>=999\n")
     command = [sys.executable, ROOT / "tool/requirements.py", tmp_path / "r.txt"]
