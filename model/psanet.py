@@ -48,8 +48,8 @@ def psa_mask(x, psa_type, mask_h=None, mask_w=None):
     _check_mask(mask_h, mask_w)
     if channels != mask_h * mask_w:
         raise ValueError(f"mask_h x mask_w = {mask_h} x {mask_w}: needs {mask_h * mask_w} channels, not {channels}")
-    # The fake tensors of torch.compile and torch.export must not enter the cache.
-    build = _mask_index if torch.compiler.is_compiling() else _cached_mask_index
+    # Fake tensors (torch.compile, torch.export, FakeTensorMode) must not enter the cache.
+    build = _mask_index if torch.compiler.is_compiling() or type(x) is not torch.Tensor else _cached_mask_index
     # Indexing in the order of memory saves a copy of x, which is up to four times as large as the result.
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     index, outside = build(psa_type, h, w, mask_h, mask_w, channels_last, x.device)

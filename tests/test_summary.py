@@ -1,12 +1,18 @@
-"""`tool/benchmark.py model`: its numbers against counting by hand."""
+"""`tool/benchmark.py model`: its numbers against counting by hand and against what a real step keeps."""
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
+from model import build_model
 from model.pspnet import PSPNet
-from tool.benchmark import REST, main, measure
-from util.config import ROOT
+from tool.benchmark import main
+from util.config import ROOT, load_config
+from util.memory import REST, measure, step_memory
+from util.precision import Precision
+
+TOY = ROOT / "config/toy/toy_pspnet18.yaml"
 
 
 class Tiny(nn.Module):
@@ -52,11 +58,11 @@ def test_multiply_adds_of_the_stem_and_the_classifiers_of_pspnet():
     assert macs["aux"] == 0 and sum(macs.values()) > 10 * macs["layer1"] > 0
 
 
-@pytest.mark.parametrize("options, size", [((), "129x129"), (("--h", "33", "--w", "41", "--batch", "2", "--step"), "33x41")])
+@pytest.mark.parametrize("options, size", [((), "129x129"), (("--h", "33", "--w", "41", "--batch", "2"), "33x41")])
 def test_the_table_adds_up(capsys, options, size):
-    assert main(["model", "--config", str(ROOT / "config/toy/toy_pspnet18.yaml"), *options]) == 0
+    assert main(["model", "--config", str(TOY), *options]) == 0
     out = capsys.readouterr().out
-    header, _, *lines = [line for line in out.splitlines() if line.startswith("|")]
+    header, _, *lines = [line for line in out.partition("\n\n")[0].splitlines() if line.startswith("|")]
     assert f"train {size}" in header and f"test {size}" in header
     rows = {cells[1]: [float(x) for x in cells[2:-1]] for cells in ([c.strip() for c in line.split("|")] for line in lines)}
     total = rows.pop("**all**")
@@ -64,4 +70,72 @@ def test_the_table_adds_up(capsys, options, size):
     for i, tolerance in enumerate((0.05, 0.5, 0.5, 5)):  # half a digit for every row
         assert sum(row[i] for row in rows.values()) == pytest.approx(total[i], abs=tolerance)
     assert total[0] == pytest.approx(12.92, abs=0.01)
-    assert ("One float32 training step of 2 image(s) on cpu: peak" in out) == bool(options)
+
+
+STAGES = "[layer1, layer2, layer3, layer4]"
+
+
+def config(*options):
+    return load_config(TOY, [str(word) for word in options])
+
+
+def numbers(line):
+    """The cells of a row of the table of a step that are numbers: steps, images, then GiB."""
+    return [float(cell) for cell in line.split("|")[3:10]]
+
+
+@pytest.mark.parametrize("options", [
+    (), ("precision", "bf16"), ("precision", "fp16", "checkpoint_layers", "[layer3]"), ("checkpoint_layers", STAGES),
+    ("arch", "psa", "loss", "ohem"), ("arch", "psa", "precision", "bf16", "checkpoint_layers", STAGES),
+    ("loss", "dice", "zoom_factor", 2), ("arch", "smp_pspnet"), ("layers", 50, "train_h", 65, "train_w", 65),
+])  # fmt: skip
+def test_predicted_memory_is_that_which_a_real_step_keeps(options):
+    cfg, n = config(*options), 2
+    network, kept = build_model(cfg).train(), {}
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), Precision(cfg.precision, "cpu").autocast():
+        network(torch.randn(n, 3, cfg.train_h, cfg.train_w), torch.zeros(n, cfg.train_h, cfg.train_w, dtype=torch.int64))
+    needs = step_memory(build_model, cfg, n, cfg.train_h, cfg.train_w)
+    assert needs["kept"] == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.1)
+    assert needs["weights"] == pytest.approx(sum(tensor.nbytes for tensor in network.state_dict().values()), rel=0.001)
+    assert needs["momenta"] == sum(p.nbytes for p in network.parameters())
+    assert needs["peak"] == sum(needs.values()) - needs["peak"]
+
+
+def test_peak_of_a_step_counted_by_hand():
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(1000))
+
+        def forward(self, image, label):
+            loss = (self.weight * self.weight).sum()
+            return None, loss, loss.detach()
+
+    cfg = config("batch_size", 2)
+    needs = step_memory(lambda _: Square(), cfg, 1, 8, 8)
+    batch = 3 * 64 * 4 + 64 * 8
+    assert needs["weights"] == needs["momenta"] == 4000
+    assert needs["kept"] == batch + 4  # the loss; the squares are not kept
+    assert 4000 + batch + 2 * 4000 <= needs["peak"] - 4000 <= 4000 + batch + 4 * 4000
+    assert step_memory(lambda _: Square(), cfg, 1, 8, 8, processes=2)["momenta"] == 8000
+
+
+def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys):
+    one, two = (step_memory(build_model, config("accumulate_steps", n), 4 // n, 129, 129) for n in (1, 2))
+    assert two["kept"] == pytest.approx(one["kept"] / 2, rel=0.05) and two["peak"] < one["peak"]
+    limit = (one["peak"] - 1 + 2 * 2**30) / 2**30  # a byte too little
+    assert main(["model", "--config", str(TOY), "--fit", str(limit)]) == 0
+    table = capsys.readouterr().out.splitlines()[-5:]
+    assert numbers(table[0])[:2] == [1, 4]
+    assert {line.split("|")[1].strip() for line in table} == {"fp32", "bf16"} and any(" layer4 " in line for line in table)
+    assert all(numbers(line)[-1] <= limit - 2 + 0.01 for line in table[1:]) and not any("does not" in line for line in table)
+    assert main(["model", "--config", str(TOY), "--fit", "2.001"]) == 0
+    assert capsys.readouterr().out.count("does not fit") == 4

@@ -1,12 +1,12 @@
-"""Measure; every subcommand prints a Markdown table.
+"""Measure; every subcommand prints Markdown tables.
 
     python tool/benchmark.py
-    python tool/benchmark.py model --config config/cityscapes/cityscapes_pspnet50.yaml
-    python tool/benchmark.py model --config config/toy/toy_pspnet18.yaml --step
+    python tool/benchmark.py model --config cityscapes_pspnet50 --fit 24 train_gpu "[0]"
 
 speed (the default): loader, training step, loss, test of a frame, scores and start, each against the plain form of the same
 work, which is how the original does it, alternating in the same process; on the GPU if there is one.
-model: parameters, multiply-adds and memory of each part of a network.
+model: parameters, multiply-adds and memory of each part of a network, the memory that a training step needs on one device,
+and the keys with which it fits into --fit GiB. Computed from shapes alone.
 """
 
 import argparse
@@ -21,24 +21,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 import torch
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.build import toy
 from dataset.toy.scene import write_scene
 from model import build_model
-from model.fold import fold_batchnorm
+from model.fold import for_test
 from model.loss import CrossEntropy, upsampled_loss
 from model.pspnet import PSPNet
 from util import transform
@@ -46,18 +44,39 @@ from util.command import find_config
 from util.config import ROOT, load_config
 from util.dataset import SemData
 from util.inference import predict, window_starts
-from util.log import environment, peak_memory_mb, report_errors
+from util.log import environment, report_errors
+from util.memory import REST, measure, step_memory
 from util.metric import confusion_matrix
 from util.optim import build_optimizer
 from util.precision import Precision
 from util.transform import MEAN, STD
 
-REST = "between the parts"
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+RESERVE = 2 * 2**30  # bytes left for what is not predicted: CUDA's context, cuDNN's workspaces, gaps between the blocks
 
 
 def main(argv=None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     return report_errors(lambda: args.command(args))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sub = commands.add_parser("speed", aliases=["all"], help="every optimised part against its plain form (default)")
+    sub.set_defaults(command=speed)
+    sub.add_argument("--minutes", type=float, default=8.0, help="approximate duration (default: %(default)s)")
+    sub.add_argument("--quick", action="store_true", help="tiny sizes, one run each, as a check that it works")
+    sub = commands.add_parser("model", help="parameters, multiply-adds and memory of a network and of its training step")
+    sub.set_defaults(command=model)
+    sub.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")
+    sub.add_argument("--h", type=int, help="height of the image (default: train_h, test_h)")
+    sub.add_argument("--w", type=int, help="width of the image (default: train_w, test_w)")
+    sub.add_argument("--batch", type=int, help="images at a time (default: batch_size over train_gpu and accumulate_steps)")
+    sub.add_argument("--fit", type=float, metavar="GIB", help="find the keys with which a step fits into this much memory")
+    sub.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config")
+    options_only = not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help")
+    return parser.parse_args(["speed", *argv] if options_only else argv)
 
 
 # ---- speed ----
@@ -86,23 +105,19 @@ def speed(args) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setup = Setup(device, 1, 18, 65, (80, 160), 65) if args.quick else Setup(device)
     torch.manual_seed(0)
-    print("| work | plain form | time | memory | here | time | memory | ratio | runs |")
-    print("|---|---|--:|--:|---|--:|--:|--:|--:|", flush=True)
+    heading("work", "plain form", "time", "memory", "here", "time", "memory", "ratio", "runs", text=(0, 1, 4))
     notes = []
+    # (rows, share of the time): a slow machine repeats less often, but measures everything once
+    parts = [(loader, 0.1), (partial(training, 21), 0.25), (partial(training, 150), 0.25), (loss, 0.03), (sliding, 0.3),
+             (scoring, 0.02), (start, 0.05)]  # fmt: skip
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        # (rows, share of the time): a slow machine repeats less often, but measures everything once
-        for rows, share in ((loader, 0.1), (train_21, 0.25), (train_150, 0.25), (loss, 0.03), (sliding, 0.3), (scoring, 0.02),
-                            (start, 0.05)):  # fmt: skip
+        for rows, share in parts:
             for line in rows(setup, Path(folder), 60 * args.minutes * share, notes):
                 print(line, flush=True)
             gc.collect()
-    print(
-        f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(device)}. Times: median of the runs, which alternate. "
-        "Memory: median of the peaks above what was in use before, "
-        f"{'torch.cuda.max_memory_allocated' if device.type == 'cuda' else 'resident memory'}."
-    )
-    for note in notes:
-        print(note)
+    how = "torch.cuda.max_memory_allocated" if device.type == "cuda" else "resident memory"
+    print(f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(device)}. Times: median of the runs, which alternate. "
+          f"Memory: median of the peaks above what was in use before, {how}.", *notes, sep="\n")  # fmt: skip
 
 
 def loader(setup, folder, seconds, notes):
@@ -140,42 +155,38 @@ def loader(setup, folder, seconds, notes):
         yield row(work, plain, ours, result)
 
 
-def train_21(setup, folder, seconds, notes):
-    return training(setup, 21, seconds)
-
-
-def train_150(setup, folder, seconds, notes):
-    return training(setup, 150, seconds)
-
-
-def training(setup, classes, seconds):
+def training(classes, setup, folder, seconds, notes):
     """Forward, backward and update."""
     device, size = setup.device, setup.train
     plain = PSPNet(setup.layers, classes=classes, fast_head=False, fused_loss=False)
     fast = PSPNet(setup.layers, classes=classes)
-    forms = {"plain fp32": (plain, "fp32", torch.contiguous_format), "fp32": (fast, "fp32", torch.contiguous_format),
-             "bf16, channels_last": (copy.deepcopy(fast), "bf16", torch.channels_last)}  # fmt: skip
-
-    def form(network, precision, memory_format):
-        network.to(device, memory_format=memory_format).train()
-        precision = Precision(precision, device)
-        optimizer = build_optimizer(network, base_lr=1e-4)
-
-        def step(size=size):
-            image = torch.randn(2, 3, size, size, device=device)
-            label = torch.randint(0, classes, (2, size, size), device=device)
-            with precision.autocast():
-                _, main_loss, aux_loss = network(image, label)
-            precision.backward(main_loss + 0.4 * aux_loss)
-            precision.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-
-        step(65 if device.type == "cpu" else size)  # loads the libraries, allocates the momenta
-        return step
-
-    result = compare({name: form(*what) for name, what in forms.items()}, seconds, setup.repeats, device)
+    last = torch.channels_last
+    networks = {"plain fp32": (plain, "fp32", torch.contiguous_format), "fp32": (fast, "fp32", torch.contiguous_format),
+                "bf16, channels_last": (copy.deepcopy(fast), "bf16", last)}  # fmt: skip
+    forms = {name: step_of(network.to(device, memory_format=layout), precision, classes, size, device)
+             for name, (network, precision, layout) in networks.items()}  # fmt: skip
+    for form in forms.values():
+        form(65 if device.type == "cpu" else size)  # loads the libraries, allocates the momenta
+    result = compare(forms, seconds, setup.repeats, device)
     for name in list(forms)[1:]:
         yield row(f"training step, PSPNet{setup.layers}, 2 x {size}x{size}, {classes} classes", "plain fp32", name, result)
+
+
+def step_of(network, precision, classes, size, device):
+    """A function that does one training step of two random images."""
+    precision = Precision(precision, device)
+    optimizer = build_optimizer(network.train(), base_lr=1e-4)
+
+    def step(size=size):
+        image = torch.randn(2, 3, size, size, device=device)
+        label = torch.randint(0, classes, (2, size, size), device=device)
+        with precision.autocast():
+            _, main_loss, aux_loss = network(image, label)
+        precision.backward(main_loss + 0.4 * aux_loss)
+        precision.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def loss(setup, folder, seconds, notes):
@@ -196,33 +207,29 @@ def loss(setup, folder, seconds, notes):
 
 def sliding(setup, folder, seconds, notes):
     """One frame, windows and their mirror images."""
-    classes, device, (h, w) = 19, setup.device, setup.frame
+    classes, device, crop, (h, w) = 19, setup.device, setup.crop, setup.frame
     plain = PSPNet(setup.layers, classes=classes, fast_head=False).to(device).eval()
-    fast = PSPNet(setup.layers, classes=classes).to(device).eval()
+    fast = PSPNet(setup.layers, classes=classes)
     fast.load_state_dict(plain.state_dict())
-    fast = fold_batchnorm(fast)
-    half = copy.deepcopy(fast).to(memory_format=torch.channels_last)
     image = np.random.default_rng(0).integers(0, 256, (h, w, 3), np.uint8)
+    how = {"classes": classes, "base_size": None, "scales": (1.0,), "mean": MEAN, "std": STD, "crop_h": crop, "crop_w": crop}
     pred = {}
 
-    def run(name, network, precision, image=image):
-        settings = {"base_size": None, "scales": (1.0,), "mean": MEAN, "std": STD}
-        with Precision(precision, device).autocast():
-            pred[name] = predict(network, image, classes=classes, crop_h=setup.crop, crop_w=setup.crop, **settings)
-
     def run_plain(image=image):
-        pred["plain"] = plain_predict(plain, image, classes, setup.crop, device)
+        pred["plain"] = plain_predict(plain, image, classes, crop, device)
 
-    forms = {"window by window, sums on the host": run_plain, "fp32": lambda: run("fp32", fast, "fp32"),
-             "bf16, channels_last": lambda: run("bf16", half, "bf16")}  # fmt: skip
-    window = image[: setup.crop, : setup.crop]  # loads the libraries
-    run_plain(window)
-    run("fp32", fast, "fp32", window)
-    run("bf16", half, "bf16", window)
+    def run(precision, network, image=image):
+        with Precision(precision, device).autocast():
+            pred[precision] = predict(network, image, **how)
+
+    forms = {"window by window, sums on the host": run_plain, "fp32": partial(run, "fp32", for_test(fast, device)),
+             "bf16, channels_last": partial(run, "bf16", for_test(fast, device, channels_last=True))}  # fmt: skip
+    for form in forms.values():
+        form(image=image[:crop, :crop])  # loads the libraries
     result = compare(forms, seconds, setup.repeats, device)
+    work = f"test of a {h}x{w} frame, PSPNet{setup.layers}, windows of {crop}, flip, {classes} classes"
     for name in list(forms)[1:]:
-        yield row(f"test of a {h}x{w} frame, PSPNet{setup.layers}, windows of {setup.crop}, flip, {classes} classes",
-                  next(iter(forms)), name, result)  # fmt: skip
+        yield row(work, next(iter(forms)), name, result)
     same = (pred["plain"] == pred["fp32"]).mean()
     notes.append(f"The two fp32 tests (of random weights) give {same:.3%} of the pixels the same class.")
 
@@ -329,44 +336,27 @@ def observe(form, device):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        begin = time.perf_counter()
-        form()
+    else:
+        if hasattr(ctypes.CDLL(None), "malloc_trim"):
+            ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs freed must not be reused unseen by this one
+        before = resident("VmRSS", reset=True)
+    begin = time.perf_counter()
+    form()
+    if device.type == "cuda":
         torch.cuda.synchronize()
-        return time.perf_counter() - begin, torch.cuda.max_memory_allocated() - before
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs freed must not be reused unseen by this one
-    with ResidentPeak() as peak:
-        begin = time.perf_counter()
-        form()
-        seconds = time.perf_counter() - begin
-    return seconds, peak.above
+    seconds = time.perf_counter() - begin
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM")
+    return seconds, None if before is None else peak - before
 
 
-class ResidentPeak(threading.Thread):
-    """Peak of this process's resident memory during the block: `above` its value at the start in bytes, None without /proc."""
-
-    def __enter__(self):
-        self.before = self.highest = self.resident()
-        self.ended = threading.Event()
-        if self.before is not None:
-            self.start()
-        return self
-
-    def run(self):
-        while not self.ended.wait(0.005):
-            self.highest = max(self.highest, self.resident())
-
-    def __exit__(self, *_):
-        self.above = None
-        if self.before is not None:
-            self.ended.set()
-            self.join()
-            self.above = max(self.highest, self.resident()) - self.before
-
-    @staticmethod
-    def resident():
-        path = Path("/proc/self/statm")
-        return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else None
+def resident(name, reset=False):
+    """This process's resident memory, VmRSS, or its peak, VmHWM, in bytes; None where the system does not state it."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak is that since now
+        return 1024 * int(re.search(rf"{name}:\s*(\d+)", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
+        return None
 
 
 def row(work, plain, ours, results):
@@ -377,6 +367,11 @@ def row(work, plain, ours, results):
         memory = "-" if result.memory is None else f"{result.memory / 2**20:.0f} MiB"
         cells += [name, f"{1000 * result.seconds:.3g} ms" if result.seconds < 1 else f"{result.seconds:.2f} s", memory]
     return f"| {' | '.join([*cells, f'{a.seconds / b.seconds:.2f}', str(b.runs)])} |"
+
+
+def heading(*names, text=(0,)):
+    print(f"| {' | '.join(names)} |")
+    print(f"|{'|'.join('---' if i in text else '--:' for i in range(len(names)))}|", flush=True)
 
 
 def processor():
@@ -394,9 +389,10 @@ def processor():
 
 def model(args) -> None:
     cfg = load_config(find_config(args.config), args.opts)
+    gpus = max(len(cfg.train_gpu or ()), 1)
     train_size = args.h or cfg.train_h, args.w or cfg.train_w
     test_size = args.h or cfg.test_h or cfg.train_h, args.w or cfg.test_w or cfg.train_w
-    batch = args.batch or max(cfg.batch_size // max(len(cfg.train_gpu or ()), 1) // cfg.accumulate_steps, 1)
+    batch = args.batch or max(cfg.batch_size // gpus // cfg.accumulate_steps, 1)
     with torch.device("meta"):  # shapes without numbers: no memory, no time
         network = build_model(cfg)
     train_macs, kept = measure(network.train(), batch, *train_size)
@@ -404,99 +400,50 @@ def model(args) -> None:
     parameters = Counter({name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()})
 
     train, test = ("x".join(map(str, size)) for size in (train_size, test_size))
-    print(f"| part | parameters (M) | multiply-adds, train {train} (G) | test {test} (G) | kept for backward (MiB) |")
-    print("|---|--:|--:|--:|--:|")
+    heading("part", "parameters (M)", f"multiply-adds, train {train} (G)", f"test {test} (G)", "kept for backward (MiB)")
     parts = [name for name in (*parameters, REST) if parameters[name] or train_macs[name] or kept[name]]
     for name in (*parts, "**all**"):
-        row = [sum(c.values()) if name == "**all**" else c[name] for c in (parameters, train_macs, test_macs, kept)]
-        p, a, b, m = row
+        p, a, b, m = (sum(c.values()) if name == "**all**" else c[name] for c in (parameters, train_macs, test_macs, kept))
         print(f"| {name} | {p / 1e6:.2f} | {a / batch / 1e9:.1f} | {b / 1e9:.1f} | {m / 2**20:.0f} |")
     print(
         "\nMultiply-adds: of one image, forward; convolutions and matrix products as torch.utils.flop_counter counts them, "
         "which counts two operations each. Backward takes about twice as many.\n"
         f"Kept for backward: what autograd saves of a float32 forward pass, {batch} image(s), by saved_tensors_hooks; "
-        "without the weights and the loss."
+        "without the weights and the loss.\n"
     )
-    if args.step:
-        print(training_step(cfg, batch, *train_size))
+    print(
+        f"A training step on one of {gpus} device(s), GiB (tensors alone; {RESERVE / 2**30:.0f} more are left for the rest):\n"
+    )
+    heading("precision", "checkpoint_layers", "accumulate_steps", "images at a time", "weights", "momenta and buckets",
+            "kept for backward", "gradients and temporaries", "peak", text=(0, 1))  # fmt: skip
+    print(needs_row(cfg, batch, step_memory(build_model, cfg, batch, *train_size, gpus)))
+    if args.fit:
+        for row in fitting(cfg, batch * cfg.accumulate_steps, *train_size, gpus, args.fit * 2**30 - RESERVE):
+            print(row, flush=True)
 
 
-def measure(network, batch, h, w):
-    """(multiply-adds, bytes that autograd keeps) of the logits of a network on the meta device, as Counters by part."""
-    macs, kept, seen, stack = Counter(), Counter(), {}, [REST]
-    weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    counter = FlopCounterMode(display=False)
-
-    def account():
-        macs[stack[-1]] += counter.get_total_flops() // 2 - sum(macs.values())
-
-    def enter(name):
-        account()
-        stack.append(name)
-
-    def leave():
-        account()
-        stack.pop()
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights and storage._cdata not in seen:
-            seen[storage._cdata] = storage  # holding it keeps its address from being used again
-            kept[stack[-1]] += storage.nbytes()
-        return tensor
-
-    handles = []
-    for name, part in network.named_children():
-        # The leaves too: a network may call them without calling the part.
-        for module in {part, *(m for m in part.modules() if not list(m.children()))}:
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
-            handles.append(module.register_forward_hook(lambda *_: leave()))
-    fast = getattr(network, "fast_head", False)
-    if fast:  # it computes the convolution of `cls` itself
-        head = network.head
-        network.head = lambda features: (enter("cls"), head(features), leave())[1]
-    with counter, saved_tensors_hooks(pack, lambda tensor: tensor), torch.set_grad_enabled(network.training):
-        network(torch.empty(batch, 3, h, w, device="meta"))
-        account()
-    for handle in handles:
-        handle.remove()
-    if fast:
-        del network.head
-    return macs, kept
+def fitting(cfg, share, h, w, gpus, limit):
+    """Rows of the table: each precision, with stages kept and recomputed, at the fewest accumulate_steps whose peak is within
+    `limit` bytes. share: images of one device in an update."""
+    least = 1 if cfg.sync_bn and gpus > 1 else 2
+    recomputed = {(), STAGES} if cfg.arch != "smp_pspnet" and not cfg.compile else {()}
+    for precision in dict.fromkeys((cfg.precision, "bf16")):
+        for stages in sorted(recomputed | {tuple(cfg.checkpoint_layers)}, key=len):
+            tried = replace(cfg, precision=precision, checkpoint_layers=stages)
+            steps = [n for n in range(1, share + 1) if share % n == 0 and share // n >= least] if cfg.loss == "ce" else [1]
+            for n in steps or [1]:
+                tried = replace(tried, accumulate_steps=n)
+                needs = step_memory(build_model, tried, share // n, h, w, gpus)
+                if needs["peak"] <= limit:
+                    break
+            yield needs_row(tried, share // n, needs) + ("" if needs["peak"] <= limit else " does not fit |")
 
 
-def training_step(cfg, batch, h, w) -> str:
-    """Peak memory of one step with SGD on the GPU, or on the CPU without one, as a sentence."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = peak_memory_mb(device)
-    network = build_model(cfg).to(device).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    image = torch.randn(batch, 3, h, w, device=device)
-    label = torch.randint(0, cfg.classes, (batch, h, w), device=device)
-    _, main_loss, aux_loss = network(image, label)
-    (main_loss + cfg.aux_weight * aux_loss).backward()
-    optimizer.step()
-    how = "torch.cuda.max_memory_allocated" if device.type == "cuda" else f"resident memory; {before:.0f} MiB before it"
-    return f"One float32 training step of {batch} image(s) on {device}: peak {peak_memory_mb(device):.0f} MiB ({how})."
-
-
-def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sub = commands.add_parser("speed", aliases=["all"], help="every optimised part against its plain form (default)")
-    sub.set_defaults(command=speed)
-    sub.add_argument("--minutes", type=float, default=8.0, help="approximate duration (default: %(default)s)")
-    sub.add_argument("--quick", action="store_true", help="tiny sizes, one run each, as a check that it works")
-    sub = commands.add_parser("model", help="parameters, multiply-adds and memory of each part of a network")
-    sub.set_defaults(command=model)
-    sub.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")
-    sub.add_argument("--h", type=int, help="height of the image (default: train_h, test_h)")
-    sub.add_argument("--w", type=int, help="width of the image (default: train_w, test_w)")
-    sub.add_argument("--batch", type=int, help="images at a time (default: batch_size over train_gpu and accumulate_steps)")
-    sub.add_argument("--step", action="store_true", help="do one training step too, for its peak memory")
-    sub.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config")
-    options_only = not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help")
-    return parser.parse_args(["speed", *argv] if options_only else argv)
+def needs_row(cfg, batch, needs):
+    stages = " ".join(cfg.checkpoint_layers) or "-"
+    return f"| {cfg.precision} | {stages} | {cfg.accumulate_steps} | {batch} | " + " | ".join(
+        f"{n / 2**30:.2f}" for n in needs.values()
+    ) + " |"  # fmt: skip
 
 
 if __name__ == "__main__":

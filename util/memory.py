@@ -1,0 +1,104 @@
+"""What a network and its training step cost, computed from shapes alone."""
+
+import weakref
+from collections import Counter
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from util.precision import Precision
+
+REST = "between the parts"
+
+
+def step_memory(build_model, cfg, batch, h, w, processes=1) -> dict:
+    """Bytes that a training step of `batch` images at a time needs on one device, by kind; `peak` is their sum.
+
+    The step runs on fake tensors, and every block of memory is counted as long as it lives. Without what no tensor holds:
+    CUDA's context, workspaces of the kernels, gaps in the allocator.
+    """
+    with FakeTensorMode(), Memory() as memory:
+        network = build_model(cfg).train()
+        weights = memory.now
+        for _ in range(min(cfg.accumulate_steps, 2)):  # the gradients of the first part are there during the second
+            before = memory.now
+            image, label = torch.empty(batch, 3, h, w), torch.zeros(batch, h, w, dtype=torch.int64)
+            with Precision(cfg.precision, "cpu").autocast():
+                _, main_loss, aux_loss = network(image, label)
+            kept = memory.now - before
+            (main_loss + cfg.aux_weight * aux_loss).backward()
+            del image, label, main_loss, aux_loss
+    gradients = sum(p.nbytes for p in network.parameters())
+    momenta = gradients * (1 if processes == 1 else 2)  # DistributedDataParallel copies gradients into its buckets
+    needs = {"weights": weights, "momenta": momenta, "kept": kept}
+    return needs | {"temporaries": memory.peak - weights - kept, "peak": memory.peak + momenta}
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the storages that tensor operations made and that are alive, `now`, and their `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for storage in (leaf.untyped_storage() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)):
+            if storage not in self.known:
+                self.known.add(storage)
+                self.change(storage.nbytes())
+                weakref.finalize(storage, self.change, -storage.nbytes())
+        return result
+
+    def change(self, size):
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def measure(network, batch, h, w):
+    """(multiply-adds, bytes that autograd keeps) of the logits of a network on the meta device, as Counters by part."""
+    macs, kept, seen, stack = Counter(), Counter(), {}, [REST]
+    weights = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    counter = FlopCounterMode(display=False)
+
+    def account():
+        macs[stack[-1]] += counter.get_total_flops() // 2 - sum(macs.values())
+
+    def enter(name):
+        account()
+        stack.append(name)
+
+    def leave():
+        account()
+        stack.pop()
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and storage._cdata not in seen:
+            seen[storage._cdata] = storage  # holding it keeps its address from being used again
+            kept[stack[-1]] += storage.nbytes()
+        return tensor
+
+    handles = []
+    for name, part in network.named_children():
+        # The leaves too: a network may call them without calling the part.
+        for module in {part, *(m for m in part.modules() if not list(m.children()))}:
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: enter(name)))
+            handles.append(module.register_forward_hook(lambda *_: leave()))
+    fast = getattr(network, "fast_head", False)
+    if fast:  # it computes the convolution of `cls` itself
+        head = network.head
+        network.head = lambda features: (enter("cls"), head(features), leave())[1]
+    with counter, saved_tensors_hooks(pack, lambda tensor: tensor), torch.set_grad_enabled(network.training):
+        network(torch.empty(batch, 3, h, w, device="meta"))
+        account()
+    for handle in handles:
+        handle.remove()
+    if fast:
+        del network.head
+    return macs, kept
