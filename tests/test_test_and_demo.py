@@ -111,6 +111,7 @@ def test_keys_of_the_config_test_as_mmsegmentation_does(project, tmp_path, mode)
         assert np.array_equal(Image.open(tmp_path / f"gray/{name}.png"), pred)
     protocol = json.loads((tmp_path / "result.json").read_text())["protocol"]
     assert (protocol["average"], protocol["base_size"], protocol["mode"]) == ("logit", [80, 50], mode)
+    assert (protocol.get("crop"), protocol.get("stride")) == (([33, 41], "2/3") if mode == "slide" else (None, None))
     markdown = (tmp_path / "result.md").read_text()
     assert "- average: logit\n" in markdown and "- base_size: [80, 50]\n" in markdown
 

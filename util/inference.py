@@ -34,14 +34,14 @@ def prediction_settings(cfg):
 
 
 def prediction_protocol(cfg):
-    """The same for people who compare numbers, as plain values."""
+    """How predictions are made, for people who compare numbers, as plain values."""
+    crop = [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w]
     return {
         "scales": list(cfg.scales),
         "flip": cfg.flip,
         "mode": cfg.test_mode,
         "average": cfg.average,
-        "crop": [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w],
-        "stride": "2/3",
+        **({"crop": crop, "stride": "2/3"} if cfg.test_mode == "slide" else {}),
         "base_size": list(cfg.base_size) if isinstance(cfg.base_size, tuple) else cfg.base_size or "the image's own long side",
         "precision": cfg.precision,
     }
