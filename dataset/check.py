@@ -17,24 +17,27 @@ from util.visual import class_names, palette_of
 def check(cfg):
     """Decode every image and label of the lists, compare sizes, ids and splits, and count the pixels of the classes.
 
-    Returns the report, a text, and the faults, a list of texts: files that are missing, cannot be decoded, differ in size
-    or hold ids out of range; lists without a labelled pixel; images that are listed twice, or in the training list and in
-    another one.
+    Returns the report, a text, and the faults, a list of texts: unfit names or colours; files that are missing, cannot be
+    decoded, differ in size or hold ids out of range; lists without a labelled pixel; images that are listed twice, or in the
+    training list and in another one.
     """
-    faults, data, names = [], {}, [f"class {k}" for k in range(cfg.classes)]
-    try:
-        names = class_names(cfg)
-        palette_of(cfg)
-    except Mistake as error:
-        faults.append(str(error))
+    faults, data = [], {}
+
+    def read(function, *args, **options):
+        try:
+            return function(*args, **options)
+        except Mistake as error:
+            faults.append(str(error))
+
+    names = read(class_names, cfg) or [f"class {k}" for k in range(cfg.classes)]
+    read(palette_of, cfg)
     lists = ("train", cfg.train_list, "train"), ("val", cfg.val_list, "val"), ("test", cfg.test_list, cfg.split)
     for i, (name, path, split) in enumerate(lists):
         if path is None or path in [earlier for _, earlier, _ in lists[:i]]:
             continue
-        try:
-            data[name] = SemData(split, cfg.data_root, path, classes=cfg.classes, ignore_label=cfg.ignore_label)
-        except Mistake as error:
-            faults.append(str(error))
+        samples = read(SemData, split, cfg.data_root, path, classes=cfg.classes, ignore_label=cfg.ignore_label)
+        if samples is not None:
+            data[name] = samples
 
     counts, weights = {}, []
     for name, samples in data.items():

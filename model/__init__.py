@@ -7,6 +7,7 @@ from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.smp import SMPPSPNet
+from util.common import Mistake
 
 # Each key of the config is the keyword argument of the same name.
 FRAME_KEYS = (
@@ -28,7 +29,7 @@ def build_model(cfg, class_weights=None, **distributed):
     """cfg.arch "psp", "psa" or "smp_pspnet" -> the network, with the criterion of cfg.loss and the initial weights of cfg.init.
 
     class_weights: (K,) numbers for the criterion. distributed: `all_reduce_sum` of the criterion, where there are several
-    processes. Raises ValueError, "key: what is wrong", for values that check_config refuses.
+    processes. Raises Mistake, "key: what is wrong", for values that check_config refuses.
     """
     criterion = build_criterion(cfg, class_weights, **distributed)
     frame = {key: getattr(cfg, key) for key in FRAME_KEYS} | {"criterion": criterion}
@@ -44,10 +45,10 @@ def build_model(cfg, class_weights=None, **distributed):
     elif cfg.arch == "smp_pspnet":
         for key, only in (("zoom_factor", 8), ("checkpoint_layers", ())):
             if getattr(cfg, key) != only:
-                raise ValueError(f"{key}: {getattr(cfg, key)} does not go with arch: smp_pspnet; leave it out")
+                raise Mistake(f"{key}: {getattr(cfg, key)} does not go with arch: smp_pspnet; leave it out")
         network = SMPPSPNet(cfg.layers, cfg.dropout, cfg.classes, criterion, cfg.ignore_label)
     else:
-        raise ValueError(f"arch: {cfg.arch!r} is unknown; choose smp_pspnet, psp or psa")
+        raise Mistake(f"arch: {cfg.arch!r} is unknown; choose smp_pspnet, psp or psa")
     if cfg.init == "mmseg":
         init_as_mmseg(network)
     return network
@@ -68,15 +69,13 @@ def check_config(cfg):
     The network is built without memory, on the meta device, and asked.
     """
     if cfg.loss != "ce" and cfg.accumulate_steps > 1:
-        yield (
-            "accumulate_steps",
-            (f"{cfg.accumulate_steps} does not go with loss: {cfg.loss}, which needs the whole batch at once; set it to 1"),
-        )
+        message = f"{cfg.accumulate_steps} does not go with loss: {cfg.loss}, which needs the whole batch at once; set it to 1"
+        yield "accumulate_steps", message
     if cfg.loss != "ce" and cfg.loss_mean == "all":
         yield "loss_mean", f"all goes with loss: ce only, not with {cfg.loss}"
     try:
         network = _without_memory(cfg)
-    except ValueError as error:
+    except Mistake as error:
         key, _, message = str(error).partition(": ")
         yield key, message
         return
@@ -85,20 +84,15 @@ def check_config(cfg):
         side, near = getattr(cfg, key), network.training_sides(getattr(cfg, key))
         if near != (side,):
             fits = False
-            yield (
-                key,
-                (
-                    f"{side} is not of the form {network.stride}n+1 that arch: {cfg.arch} needs with size_rule: grid; "
-                    f"the nearest are {near[0]} and {near[1]}"
-                ),
-            )
+            form = f"{network.stride}n+1 that arch: {cfg.arch} needs with size_rule: grid"
+            yield key, f"{side} is not of the form {form}; the nearest are {near[0]} and {near[1]}"
     if fits and cfg.arch == "psa" and cfg.compact:
         tested = "test_h" if cfg.test_h else "test_w", cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w
         for key, h, w in (("compact", cfg.train_h, cfg.train_w), tested):
             try:
                 with torch.no_grad():
                     network.eval()(torch.empty(1, 3, h, w, device="meta"))
-            except ValueError as error:
+            except Mistake as error:
                 yield key, str(error).removeprefix("compact: ")
                 break
         if cfg.test_mode == "whole":
@@ -115,6 +109,8 @@ def images_needed(cfg):
         with torch.no_grad():
             network(torch.empty(1, 3, cfg.train_h, cfg.train_w, device="meta"))
     except ValueError as error:  # of BatchNorm, with the size of its input
+        if "more than 1 value per channel" not in str(error):
+            raise
         return 2, f"BatchNorm of {type(network).__name__} with one image: {error}"
     return 1, ""
 

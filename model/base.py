@@ -63,11 +63,11 @@ class SceneParser(nn.Module):
     ):
         super().__init__()
         if zoom_factor not in (1, 2, 4, 8):
-            raise ValueError(f"zoom_factor: {zoom_factor!r} is not possible; choose one of 1, 2, 4, 8")
+            raise Mistake(f"zoom_factor: {zoom_factor!r} is not possible; choose one of 1, 2, 4, 8")
         if size_rule not in ("grid", "input"):
-            raise ValueError(f"size_rule: {size_rule!r} is unknown; choose grid or input")
+            raise Mistake(f"size_rule: {size_rule!r} is unknown; choose grid or input")
         if size_rule == "input" and zoom_factor != 8:
-            raise ValueError(f"zoom_factor: {zoom_factor} needs size_rule grid; with input only 8 is possible")
+            raise Mistake(f"zoom_factor: {zoom_factor} needs size_rule grid; with input only 8 is possible")
         self.classes, self.zoom_factor, self.ignore_label = classes, zoom_factor, ignore_label
         self.align_corners, self.size_rule, self.fused_loss = align_corners, size_rule, fused_loss
         self.checkpoint_layers = tuple(checkpoint_layers)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from util.common import Mistake
+
 
 def widen(logits):
     """Half precision -> float32, so that the argmax has fewer ties."""
@@ -30,7 +32,7 @@ class CrossEntropy(nn.Module):
     def __init__(self, ignore_label=255, weight=None, mean="valid"):
         super().__init__()
         if mean not in ("valid", "all"):
-            raise ValueError(f"loss_mean: {mean!r} is unknown; choose valid or all")
+            raise Mistake(f"loss_mean: {mean!r} is unknown; choose valid or all")
         self.ignore_label, self.mean = ignore_label, mean
         weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
         # Not in the state_dict: checkpoints load whatever the class weights of the loss.

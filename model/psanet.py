@@ -44,7 +44,7 @@ def psa_mask(x, psa_type, mask_h=None, mask_w=None):
     n, channels, h, w = x.shape
     mask_h, mask_w = mask_h or 2 * h - 1, mask_w or 2 * w - 1
     if psa_type not in (COLLECT, DISTRIBUTE):
-        raise ValueError(f"psa_type: {psa_type!r} is unknown; choose 0 (collect) or 1 (distribute)")
+        raise Mistake(f"psa_type: {psa_type!r} is unknown; choose 0 (collect) or 1 (distribute)")
     _check_mask(mask_h, mask_w)
     if channels != mask_h * mask_w:
         raise ValueError(f"mask_h x mask_w = {mask_h} x {mask_w}: needs {mask_h * mask_w} channels, not {channels}")
@@ -61,7 +61,7 @@ def psa_mask(x, psa_type, mask_h=None, mask_w=None):
 def _check_mask(mask_h, mask_w):
     for name, side in (("mask_h", mask_h), ("mask_w", mask_w)):
         if side is None or side < 1 or side % 2 == 0:
-            raise ValueError(f"{name}: {side} must be odd and positive")
+            raise Mistake(f"{name}: {side} must be odd and positive")
 
 
 class PSA(nn.Module):
@@ -82,9 +82,9 @@ class PSA(nn.Module):
     ):
         super().__init__()
         if psa_type not in (COLLECT, DISTRIBUTE, BOTH):
-            raise ValueError(f"psa_type: {psa_type!r} is unknown; choose 0 (collect), 1 (distribute) or 2 (both)")
+            raise Mistake(f"psa_type: {psa_type!r} is unknown; choose 0 (collect), 1 (distribute) or 2 (both)")
         if shrink_factor < 1:
-            raise ValueError(f"shrink_factor: {shrink_factor} must be at least 1")
+            raise Mistake(f"shrink_factor: {shrink_factor} must be at least 1")
         if not compact:  # a compact map has one cell for each position, and no centre
             _check_mask(mask_h, mask_w)
         self.psa_type, self.compact, self.psa_softmax = psa_type, compact, psa_softmax

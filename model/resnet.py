@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from model.weights import load_backbone as load_backbone  # imported from here with the network
+from util.common import Mistake
 
 
 def conv3x3(inplanes, planes, stride=1, dilation=1):
@@ -66,7 +67,7 @@ STEMS = {"deep": (64, 64, 128), "deep32": (32, 32, 64), "plain": None}
 def block_of(layers):
     """(block class, number of blocks in each of the four stages) of ResNet-`layers`."""
     if layers not in BLOCKS:
-        raise ValueError(f"layers: {layers!r} is not a ResNet depth; choose one of {', '.join(map(str, BLOCKS))}")
+        raise Mistake(f"layers: {layers!r} is not a ResNet depth; choose one of {', '.join(map(str, BLOCKS))}")
     return BLOCKS[layers]
 
 
@@ -78,7 +79,7 @@ def feature_channels(layers):
 def make_stem(stem):
     """(N, 3, H, W) -> (N, 64 or 128, ceil(H/4), ceil(W/4))."""
     if stem not in STEMS:
-        raise ValueError(f"stem: {stem!r} is unknown; choose one of {', '.join(STEMS)}")
+        raise Mistake(f"stem: {stem!r} is unknown; choose one of {', '.join(STEMS)}")
     pool = nn.MaxPool2d(3, stride=2, padding=1)
     if STEMS[stem] is None:
         return nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), pool)

@@ -112,13 +112,12 @@ def to_semseg(content):
 
     Names that the tables do not know are kept, so that strict loading refuses them. Raises Mistake.
     """
-    content = content if isinstance(content, dict) else {"state_dict": content}
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict):
-        raise Mistake(f"holds no weights: `state_dict` is {type(state).__name__}, not {{name: tensor}}")
-    other = [f"{key!r}: {_kind(value)}" for key, value in state.items() if not isinstance(key, str) or _kind(value) != "tensor"]
-    if other or not state:
-        found = first_few(other, 3) if other else "nothing"
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    found = type(state).__name__
+    if isinstance(state, dict):
+        other = [f"{key!r}: {_kind(t)}" for key, t in state.items() if not isinstance(key, str) or _kind(t) != "tensor"]
+        found = first_few(other, 3) if state else "nothing"
+    if found:
         raise Mistake(f"holds no weights: expected {{name: tensor}}, or that under `state_dict`, found {found}")
     table = {**STEM, **TRIPLES, **PSP_HEAD}
     kind = recognise(state)
@@ -135,7 +134,7 @@ def to_semseg(content):
         raise Mistake("holds two networks: the same names with and without `module.` or `backbone.`")
     switches, stated = _switches(kind, ours, content)
     epoch = content.get("epoch") if "state_dict" in content else None
-    return ours, Report(kind, renamed, dropped, switches, stated, [], [], epoch)
+    return ours, Report(kind, renamed, dropped, switches, stated, [], [], epoch if isinstance(epoch, int) else None)
 
 
 def _kind(value):

@@ -143,7 +143,7 @@ def test_a_label_reduced_outside_the_network_gives_the_same_losses(make, zoom, b
 
 
 @every_network
-def test_a_batch_without_a_valid_pixel_trains_on_nothing(make, batch):
+def test_a_batch_without_a_valid_pixel_has_loss_and_gradients_zero(make, batch):
     net, (image, label) = make(), batch
     _, main_loss, aux_loss = net(image, torch.full_like(label, 255))
     (main_loss + 0.4 * aux_loss).backward()

@@ -168,7 +168,8 @@ def test_a_fault_is_named_and_the_status_is_one(data, capsys, spoil, message):
 def test_all_faults_are_reported_together(data):
     for spoil in (spoil_range, spoil_size, spoil_names, spoil_colour):
         spoil(data)
-    assert len(faults_of(data)) == 4
+    (data / "colors.txt").write_text("1 2 3\n")
+    assert len(faults_of(data, "colors_path", str(data / "colors.txt"))) == 5
 
 
 def test_a_test_list_may_have_no_labels(data):
@@ -196,7 +197,7 @@ def test_automatic_weights_are_one_where_there_is_nothing_to_count(data):
     assert automatic_class_weights(pairs, 4) == [1.0] * 4
 
 
-def test_an_ignored_class_has_no_say_in_the_automatic_weights(data):
+def test_an_ignored_class_is_left_out_of_the_automatic_weights(data):
     pairs = read_list(data / "list/train.txt", data, "train")
     weights = automatic_class_weights(pairs, 3, ignore_label=0)
     assert weights[0] == 1 and automatic_class_weights(pairs, 3) != weights

@@ -147,7 +147,7 @@ def test_table_shows_absent_classes_as_a_dash():
     assert markdown[1].count("---") == 6 and markdown[3].startswith("| 1 | a\\|b | 0.8000 |") and len(markdown) == 6
 
 
-def test_meter_weighs_by_n_and_knows_that_nothing_has_no_mean():
+def test_meter_weights_by_n_and_has_mean_nan_without_values():
     meter = AverageMeter()
     assert math.isnan(meter.avg) and meter.count == 0
     meter.update(1.0, 3)
@@ -155,7 +155,7 @@ def test_meter_weighs_by_n_and_knows_that_nothing_has_no_mean():
     assert (meter.val, meter.avg, meter.sum, meter.count) == (5.0, 2.0, 8.0, 4)
 
 
-def test_meter_keeps_its_hands_off_the_arrays_it_is_given():
+def test_meter_does_not_modify_the_arrays_that_it_adds_up():
     meter, counts = AverageMeter(), np.array([1, 2])
     meter.update(counts)
     meter.update(counts)
@@ -190,7 +190,7 @@ def test_boundary_counts_equal_their_definition(dilation, distance):
     assert 0 < found[0].sum() < found[1].sum()
 
 
-def test_boundary_iou_sees_a_rough_edge_that_the_iou_hardly_notices():
+def test_boundary_iou_falls_where_an_error_at_an_edge_hardly_changes_the_iou():
     label = np.zeros((100, 100), np.uint8)
     label[20:80, 20:80] = 1
     pred = label.copy()
@@ -218,7 +218,7 @@ def test_predictions_of_no_class_fill_one_more_column():
         confusion_matrix(pred, label, 1, other=True)
 
 
-def test_an_image_is_as_hard_as_its_labelled_classes():
+def test_the_miou_of_an_image_is_the_mean_over_its_labelled_classes():
     assert image_mIoU(np.array([[6, 2, 1], [0, 0, 0], [0, 0, 3]])) == (6 / 9 + 3 / 4) / 2
     assert math.isnan(image_mIoU(np.zeros((3, 3))))
 

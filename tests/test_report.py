@@ -76,7 +76,8 @@ def test_the_hardest_images_come_first_and_link_to_overlays_that_exist(result):
     hardest, best = page.split("<h2>Best images</h2>")
     assert re.findall(r'<article><h3><a href="[^"]*">näme (\d)</a>', hardest) == ["8", "7", "6", "5", "4", "3"]
     assert re.findall(r'<article><h3><a href="[^"]*">näme (\d)</a>', best) == ["0", "1", "2"]
-    assert page.count("<figure>") == 9 * 4 and "of the pixels are sky &amp; &lt;clouds&gt; taken for traffic light" in page
+    assert page.count("<figure>") == 9 * 4
+    assert "of the labelled pixels are sky &amp; &lt;clouds&gt; taken for traffic light" in page
     links = re.findall(r'<li><a href="([^"]*)">', page)
     assert len(links) == 9 and links[0] == "overlay/n%C3%A4me%208.jpg"
     assert all(Image.open(result / unquote(link)).size == (90, 60) for link in links)
@@ -170,7 +171,7 @@ def test_a_report_of_any_number_of_classes_has_a_cell_for_each_pair_and_no_nan(K
         )
 
 
-def test_markup_in_names_and_protocol_is_shown_not_obeyed(tmp_path):
+def test_markup_in_names_and_protocol_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>&\'|'
     label = np.zeros((4, 4), np.uint8)
     example = Example(f"a/{evil}", 0.5, lambda: (np.zeros((4, 4, 3), np.uint8), label, 1 - label))
@@ -224,7 +225,7 @@ def test_a_test_finishes_and_writes_its_report_whatever_its_screen_is(screen, re
     assert "End Evaluation" in log.read_text(encoding="utf-8") and "name: 道路." in log.read_text(encoding="utf-8")
 
 
-def test_images_without_labels_are_neither_hard_nor_easy(result, tmp_path):
+def test_images_without_labels_are_neither_hardest_nor_best(result, tmp_path):
     save_png(tmp_path / "void.png", np.full((60, 90), 255, np.uint8))
     (tmp_path / "val.txt").write_text(f"image/näme 0.png\t{tmp_path / 'void.png'}\n", encoding="utf-8")
     shutil.copytree(result / "gray", tmp_path / "gray")

@@ -17,7 +17,7 @@ from util.image import read_image
 from util.inference import predict
 from util.metric import confusion_matrix, scores
 from util.transform import MEAN, STD
-from util.visual import overlay
+from util.visual import overlay, save_png
 
 NAMES = ["road", "sky", "traffic light"]
 
@@ -103,7 +103,7 @@ def test_predictions_and_scores_are_those_of_the_engine(project, tmp_path, capsy
 
 
 @pytest.mark.parametrize("mode", ["slide", "whole"])
-def test_testing_as_mmsegmentation_does_is_a_matter_of_keys(project, tmp_path, mode):
+def test_keys_of_the_config_test_as_mmsegmentation_does(project, tmp_path, mode):
     keys = ("average", "logit", "base_size", "[80, 50]", "test_mode", mode, "align_corners", True)
     assert run(project, "save_folder", tmp_path, *keys) == 0
     how = {"base_size": (80, 50), "average": "logit", "mode": mode, "align_corners": True}
@@ -111,6 +111,7 @@ def test_testing_as_mmsegmentation_does_is_a_matter_of_keys(project, tmp_path, m
         assert np.array_equal(Image.open(tmp_path / f"gray/{name}.png"), pred)
     protocol = json.loads((tmp_path / "result.json").read_text())["protocol"]
     assert (protocol["average"], protocol["base_size"], protocol["mode"]) == ("logit", [80, 50], mode)
+    assert (protocol.get("crop"), protocol.get("stride")) == (([33, 41], "2/3") if mode == "slide" else (None, None))
     markdown = (tmp_path / "result.md").read_text()
     assert "- average: logit\n" in markdown and "- base_size: [80, 50]\n" in markdown
 
@@ -192,15 +193,16 @@ def test_a_missing_image_is_named(project, tmp_path, capsys):
 def test_a_wrong_label_is_named_with_its_file(project, tmp_path, capsys):
     Image.fromarray(np.full((40, 57), 9, np.uint8)).save(tmp_path / "bad.png")
     (tmp_path / "list.txt").write_text(f"image/bonn/1.png {tmp_path / 'bad.png'}\n")
-    assert run(project, "save_folder", tmp_path / "out", "test_list", tmp_path / "list.txt") == 1
-    error = capsys.readouterr().err
-    assert "bad.png" in error and "9" in error and "255" in error
+    save_png(tmp_path / "gray/1.png", np.zeros((40, 57), np.uint8))
+    for options in ((), ("has_prediction", True)):
+        assert run(project, "save_folder", tmp_path, "test_list", tmp_path / "list.txt", *options) == 1
+        assert "bad.png: label ids outside 0..2 that are not ignore_label = 255: 9 (2280 pixels)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "", '{"protocol": 3}', "\0\x01", "[" * 100_000, '"protocol"', "null",
                                      '{"protocol": {"a": "\\ud800"}}'])  # fmt: skip
 def test_a_result_json_of_something_else_is_named(project, tmp_path, capsys, content):
-    """It would have told how the predictions were made."""
+    """The protocol of the predictions is read from it."""
     for name in ("aachen/1", "bonn/1", "bonn/2"):
         (tmp_path / "gray" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"gray/{name}.png").write_bytes((project / f"label/{name}.png").read_bytes())
@@ -216,7 +218,7 @@ def test_a_prediction_of_another_size_is_named(project, tmp_path, capsys):
     Image.fromarray(np.zeros((20, 57), np.uint8)).save(tmp_path / "gray/1.png")
     assert run(project, "save_folder", tmp_path, "test_list", tmp_path / "list.txt", "has_prediction", True) == 1
     error = capsys.readouterr().err
-    assert f"{tmp_path}/gray/1.png is 20 x 57" in error and "label/bonn/1.png is 40 x 57" in error
+    assert f"{tmp_path}/gray/1.png: 57 x 20, but the label {project}/label/bonn/1.png is 57 x 40" in error
 
 
 @pytest.mark.parametrize("program", ["test", "demo"])
@@ -264,6 +266,15 @@ def test_several_processes_report_a_mistake_once(toy, tmp_path, mistake):
     assert said(log, 1) == said(log, 2) == ""
 
 
+def test_several_processes_report_a_folder_that_cannot_be_written_once(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    log, options = tmp_path / "log", small_training(toy, model_path=tmp_path / "weights.pth")
+    torch.manual_seed(0)
+    save_checkpoint({"state_dict": build_model(load_config(CONFIG)).state_dict()}, tmp_path / "weights.pth")
+    assert finish(start(options, "save_folder", tmp_path / "file/below", log=log, world=2, program="tool.test")) == [1, 1]
+    assert said(log, 0).count("error: TEST.save_folder") == 1 and "Traceback" not in said(log, 0) and said(log, 1) == ""
+
+
 def test_reading_ahead_keeps_order_stays_bounded_and_passes_errors_on():
     started = []
     results = test.ahead(lambda i: started.append(i) or 10 // (7 - i), range(20), threads=2, depth=3)
@@ -277,7 +288,7 @@ def show(project, *words):
     return demo.main(["--config", str(project / "config.yaml"), *map(str, words)])
 
 
-def test_demo_shows_a_folder_with_every_scale(project, tmp_path, capsys):
+def test_demo_predicts_a_folder_with_every_scale(project, tmp_path, capsys):
     assert show(project, "--image", project / "image/bonn", "--out", tmp_path, "scales", "[0.5, 1.0, 1.5]") == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"{i}_{kind}.png" for i in (1, 2) for kind in ("color", "gray", "overlay")
@@ -297,7 +308,7 @@ def test_demo_takes_a_file_or_a_pattern_and_another_model(project, tmp_path):
     assert (tmp_path / "b/aachen/1_overlay.png").is_file() and (tmp_path / "b/bonn/1_overlay.png").is_file()
 
 
-def test_demo_says_what_it_could_not_find(project, tmp_path, capsys):
+def test_demo_names_what_it_could_not_find(project, tmp_path, capsys):
     for pattern, message in ((tmp_path / "no.jpg", "no such picture"), (tmp_path, "this folder holds no pictures")):
         assert show(project, "--image", pattern, "--out", tmp_path / "out") == 1
         assert f"error: --image {pattern}: {message}" in capsys.readouterr().err

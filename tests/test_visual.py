@@ -48,6 +48,16 @@ def test_more_than_256_classes_become_rgb():
     assert colorize(np.uint16([[2]]), PALETTE).mode == "P" and colorize(np.uint16([[256]]), PALETTE).mode == "RGB"
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+@pytest.mark.parametrize("classes", [2, 255, 256, 257])
+def test_ids_of_any_type_are_painted_with_any_number_of_classes(classes, dtype):
+    palette, gray = default_palette(classes), np.array([[1, 254]], dtype)
+    second = palette[254] if classes > 254 else [0, 0, 0]
+    assert np.array_equal(paint(gray, palette), [[palette[1], second]])
+    assert np.array_equal(np.asarray(colorize(gray, palette).convert("RGB")), paint(gray, palette))
+    assert panel(np.zeros((1, 2, 3), np.uint8), gray, gray, palette).shape == (1, 6, 3)
+
+
 def test_class_255_of_a_full_palette_has_its_colour():
     palette = default_palette(256)
     assert np.array_equal(np.asarray(colorize(np.uint8([[255]]), palette).convert("RGB"))[0, 0], palette[255])

@@ -319,8 +319,8 @@ def test_a_download_that_fails_names_the_url_and_the_path_and_leaves_no_file(tmp
 
 
 @pytest.mark.parametrize("content, found", [
-    ([torch.ones(1)], "`state_dict` is list"),
-    ({"state_dict": [torch.ones(1)]}, "`state_dict` is list"),
+    ([torch.ones(1)], "found list"),
+    ({"state_dict": [torch.ones(1)]}, "found list"),
     ({"state_dict": {}}, "found nothing"),
     ({"epoch": 3, "model": {}}, "found 'epoch': int, 'model': dict"),
     ({"state_dict": {0: torch.ones(1)}}, "found 0: tensor"),
@@ -328,7 +328,7 @@ def test_a_download_that_fails_names_the_url_and_the_path_and_leaves_no_file(tmp
     ({"state_dict": {f"layer{i}": "text" for i in range(9)}}, "'layer2': str, and 6 more"),
     ({"layer0.0.weight": torch.eye(2).to_sparse(), "layer1.0.conv1.weight": torch.ones(1)},
      "found 'layer0.0.weight': torch.sparse_coo tensor"),
-    (torch.ones(1), "`state_dict` is Tensor"),
+    (torch.ones(1), "found Tensor"),
 ])  # fmt: skip
 def test_content_other_than_named_tensors_is_refused_with_what_was_found(content, found):
     for load in (weights.load_network_weights, weights.load_backbone):
@@ -378,6 +378,13 @@ def test_tensors_of_any_other_shape_are_named_and_never_skipped(semseg_state, ke
 def test_a_config_in_the_file_that_cannot_be_read_is_passed_over(semseg_state):
     for extra in ({"config": "[" * 3000}, {"config": "TRAIN: 3"}, {"meta": {"config": torch.ones(3)}}, {"meta": 3}):
         assert to_semseg({"state_dict": semseg_state, **extra})[1].switches["align_corners"]
+
+
+@pytest.mark.parametrize("epoch", [torch.tensor(3), "three", None])
+def test_an_epoch_that_is_no_whole_number_is_left_out(semseg_state, epoch):
+    """It would not fit into the protocol of a test, which is JSON."""
+    assert to_semseg({"epoch": epoch, "state_dict": semseg_state})[1].epoch is None
+    assert to_semseg({"epoch": 3, "state_dict": semseg_state})[1].epoch == 3
 
 
 def test_a_linear_layer_is_no_backbone(saved):

@@ -44,10 +44,6 @@ def convert(args) -> None:
     network = dict(report.switches)
     data = {"DATA": {"classes": network.pop("classes")}} if "classes" in network else {}
     config = yaml.safe_dump({**data, "TRAIN": network}, sort_keys=False)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Mistake(f"{output}: its folder could not be made ({error})") from error
     save_checkpoint({**kept, "state_dict": renamed, "config": config}, output)
     print(report)
     if args.to == "mmseg":
@@ -58,7 +54,7 @@ def convert(args) -> None:
 def missing_names(state, switches) -> list[str]:
     """The tensors of a PSPNet or a backbone of this depth and stem that the file lacks."""
     if switches.get("arch", "psp") != "psp":
-        return []  # the tensors of a PSANet depend on the config; they are compared when it is loaded
+        return []  # the tensors of PSANet and SMPPSPNet depend on the config too; they are compared when it is loaded
     shape = {key: switches[key] for key in ("layers", "stem") if key in switches}
     if shape.get("layers") not in BLOCKS or "stem" not in shape:
         raise Mistake(f"not the weights of a whole ResNet or PSPNet; names and shapes fit {shape}")

@@ -59,7 +59,7 @@ def demo(args) -> None:
         start = time.time()
         try:
             image = read_image(path)
-        except (ValueError, OSError) as error:
+        except Mistake as error:
             faults.append(str(error))
             continue
         try:
@@ -74,7 +74,7 @@ def demo(args) -> None:
         largest = [f"{names[ids[i]]} {pixels[i] / pred.size:.0%}" for i in pixels.argsort()[::-1][:5]]
         log.info(f"{out / name}_overlay.png: {', '.join(largest)} ({time.time() - start:.1f} s)")
     if faults:
-        raise Mistake(f"{len(faults)} of {len(paths)} pictures could not be read:\n  {first_few(faults, 20, chr(10) + '  ')}")
+        raise Mistake(f"{len(faults)} of {len(paths)} pictures could not be read:\n" + first_few(faults, 20, "\n"))
 
 
 def find_images(pattern) -> list[Path]:

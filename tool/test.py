@@ -33,8 +33,8 @@ from util.checkpoint import load_checkpoint
 from util.command import parse_test
 from util.common import Mistake, first_few
 from util.config import Config, load_config
-from util.dataset import SemData
-from util.image import read_label
+from util.dataset import SemData, check_ids
+from util.image import read_label, size_text
 from util.inference import predict, prediction_protocol, prediction_settings
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU
@@ -89,7 +89,7 @@ def test(argv) -> int | None:
         return status  # of the processes that it started, which have done the work
     run.device = distributed.pick_device(cfg.test_gpu)
     distributed.init_process_group(run.device, cfg.dist_backend)
-    run.log = open_log(run.folder)
+    run.log = distributed.on_main(lambda: open_log(run.folder)) or build_logger(silent=True)
     for note in (*notes, *cfg.notes):
         run.log.info(note)
 
@@ -142,7 +142,7 @@ def plan(cfg) -> Evaluation:
     if cfg.format != "none":
         try:
             exports = server_files(cfg.format, images, cfg.split, cfg.classes)
-        except ValueError as error:
+        except Mistake as error:
             raise Mistake(f"{cfg.path}: TEST.format: {error}") from error
     run = Evaluation(cfg, data, indices, outputs, [Path(cfg.save_folder) / file for file in exports], names, palette, {})
     if cfg.has_prediction:
@@ -157,9 +157,7 @@ def plan(cfg) -> Evaluation:
 
 
 def open_log(folder):
-    """The log of this process: on the main one also the file test-DATE.log in `folder`."""
-    if not distributed.is_main():
-        return build_logger(silent=True)
+    """The log on screen and in the file test-DATE.log in `folder`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return build_logger(folder / f"test-{time.strftime('%Y%m%d_%H%M%S')}.log")
@@ -214,8 +212,8 @@ def read_prediction(run, index):
         return index, pred, None
     label = read_label(path)
     if pred.shape != label.shape:
-        sizes = [f"{file} is {a.shape[0]} x {a.shape[1]}" for file, a in ((run.gray(index), pred), (path, label))]
-        raise Mistake(f"prediction and label differ in size (height x width): {sizes[0]}, {sizes[1]}")
+        raise Mistake(f"{run.gray(index)}: {size_text(pred)}, but the label {path} is {size_text(label)}")
+    check_ids(label, run.cfg.classes, run.cfg.ignore_label, path)
     return index, pred, label
 
 
@@ -240,10 +238,7 @@ def finish_image(run, index, pred, label):
         save_for_server(run.exports[index], pred, cfg.format)
     if cfg.split == "test":
         return index, 0, 0, 0
-    try:
-        confusion = confusion_matrix(pred, label, cfg.classes, cfg.ignore_label, other=True).numpy()
-    except ValueError as error:
-        raise Mistake(f"{run.data.data_list[index][1]}: {error}") from error
+    confusion = confusion_matrix(pred, label, cfg.classes, cfg.ignore_label, other=True).numpy()
     contours = boundary_areas(pred, label, cfg.classes, cfg.ignore_label) if cfg.boundary_iou else 0
     return index, confusion, contours, image_mIoU(confusion)
 

@@ -34,14 +34,14 @@ def prediction_settings(cfg):
 
 
 def prediction_protocol(cfg):
-    """The same for people who compare numbers, as plain values."""
+    """How predictions are made, for people who compare numbers, as plain values."""
+    crop = [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w]
     return {
         "scales": list(cfg.scales),
         "flip": cfg.flip,
         "mode": cfg.test_mode,
         "average": cfg.average,
-        "crop": [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w],
-        "stride": "2/3",
+        **({"crop": crop, "stride": "2/3"} if cfg.test_mode == "slide" else {}),
         "base_size": list(cfg.base_size) if isinstance(cfg.base_size, tuple) else cfg.base_size or "the image's own long side",
         "precision": cfg.precision,
     }
@@ -65,7 +65,6 @@ def predict_probability(
     mode="slide",
     average="prob",
     align_corners=False,
-    device=None,
 ):
     """Class probabilities (K, H, W) float32 of one image, on the model's device; they sum to 1 over K.
 
@@ -87,7 +86,6 @@ def predict_probability(
         the mean of the windows' logits, resized, then softmax. Mirror images are averaged after it, so the whole image is
         mirrored, not each window; and an image below the window is not padded, but a smaller window.
     align_corners: of that resizing of logits.
-    device: where to compute; None = where the model's weights are.
 
     Memory, on the device: one (K, H, W) float32 tensor of the current scale, with several scales two more of the image's
     size; while the model runs also its activations for 2 * test_batch windows, and their logits twice. With average "logit"
@@ -105,8 +103,7 @@ def predict_probability(
         raise ValueError(f"mode: {mode!r} is unknown; choose slide or whole")
     if average not in ("prob", "logit"):
         raise ValueError(f"average: {average!r} is unknown; choose prob or logit")
-    device = device or _device(model)
-    x = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device).permute(2, 0, 1)[None].float()
+    x = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(_device(model)).permute(2, 0, 1)[None].float()
     # Normalising is linear, so once before resizing does for all windows, and padding with the mean becomes zeros.
     x = (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
     size = x.shape[2:]

@@ -164,12 +164,12 @@ def mean(values):
     return float(values.mean()) if len(values) else float("nan")
 
 
-def number(value, digits=4):
+def number(value):
     """`0.1234`, or `-` for the nan of an absent class."""
-    return "-" if np.isnan(value) else f"{value:.{digits}f}"
+    return "-" if np.isnan(value) else f"{value:.4f}"
 
 
-def table(result, names=None, markdown=False, boundary=None):
+def table(result, names, markdown=False, boundary=None):
     """The per-class table of a `Scores` as text or Markdown; its last line holds the means over the classes present.
 
     boundary: the `Scores` of `boundary_areas`, for one more column.
@@ -177,15 +177,12 @@ def table(result, names=None, markdown=False, boundary=None):
     columns = {"IoU": result.iou, "accuracy": result.accuracy, "precision": result.precision, "dice": result.dice}
     if boundary:
         columns["boundary IoU"] = boundary.iou
-    names = names or [""] * len(result.iou)
     rows = [["class", "name", *columns]]
     rows += [[str(i), name, *(number(c[i]) for c in columns.values())] for i, name in enumerate(names)]
     rows += [["mean", "", *(number(mean(c)) for c in columns.values())]]
     if not markdown:
         return text_table(rows)
-    cells = [
-        [re.sub(r"([\\|<])", r"\\\1", cell) for cell in row] for row in rows
-    ]  # names may hold what Markdown reads as markup
+    cells = [[re.sub(r"([\\|<])", r"\\\1", cell) for cell in row] for row in rows]  # the characters of markup in names
     cells.insert(1, ["---", ":---", *["---:"] * len(columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 

@@ -314,8 +314,8 @@ def _article(result, example, image, label, pred):
     i, j = np.unravel_index(wrong.argmax(), wrong.shape)
     note = ""
     if wrong[i, j]:
-        share = wrong[i, j] / confusion.sum()
-        note = f"largest confusion: {share:.1%} of the pixels are {result.names[i]} taken for {[*result.names, '(none)'][j]}"
+        share, taken = wrong[i, j] / confusion.sum(), [*result.names, "(none)"][j]
+        note = f"largest confusion: {share:.1%} of the labelled pixels are {result.names[i]} taken for {taken}"
     ids = np.where(label == result.ignore_label, 65535, label)
     errors = error_map(image, label, pred, result.ignore_label)
     pictures = {
