@@ -66,6 +66,15 @@ def test_counts_equal_their_definition_for_any_classes_and_ignored_id(K, ignore,
     assert np.array_equal(matrix.diagonal(), counts[0]) and np.array_equal(matrix.sum(1), counts[2])
 
 
+@pytest.mark.skipif(not hasattr(torch, "uint16"), reason="needs torch 2.3")
+def test_16_bit_tensors_are_counted():
+    """As a loader makes them of 16-bit label files."""
+    pred, label = np.uint16([[0, 1, 299]]), np.uint16([[0, 299, 65535]])
+    tensors = torch.from_numpy(pred), torch.from_numpy(label)
+    assert torch.equal(confusion_matrix(*tensors, 300, 65535), confusion_matrix(pred, label, 300, 65535))
+    assert confusion_matrix(tensors[0].long(), tensors[1], 300, 65535).sum() == 2
+
+
 def test_inputs_are_never_modified():
     pred, label = pair(5)
     before = pred.clone(), label.clone()
