@@ -262,7 +262,7 @@ def test_logits_are_averaged_resized_and_only_then_made_probabilities(mode, flip
     assert (run(layers(), image, **how) - prob).abs().max() > 1e-3  # and so has the place of the softmax
 
 
-def test_one_pass_in_one_piece_is_the_same_either_way():
+def test_one_scale_in_one_window_is_the_same_with_both_averages():
     image, _ = golden_image("either", 33, 41, 5)
     prob, logit = (run(layers(), image, average=average, flip=False) for average in ("prob", "logit"))
     assert torch.equal(prob, logit)

@@ -14,6 +14,7 @@ from dataset.server import save_for_server, server_files, voc_palette
 from dataset.toy.scene import render_scene
 from tool import prepare
 from tool import test as program
+from util.common import Mistake
 from util.config import ROOT
 from util.visual import load_colors, save_png
 
@@ -81,10 +82,8 @@ def test_class_ious_are_those_of_the_official_evaluation(cityscapes):
 def test_cityscapes_files_have_its_names_and_label_ids(cityscapes):
     assert program.main(["--config", str(cityscapes / "config.yaml"), "format", "cityscapes", "index_step", "1"]) == 0
     path = cityscapes / "result/cityscapes/frankfurt_000000_000294_pred_labelIds.png"
-    ids, pred = (
-        np.asarray(Image.open(path)),
-        np.asarray(Image.open(cityscapes / "result/gray/frankfurt_000000_000294_leftImg8bit.png")),
-    )
+    gray = cityscapes / "result/gray/frankfurt_000000_000294_leftImg8bit.png"
+    ids, pred = np.asarray(Image.open(path)), np.asarray(Image.open(gray))
     assert not ids[pred == 255].any() and set(np.unique(ids)) <= {0, *TRAIN_IDS}
     assert all((ids[pred == train_id] == label_id).all() for label_id, train_id in TRAIN_IDS.items())
     assert CITYSCAPES_IDS == TRAIN_IDS
@@ -124,7 +123,7 @@ def test_predictions_of_a_test_set_are_brought_into_a_servers_form_without_label
     ("ade20k", ["a/1.jpg", "b/1.jpg"], 150, "a/1.jpg: another image has the same file name"),
 ])  # fmt: skip
 def test_images_that_a_server_would_not_know_are_named(form, images, classes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mistake, match=message):
         server_files(form, images, "val", classes)
 
 
