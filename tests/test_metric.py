@@ -66,7 +66,6 @@ def test_counts_equal_their_definition_for_any_classes_and_ignored_id(K, ignore,
     assert np.array_equal(matrix.diagonal(), counts[0]) and np.array_equal(matrix.sum(1), counts[2])
 
 
-@pytest.mark.skipif(not hasattr(torch, "uint16"), reason="needs torch 2.3")
 def test_16_bit_tensors_are_counted():
     """As a loader makes them of 16-bit label files."""
     pred, label = np.uint16([[0, 1, 299]]), np.uint16([[0, 299, 65535]])

@@ -222,7 +222,7 @@ def _bytes(x):
     """x as uint8 if all values fit, as in nearly every label and prediction."""
     if x.dtype == torch.uint8 or not x.numel():
         return x
-    x = x.long() if x.dtype == getattr(torch, "uint16", None) else x  # which has no aminmax; 16-bit labels from a loader
+    x = x.long() if x.dtype == torch.uint16 else x  # which has no aminmax; 16-bit labels from a loader
     low, high = x.aminmax()
     return x.to(torch.uint8) if low >= 0 and high <= 255 else x
 
