@@ -50,8 +50,8 @@ def table(request):
     yield lambda what, value: rows.append(f"| {what} | {value} |")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if ON_GPU else ["CPU"]
     lines = ["", f"{time.strftime('%Y-%m-%d')}, {', '.join(names)}, {environment(DEVICE)}", "", "| what | value |", "|---|---|"]
-    for line in lines + rows:
-        request.config.get_terminal_writer().line(line)
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines + rows))
 
 
 @contextmanager
