@@ -231,6 +231,29 @@ def test_gpu_of_a_process_is_the_one_at_its_local_rank(variables, monkeypatch):
 # ---- signals and errors ----
 
 
+@pytest.mark.parametrize(
+    "device, backend, expected", [("cuda:3", "nccl", True), ("cuda:3", "gloo", False), ("cpu", "nccl", False)]
+)
+def test_nccl_is_given_its_gpu_before_the_first_exchange(device, backend, expected, monkeypatch):
+    given = {}
+
+    def init_process_group(backend, store, rank, world_size, device_id=None):
+        given.update(backend=backend, device_id=device_id)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda _: iter([(torch.distributed.HashStore(), 0, 1)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", init_process_group)
+    distributed.init_process_group(torch.device(device), backend)
+    assert given["device_id"] == (torch.device("cuda:3") if expected else None)
+    assert given["backend"] == ("gloo" if device == "cpu" else backend)
+
+    def in_torch_2_1(backend, store, rank, world_size):
+        given.update(backend=backend)
+
+    monkeypatch.setattr(distributed.dist, "init_process_group", in_torch_2_1)
+    distributed.init_process_group(torch.device(device), backend)
+
+
 @pytest.fixture
 def stop():
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -1,9 +1,18 @@
 #!/bin/sh
 # All checks: lint and the whole test suite. Installs what it needs into .venv if the active Python lacks it.
 #   sh tool/check.sh [pytest arguments]
+#   sh tool/check.sh --gpu [pytest arguments]    what depends on a GPU, on this machine's; ends with a table for docs/speed.md
 set -eu
 cd "$(dirname "$0")/.."
 . tool/environment.sh
 make_python requirements-dev.txt
+if [ "${1:-}" = --gpu ]; then
+    shift
+    if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        echo "No GPU that torch can use: the GPU tests are skipped"
+        exit 0
+    fi
+    exec env TEST_DEVICE=cuda "$PYTHON" -m pytest tests/test_gpu.py "$@"
+fi
 "$PYTHON" -m ruff check .
 exec "$PYTHON" -m pytest "$@"
