@@ -9,6 +9,7 @@ themselves and need no converted file.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def main(argv=None) -> int:
 
 def convert(args) -> None:
     output = Path(args.output)
-    if output.is_dir():
+    if os.path.isdir(output):  # noqa: PTH112, Path.is_dir raises where the name is too long
         raise Mistake(f"{output}: is a folder; name the file to write")
+    if os.path.realpath(output) == os.path.realpath(args.input):
+        raise Mistake(f"{output}: is the file to read, whose optimizer and state would be lost; name another file to write")
     content = load_checkpoint(args.input)
     try:
         state, report = to_semseg(content)

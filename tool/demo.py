@@ -10,6 +10,7 @@ one and there is one.
 
 import argparse
 import glob
+import os
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,10 @@ def demo(args) -> None:
     cfg = load_config(find_config(args.config), overrides, must_exist=["model_path"])
     names, palette = class_names(cfg), palette_of(cfg)
     paths, out = find_images(args.image), Path(args.out)
+    outputs = output_names(paths)
+    written = {os.path.realpath(out / f"{name}_{kind}.png") for name in outputs for kind in ("gray", "color", "overlay")}
+    if overwritten := written & set(map(os.path.realpath, paths)):
+        raise Mistake(f"--out {out}: {min(overwritten)} is one of the pictures and would be overwritten; name another folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,7 +60,7 @@ def demo(args) -> None:
     precision = Precision(cfg.precision, device)
 
     log, faults = build_logger(), []
-    for path, name in zip(paths, output_names(paths)):
+    for path, name in zip(paths, outputs):
         start = time.time()
         try:
             image = read_image(path)
@@ -79,9 +84,9 @@ def demo(args) -> None:
 
 def find_images(pattern) -> list[Path]:
     """The pictures of a file, a folder or a glob pattern (`**` reaches into sub-folders), sorted."""
-    if Path(pattern).is_file():
+    if os.path.isfile(pattern):  # noqa: PTH113, Path.is_file raises where the name is too long
         return [Path(pattern)]
-    folder = Path(pattern).is_dir()
+    folder = os.path.isdir(pattern)  # noqa: PTH112, likewise
     found = Path(pattern).iterdir() if folder else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207, absolute
     images = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
     if not images:

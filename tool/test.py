@@ -12,6 +12,7 @@ images; the scores are the same.
 """
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -71,6 +72,9 @@ class Evaluation:
 
     def gray(self, index) -> Path:
         return self.folder / f"gray/{self.outputs[index]}.png"
+
+    def color(self, index) -> Path:
+        return self.folder / f"color/{self.outputs[index]}.png"
 
 
 def main(argv=None) -> int:
@@ -153,6 +157,11 @@ def plan(cfg) -> Evaluation:
                 f"{first_few(missing, 3)}"
             )
         run.protocol = earlier_protocol(run.folder)
+    else:
+        read = {os.path.realpath(path) for pair in data.data_list for path in pair if path}
+        written = {os.path.realpath(path) for i in indices for path in (run.gray(i), run.color(i))}
+        if overwritten := read & written:
+            raise Mistake(f"{cfg.path}: TEST.save_folder: {min(overwritten)} is in test_list and would be overwritten")
     return run
 
 
@@ -233,7 +242,7 @@ def finish_image(run, index, pred, label):
     cfg = run.cfg
     if not cfg.has_prediction:
         save_png(run.gray(index), pred)
-        save_png(run.folder / f"color/{run.outputs[index]}.png", colorize(pred, run.palette))
+        save_png(run.color(index), colorize(pred, run.palette))
     if cfg.format != "none":
         save_for_server(run.exports[index], pred, cfg.format)
     if cfg.split == "test":

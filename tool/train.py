@@ -11,6 +11,7 @@ train-DATE.log, metrics.jsonl and TensorBoard events; what an earlier run left t
 the run is complete; 1 = an error; 75 = stopped by a signal and saved: start again with `resume auto`.
 """
 
+import glob
 import math
 import random
 import signal
@@ -95,7 +96,9 @@ def read_config(argv):
 
 def needed_files(cfg) -> list[str]:
     weights = [key for key in ("weight", "resume") if getattr(cfg, key) not in (None, "auto", "best")]
-    if not weights and cfg.initmodel not in (None, "torchvision"):
+    if cfg.resume in ("auto", "best") and any(glob.iglob("*.pth", root_dir=cfg.save_path)):  # noqa: PTH207, silent without the folder
+        weights = []  # a run that goes on needs none; they may have been moved aside with an earlier run
+    elif not weights and cfg.initmodel not in (None, "torchvision"):
         weights = ["initmodel"]
     return ["data_root", "train_list", *weights, *(["val_list"] if cfg.evaluate else [])]
 
@@ -167,7 +170,8 @@ def find_start(run) -> dict | None:
     with distributed.same_errors():
         checkpoint = find_checkpoint(cfg, run.plan, run.log)
         if checkpoint is not None:
-            run.state = state_of(cfg, run.plan, checkpoint)
+            run.state, run.resumed = state_of(cfg, run.plan, checkpoint), True
+            run.recounted = run.state.iteration != checkpoint.get("iteration", run.state.iteration)
     seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
     seed = distributed.from_main(seed)  # in every process, whatever each of them found
     run.state = run.state or State(cfg.start_epoch * run.plan.data_iters, seed)

@@ -8,6 +8,7 @@ import io
 import pickle
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -98,33 +99,46 @@ def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
     stay = finished[-keep:] + inside[-keep:]
     if any(_is_whole(path) for path in reversed(stay)):
         for path in set(paths) - set(stay):
-            path.unlink()
+            with suppress(OSError):
+                path.unlink()
 
 
-def set_aside(folder, new_log, position=None, data_iters=1) -> Path | None:
+def set_aside(folder, new_log, position=None, data_iters=1, recounted=False) -> Path | None:
     """Move what an earlier run left in `folder` into folder/earlier-N, and return that; None if there is nothing to move.
 
     position: (iteration, finished) where a resumed run goes on: only the checkpoints beyond it are moved, with a copy of
-    metrics.jsonl; None moves all. new_log: the log file of the run that starts, which stays. Files left half-written by a
-    killed run are deleted.
+    metrics.jsonl; None moves all. recounted: the iterations of the earlier run were of another size, `data_iters` an epoch
+    now; its metrics and events are moved too. new_log: the log file of the run that starts, which stays. Files left
+    half-written by a killed run are deleted. Raises Mistake if something cannot be moved.
     """
-    folder = Path(folder)
+    try:
+        return _set_aside(Path(folder), new_log, position, data_iters, recounted)
+    except OSError as error:
+        raise Mistake(f"{folder}: what an earlier run left here could not be moved aside ({error})") from error
+
+
+def _set_aside(folder, new_log, position, data_iters, recounted):
     for path in folder.glob(".*.tmp"):
         path.unlink()
+    files = []
     if position is None:
         files = list_checkpoints(folder, data_iters) + [path for pattern in RUN_FILES for path in folder.glob(pattern)]
         files += [path for path in folder.glob("train-*.log") if files and path != new_log]
     else:
-        files = [path for path in list_checkpoints(folder, data_iters) if position_of(path, data_iters) > position]
+        iteration, finished = position
+        for path in list_checkpoints(folder, data_iters):  # train_iter_N is the name before and after a validation
+            done = finished or path.name.startswith("train_iter")
+            files += [path] if position_of(path, data_iters) > (iteration, done) else []
         best = folder / "model_best.pth"
-        files += [best] if best.exists() and _iteration_in(best) > position[0] else []
+        files += [best] if best.exists() and _iteration_in(best, data_iters if recounted else None) > iteration else []
+        files += [path for pattern in RUN_FILES[1:4] for path in folder.glob(pattern) if recounted]
     if not files:
         return None
     number = 1 + max((int(path.name[8:]) for path in folder.glob("earlier-*") if path.name[8:].isdecimal()), default=0)
     target = folder / f"earlier-{number}"
     target.mkdir()
     metrics = folder / "metrics.jsonl"
-    if position is not None and metrics.exists():
+    if position is not None and metrics.exists() and metrics not in files:
         (target / metrics.name).write_bytes(metrics.read_bytes())
     for path in files:
         path.rename(target / path.name)
@@ -170,10 +184,14 @@ def _is_whole(path) -> bool:
         return False
 
 
-def _iteration_in(path) -> int:
-    """The iteration that a checkpoint states; only this number is read. 0 if it has none."""
+def _iteration_in(path, data_iters=None) -> int:
+    """The iteration that a checkpoint states; only this number is read. 0 if it has none. data_iters: convert it to a run with
+    so many iterations an epoch."""
     try:
-        iteration = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"]
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        iteration = content["iteration"]
+        if data_iters is not None:
+            iteration = iteration * data_iters // content["data_iters"]
         return iteration if isinstance(iteration, int) else 0
     except Exception:  # see _decode
         return 0

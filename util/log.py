@@ -35,7 +35,8 @@ def build_logger(log_file=None, silent=False) -> logging.Logger:
         handler.close()
     handlers = [ScreenHandler(sys.stdout)]
     if log_file is not None:
-        handlers.append(LogFile(log_file, encoding="utf-8", errors="backslashreplace"))
+        with _disk_errors(log_file):
+            handlers.append(LogFile(log_file, encoding="utf-8", errors="backslashreplace"))
     line = logging.Formatter("[%(asctime)s %(levelname)s %(filename)s line %(lineno)d %(process)d] %(message)s")
     for handler in handlers:
         handler.setFormatter(line)
@@ -205,8 +206,11 @@ class MetricsFile:
     """
 
     def __init__(self, path, iteration=0, finished=True):
-        path = Path(path)
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what a crash cut off is dropped
+        self.path = path = Path(path)
+        try:
+            lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # what a crash cut off is dropped
+        except OSError as error:
+            raise Mistake(f"{path}: cannot be read ({error}); move it away") from error
         kept, stray, self.last = [], [], []
         for line in lines:
             try:
@@ -219,18 +223,50 @@ class MetricsFile:
             kept += [line] if stays else []
             self.last += [values] if stays and at == iteration else []
         if stray:
-            with path.with_suffix(".stray").open("ab") as file:
+            with _disk_errors(path.with_suffix(".stray")), path.with_suffix(".stray").open("ab") as file:
                 file.writelines(line + b"\n" for line in stray)
         with write_aside(path) as aside:
             aside.write_bytes(b"".join(line + b"\n" for line in kept))
-        self.file = path.open("a", encoding="utf-8")
+        with _disk_errors(path):
+            self.file = path.open("a", encoding="utf-8")
 
     def write(self, **values) -> None:
-        self.file.write(json.dumps(values) + "\n")
+        with _disk_errors(self.path):
+            self.file.write(json.dumps(values) + "\n")
 
     def flush(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with _disk_errors(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+
+class EventFile:
+    """TensorBoard's file, in the place of tensorboardX's, which writes by a queue and a thread: its flush leaves out what is
+    still in the queue, and once the disk is full nobody empties the queue, so that the training waits for ever."""
+
+    def __init__(self, events):
+        events._worker.stop()  # after it has written what is in the queue
+        self.folder, self.events = events.get_logdir(), events._ev_writer
+
+    def add_event(self, event) -> None:
+        with _disk_errors(f"{self.folder}: TensorBoard"):
+            self.events.write_event(event)
+
+    def flush(self) -> None:
+        with _disk_errors(f"{self.folder}: TensorBoard"):
+            self.events.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # also called when the program ends, where it may be closed already
+            self.events.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(path):
+    try:
+        yield
+    except OSError as error:
+        raise Mistake(f"{path}: could not be written ({error})") from error
 
 
 class Output:
@@ -246,7 +282,9 @@ class Output:
         self.metrics = MetricsFile(Path(folder) / "metrics.jsonl", iteration, finished)
         # TensorBoard drops what it has from this step on, and is given the lines of the step that stay again.
         purge = iteration + finished if iteration else None
-        self.writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{time.time_ns()}")
+        with _disk_errors(f"{folder}: TensorBoard"):
+            self.writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=f".{time.time_ns()}")
+        self.writer.file_writer.event_writer = EventFile(self.writer.file_writer.event_writer)
         for values in [] if finished else self.metrics.last:
             self._add(**values)
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-from pathlib import Path
 
 import torch
 
@@ -24,13 +23,13 @@ def log_start(run, notes) -> None:
     run.log.info(
         f"{len(run.train_data)} training images, {plan.data_iters} iterations of {cfg.batch_size} images an epoch, "
         f"{plan.max_iter} iterations in all, {distributed.world_size()} process(es) on {run.device}, "
-        f"weights: {resumed if cfg.resume and first else cfg.weight or cfg.initmodel or 'random'}"
+        f"weights: {resumed if run.resumed else cfg.weight or cfg.initmodel or 'random'}"
     )
 
 
 def unused_keys(cfg):
     """Notes on keys of the config that have no effect, or will be missed later."""
-    if cfg.test_list and not Path(cfg.test_list).exists():
+    if cfg.test_list and not os.path.exists(cfg.test_list):  # noqa: PTH110, Path.exists raises where the name is too long
         yield f"test_list: {cfg.test_list} does not exist; the training does not need it, but the test will"
     if not cfg.max_iter and cfg.iter_interval != Config.iter_interval:
         yield f"iter_interval: {cfg.iter_interval} is for runs of max_iter iterations; this one counts epochs"

@@ -1,6 +1,7 @@
 """A training run: its length, its state, what it consists of, and the checkpoints that it goes on from."""
 
 import logging
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from util import board, distributed
 from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside
-from util.common import Mistake, first_few
+from util.common import Mistake, first_few, write_aside
 from util.config import Config, changed_keys, dump_config
 from util.log import Output
 
@@ -81,6 +82,8 @@ class Run:
     val_data: Any = None
     plan: Plan | None = None
     state: State | None = None
+    resumed: bool = False  # from a checkpoint
+    recounted: bool = False  # whose iterations were of another number of images
     loader: Any = None
     network: Any = None  # the module that is saved and validated
     net: Any = None  # the same as it is trained: in DistributedDataParallel, compiled
@@ -95,7 +98,8 @@ class Run:
 
     @property
     def has_ended(self) -> bool:
-        return self.state.iteration >= self.plan.max_iter and not self.state.counted
+        beyond = self.state.iteration - self.plan.max_iter
+        return beyond > 0 or beyond == 0 and not self.state.counted
 
 
 # ---- start ----
@@ -104,18 +108,28 @@ class Run:
 def open_output(run) -> None:
     """Move what an earlier run left aside, then open the files of this one; from here on save_path is written to."""
     run.out = Output()
-    if not distributed.is_main():
-        return
+    best_is_there = distributed.from_main(distributed.on_main(lambda: _open_output(run)))
+    if run.state.best_at is not None and not best_is_there:
+        run.log.warning(f"{run.folder} has no model_best.pth: the best is chosen among the validations to come")
+        run.state.best_score = run.state.best_at = None
+
+
+def _open_output(run) -> bool:
+    """Is there a best checkpoint?"""
     state, finished = run.state, not run.state.counted
-    resumes_here = run.cfg.resume in ("auto", "best") or Path(run.cfg.resume or "/").parent == run.folder
-    position = (state.iteration, finished) if resumes_here and state.iteration else None
-    aside = set_aside(run.folder, run.log_file, position, run.plan.data_iters)
+    resumes_here = run.cfg.resume in ("auto", "best") or os.path.realpath(
+        Path(run.cfg.resume or "").parent
+    ) == os.path.realpath(run.folder)
+    position = (state.iteration, finished) if run.resumed and resumes_here else None
+    aside = set_aside(run.folder, run.log_file, position, run.plan.data_iters, run.recounted)
     if aside:
         what = "checkpoints from beyond this iteration" if position else "an earlier run"
         run.log.warning(f"{run.folder} held {what}: moved into {aside}")
-    (run.folder / "config.yaml").write_text(dump_config(run.cfg), encoding="utf-8")
+    with write_aside(run.folder / "config.yaml") as path:
+        path.write_text(dump_config(run.cfg), encoding="utf-8")
     run.out = Output(run.folder, state.iteration, finished)
     board.log_start(run.out.writer, run.cfg, state.iteration)
+    return (run.folder / "model_best.pth").is_file()
 
 
 # ---- checkpoints ----
@@ -209,6 +223,8 @@ def state_of(cfg, plan, content) -> State:
                 "now; set batch_size and train_list back, or resume from a checkpoint at the end of an epoch"
             )
         state.iteration = state.iteration // data_iters * plan.data_iters
+        if state.best_at is not None:
+            state.best_at = state.best_at * plan.data_iters // data_iters
     return state
 
 

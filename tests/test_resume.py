@@ -1,0 +1,143 @@
+"""Resuming at moments and in ways that are easily overlooked: nothing may be lost, and no number may stand twice."""
+
+import json
+import resource
+import shutil
+
+import pytest
+from processes import CONFIG, finish, said, small_training, start, wait_for
+
+from tool import convert, demo, test, train
+from util.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.usefixtures("narrow")
+
+
+@pytest.fixture
+def run(toy, tmp_path):
+    """`run(KEY, VALUE, ...)`: status of a training into tmp_path/model, 3 iterations an epoch, two epochs."""
+    options = small_training(toy, save_path=tmp_path / "model", eval_freq=1)
+    return lambda *more: train.main(["--config", CONFIG, *options, *map(str, more)])
+
+
+def lines(folder, key):
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["iteration"] for line in found if key in line]
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_run_stopped_in_two_validations_goes_on_from_the_iteration_before_them(run, tmp_path, monkeypatch):
+    """Under max_iter the checkpoint before a validation has the name of the one after it."""
+    stopped = ["max_iter", 6, "iter_interval", 3, "resume", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "predict_probability", interrupted)
+        for _ in range(2):
+            assert run(*stopped) == 130
+            assert [path.name for path in (tmp_path / "model").glob("*.pth")] == ["train_iter_3.pth"]
+            assert not list((tmp_path / "model").glob("earlier-*"))
+    assert run(*stopped) == 0
+    assert lines(tmp_path / "model", "loss_train_batch") == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("now", [["epochs", 1], ["max_iter", 3]], ids=str)
+def test_a_run_stopped_inside_an_interval_that_is_beyond_the_new_end_has_ended(now, run, tmp_path, capsys):
+    longer = ["max_iter", 6, "iter_interval", 3, "keep_checkpoints", 9, "evaluate", False]
+    assert run(*longer, "save_iters", 1) == 0
+    for start_at in (4, 5):
+        assert run("resume", tmp_path / f"model/train_iter_{start_at}.pth", *now) == 0
+        assert "reached its end" in capsys.readouterr().out
+
+
+def test_another_batch_size_keeps_the_best_checkpoint_and_the_metrics(run, tmp_path, capsys):
+    folder = tmp_path / "model"
+    assert run() == 0
+    epoch = load_checkpoint(folder / "model_best.pth")["epoch"]
+    assert run("resume", "auto", "batch_size", 8, "epochs", 3, "evaluate", False) == 0
+    assert (folder / "model_best.pth").exists()
+    assert load_checkpoint(folder / "train_epoch_3.pth")["state"]["best_at"] == epoch  # an epoch is one iteration now
+    assert f"epoch {epoch}: {folder / 'model_best.pth'}" in capsys.readouterr().out
+    assert lines(folder / "earlier-1", "loss_train_batch") == [1, 2, 3, 4, 5, 6]
+    assert lines(folder, "loss_train_batch") == [3]
+
+
+def test_no_best_checkpoint_is_named_that_is_not_there(run, tmp_path, capsys):
+    assert run() == 0
+    assert run("resume", tmp_path / "model/train_epoch_1.pth", "save_path", tmp_path / "other", "evaluate", False) == 0
+    assert not (tmp_path / "other/model_best.pth").exists()
+    assert "other/model_best.pth" not in capsys.readouterr().out
+
+
+def test_a_start_epoch_where_nothing_is_resumed_keeps_nothing_of_an_earlier_run(run, tmp_path, capsys):
+    assert run() == 0
+    for path in (tmp_path / "model").glob("*.pth"):
+        path.unlink()
+    assert run("resume", "auto", "start_epoch", 1) == 0
+    assert lines(tmp_path / "model", "loss_train_batch") == [4, 5, 6]
+    assert "resumed at" not in capsys.readouterr().out
+
+
+def test_a_run_that_started_from_weights_of_its_own_folder_goes_on_without_them(run, tmp_path):
+    weight = ["weight", tmp_path / "model/train_epoch_2.pth"]  # moved aside with the run that made it
+    assert run() == 0
+    assert run(*weight, "epochs", 1) == 0 and not weight[1].exists()
+    assert run(*weight, "resume", "auto") == 0 and weight[1].exists()
+
+
+@pytest.mark.parametrize("size", [500, 2000, 20000])
+def test_a_disk_that_is_full_at_any_moment_ends_the_run_with_one_message(size, toy, tmp_path):
+    folder, log = tmp_path / "model", tmp_path / "log"
+    (process,) = start([*small_training(toy, save_path=folder, epochs=9)], log=log, pause=0.2)
+    wait_for(lambda: log.with_name("log.0").exists() and "Epoch: [1/9][1/3]" in said(log))
+    largest = max(path.stat().st_size for path in folder.iterdir())
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest + size, largest + size))
+    assert finish([process], 60) == [1]
+    assert said(log).count("error: ") == 1 and "Traceback" not in said(log) and "could not be written" in said(log)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "metrics.stray", "model_best.pth"])
+def test_a_folder_in_the_place_of_a_file_is_named(name, run, tmp_path, capsys):
+    assert run() == 0
+    path = tmp_path / "model" / name
+    path.rename(tmp_path / name) if path.exists() else None
+    path.mkdir()
+    if name == "metrics.stray":
+        (tmp_path / "model/metrics.jsonl").write_text("stray\n")
+    assert run("resume", "auto", "epochs", 3) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and name in error
+
+
+@pytest.mark.parametrize("key", ["test_list", "save_path", "cache", "resume"])
+def test_a_name_longer_than_file_systems_take_is_a_mistake_or_not_used(key, run, tmp_path, capsys):
+    assert run(key, f"{tmp_path}/{'a' * 300}") in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_no_program_overwrites_what_it_reads(run, toy, tmp_path, capsys):
+    assert run("epochs", 1) == 0
+    weights, options = tmp_path / "model/train_epoch_1.pth", small_training(toy, save_path=tmp_path)
+    assert convert.main([str(weights), str(weights)]) == 1
+    assert "is the file to read" in capsys.readouterr().err
+    shutil.copy(next(toy.rglob("*.png")), tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "a_gray.png")
+    command = ["--config", CONFIG, "--image", str(tmp_path), "--out", str(tmp_path), "--model_path", str(weights)]
+    assert demo.main([*command, *options]) == 1
+    assert "a_gray.png is one of the pictures and would be overwritten" in capsys.readouterr().err
+    (tmp_path / "data/gray").mkdir(parents=True)
+    for name in ("gray/a.png", "a.png"):
+        shutil.copy(tmp_path / "a.png", tmp_path / "data" / name)
+    (tmp_path / "list.txt").write_text("a.png gray/a.png\n")
+    more = ["data_root", tmp_path / "data", "test_list", tmp_path / "list.txt", "save_folder", tmp_path / "data"]
+    assert test.main(["--config", CONFIG, *options, *map(str, [*more, "model_path", weights])]) == 1
+    assert "data/gray/a.png is in test_list and would be overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [convert, demo], ids=lambda program: program.__name__)
+def test_a_name_too_long_for_a_file_is_one_message(program, run, tmp_path, capsys):
+    long = str(tmp_path / ("a" * 300))
+    argv = {convert: [long, long + "b"], demo: ["--config", CONFIG, "--image", long, "--model_path", CONFIG]}[program]
+    assert program.main(argv) == 1
+    assert capsys.readouterr().err.startswith("error: ")
