@@ -8,7 +8,7 @@ import types
 
 import pytest
 import torch
-from processes import CONFIG, finish, losses, said, seen, small_training, start
+from processes import CONFIG, finish, free_port, losses, said, seen, small_training, start
 
 from tool import train
 from util import distributed
@@ -315,3 +315,40 @@ def test_deterministic_switches_to_kernels_that_repeat_themselves(variables):
         assert variables["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+# ---- what differs between processes ----
+
+
+def test_without_sync_bn_all_processes_validate_the_network_that_is_saved(options, tmp_path):
+    """The running statistics of each process are its own; those of the main one count."""
+    more = ["sync_bn", False, "save_path", tmp_path, "main_metric", "loss", "check_data", False]
+    assert finish(start(options, *more, world=2, log=tmp_path / "log")) == [0, 0], said(tmp_path / "log")
+    *_, line = [line for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if "loss_val" in line]
+    again = [
+        "model_path",
+        tmp_path / "train_epoch_2.pth",
+        "save_path",
+        tmp_path,
+        "save_folder",
+        tmp_path / "test",
+        "flip",
+        False,
+    ]
+    assert finish(start(options, *again, log=tmp_path / "log1", program="tool.test")) == [0], said(tmp_path / "log1")
+    result = json.loads((tmp_path / "test/result.json").read_text())
+    assert [result[name] for name in ("mIoU", "mAcc", "allAcc")] == [line[f"{name}_val"] for name in ("mIoU", "mAcc", "allAcc")]
+
+
+def test_a_mistake_of_one_process_alone_is_reported_and_ends_all(options, alone, tmp_path):
+    variables = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    (tmp_path / "cut.pth").write_bytes(b"PK")
+    processes = []
+    for rank, weight in enumerate((alone / "train_epoch_2.pth", tmp_path / "cut.pth")):
+        own = {**variables, "RANK": rank, "LOCAL_RANK": rank}
+        more = ["save_path", tmp_path / "model", "weight", weight]
+        processes += start(options, *more, variables=own, log=tmp_path / f"log{rank}")
+    assert finish(processes, 60) == [1, 1]
+    text = said(tmp_path / "log1")
+    assert "cut.pth: not a readable checkpoint" in text and "Traceback" not in text
+    assert "error" not in said(tmp_path / "log0")

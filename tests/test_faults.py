@@ -282,7 +282,7 @@ def test_a_signal_that_arrives_while_the_processes_agree_is_not_lost(monkeypatch
     stop = distributed.StopSignal()
     try:
         monkeypatch.setattr(distributed, "world_size", lambda: 2)
-        monkeypatch.setattr(distributed, "_host_group", lambda: None)
+        monkeypatch.setattr(torch.distributed, "new_group", lambda backend: backend)
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert not stop.requested()  # asked before it came
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
@@ -295,10 +295,10 @@ def test_a_signal_that_arrives_while_the_processes_agree_is_not_lost(monkeypatch
 def test_a_killed_process_ends_the_others_with_one_line(options, tmp_path):
     log = tmp_path / "log"
     first, second = start(options, "save_path", tmp_path / "model", world=2, log=log, pause=0.5)
-    wait_for(lambda: "Epoch: [" in said(log))
+    under_way(log)
     second.kill()
     assert finish([first], REPORTED) == [1]
-    assert "error: another process of this run has ended" in said(log) and "Traceback" not in said(log)
+    assert "error: another process of this run has ended: look for its message" in said(log) and "Traceback" not in said(log)
 
 
 # ---- labels without a class ----

@@ -59,8 +59,8 @@ def main(argv=None) -> int:
 
 
 def train(argv) -> int:
-    distributed.adopt_launcher()
     with distributed.same_errors():
+        distributed.adopt_launcher()
         cfg, notes = read_config(argv)
     status = start_processes(cfg, argv)
     if status is not None:
@@ -70,7 +70,7 @@ def train(argv) -> int:
     checkpoint = find_start(run)
     prepare_data(run, resumed=checkpoint is not None)
     build_training(run, checkpoint)
-    del checkpoint  # hundreds of megabytes that would stay in memory for the whole run
+    del checkpoint  # to free its memory
     log_start(run, notes)
     if run.has_ended:
         run.log.info(f"The run has reached its end ({run.plan.max_iter} iterations) already: there is nothing to do")
@@ -78,7 +78,8 @@ def train(argv) -> int:
         return 0
     open_output(run)
     while not run.has_ended:
-        if not (train_interval(run) and finish_interval(run)):
+        stopped = not (train_interval(run) and finish_interval(run))
+        if stopped:
             return finish_stopped(run)
     return finish(run)
 
@@ -90,7 +91,7 @@ def read_config(argv):
     """The checked config, and notes for the log."""
     path, overrides, notes = parse_train(argv, __doc__)
     cfg = load_config(path, overrides, needed_files, check_config)
-    class_names(cfg), palette_of(cfg)  # their files are read now, not after the first epoch
+    class_names(cfg), palette_of(cfg)  # Mistake if a file is wrong
     return cfg, notes
 
 
@@ -133,11 +134,12 @@ def check_batch(cfg) -> None:
     needed, reason = (1, "") if cfg.sync_bn and world > 1 else images_needed(cfg)
     reason = reason and f" ({reason})"
     if smallest < needed:
-        raise Mistake(
-            config_error(cfg, "batch_size", f"{cfg.batch_size} over {world} process(es) and accumulate_steps ")
-            + f"{cfg.accumulate_steps} leaves {smallest} image(s) at a time, and {needed} or more are needed{reason}; raise "
-            "batch_size, lower accumulate_steps, or train on several processes with sync_bn: True"
+        message = (
+            f"{cfg.batch_size} over {world} process(es) and accumulate_steps {cfg.accumulate_steps} leaves {smallest} image(s) "
+            f"at a time, and {needed} or more are needed{reason}; raise batch_size, lower accumulate_steps, or train on several "
+            "processes with sync_bn: True"
         )
+        raise Mistake(config_error(cfg, "batch_size", message))
 
 
 def read_lists(run) -> None:
@@ -150,14 +152,11 @@ def read_lists(run) -> None:
                 f"{run.cfg.batch_size} is more than the {len(run.train_data)} samples of train_list; lower it or add samples"
             )
             raise Mistake(config_error(run.cfg, "batch_size", message))
-    if run.cfg.max_iter:
-        run.plan = Plan(epoch, run.cfg.max_iter, run.cfg.iter_interval, counts_epochs=False)
-    else:
-        run.plan = Plan(epoch, run.cfg.epochs * epoch, epoch, counts_epochs=True)
+    run.plan = Plan.of(run.cfg, epoch)
 
 
 def find_start(run) -> dict | None:
-    """Set the state that the run starts with; returns the checkpoint that it goes on from, if any.
+    """Set run.state; return the checkpoint to resume from, or None.
 
     Where the weights come from; the first that is set counts:
     1. resume: the full state of a run (network, optimizer, iteration, best score); `auto` = the newest sound checkpoint
@@ -181,7 +180,7 @@ def find_start(run) -> dict | None:
 
 
 def prepare_data(run, resumed) -> None:
-    """Look at every file of a run that begins, and start the loader."""
+    """Check every file of a new run, and build the loader."""
     run.train_data.seed = run.state.seed
     if run.cfg.check_data and not resumed:
         with distributed.same_errors():
@@ -243,9 +242,10 @@ def train_interval(run) -> bool:
     data_time, batch_time = AverageMeter(), AverageMeter()
     bar = ProgressBar(plan.end(end) if plan.counts_epochs else f"to iteration {end}", end - state.iteration)
     pending = []  # results on the device: reading each at once would make the host wait for the device at every iteration
-    printed = waited = time.time()
+    printed, waited, first_wait = time.time(), time.time(), 0
     for image, label in run.loader:
         data_time.update(time.time() - waited)
+        first_wait = data_time.val if data_time.count == 1 else first_wait  # the workers start
         lr, momentum = run.schedule(state.iteration)
         set_learning_rate(run.optimizer, lr, momentum)
         seed_iteration(run)
@@ -254,8 +254,8 @@ def train_interval(run) -> bool:
         state.iteration += 1
 
         last, stopping = state.iteration == end, run.stop.requested()
-        saving = stopping or cfg.save_iters and state.iteration % cfg.save_iters == 0
-        saving = saving or last and validates(run)  # so that a failing validation loses nothing
+        due = cfg.save_iters > 0 and state.iteration % cfg.save_iters == 0
+        saving = stopping or due or (last and validates(run))  # before a validation, so that one that fails loses nothing
         count = (state.iteration - 1) % plan.data_iters + 1 if plan.counts_epochs else state.iteration
         if count % cfg.print_freq == 0 or saving or last:
             with distributed.same_errors():
@@ -272,9 +272,11 @@ def train_interval(run) -> bool:
         waited = time.time()
         printed = printed if pending else waited  # the time of saving is not the batch's
     bar.clear()
-    if data_time.count and data_time.avg > 0.3 * batch_time.avg:
-        share = data_time.avg / batch_time.avg
-        run.log.warning(f"The network waited for data {share:.0%} of the time: more `workers` would make training faster")
+    if data_time.count >= 10 and data_time.sum - first_wait > 0.3 * batch_time.sum:
+        share = (data_time.sum - first_wait) / batch_time.sum
+        run.log.warning(
+            f"Data loading takes {share:.0%} of the time: raise `workers` (up to the number of cores) or set `cache`"
+        )
     return True
 
 
@@ -359,6 +361,7 @@ def validate(run) -> dict | None:
     signal asked to stop."""
     cfg, step = run.cfg, run.state.iteration
     run.log.info(">>>>>>>>>>>>>>>> Start Evaluation >>>>>>>>>>>>>>>>")
+    distributed.share_buffers(run.network)
     run.network.eval()
     images = build_val_loader(cfg, run.val_data)
     how = prediction_settings(cfg) | {"scales": (1.0,), "flip": False, "test_batch": cfg.batch_size_val}
@@ -391,6 +394,7 @@ def validate(run) -> dict | None:
 
 
 def finish_stopped(run) -> int:
+    run.out.close()
     distributed.barrier()  # some launchers end all processes with the first, and the main one may still be saving
     run.log.warning(f"Stopped by {run.stop.name()}; everything is saved, start again with `resume auto`")
     distributed.close()
@@ -398,6 +402,7 @@ def finish_stopped(run) -> int:
 
 
 def finish(run) -> int:
+    run.out.close()
     state = run.state
     if state.best_at is not None:
         score = f"{run.cfg.main_metric} {state.best_score:.4f}, {run.plan.end(state.best_at)}"

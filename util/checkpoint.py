@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, verified when read, and never able to run code.
+"""Checkpoint files: written atomically, verified when read, loaded with weights_only=True so that they cannot run code.
 
 A checkpoint is a dict of tensors and plain values written by `torch.save`: a zip archive, whose CRC-32 sums are the
 checksum. `epoch`, `state_dict` and `optimizer` have the original's names and meaning.
@@ -97,8 +97,9 @@ def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
     finished = [path for path in paths if position[path][1]]
     inside = [path for path in paths if not finished or position[path] > position[finished[-1]]]
     stay = finished[-keep:] + inside[-keep:]
-    if any(_is_whole(path) for path in reversed(stay)):
-        for path in set(paths) - set(stay):
+    delete = set(paths) - set(stay)
+    if delete and any(_is_whole(path) for path in reversed(stay)):
+        for path in delete:
             with suppress(OSError):
                 path.unlink()
 

@@ -1,12 +1,10 @@
 """Distributed helpers that also work in one process, so that callers never branch."""
 
-import functools
 import inspect
 import math
 import os
 import re
 import signal
-import sys
 import time
 import uuid
 import warnings
@@ -209,13 +207,23 @@ def gather(items: list) -> list:
 
 @contextmanager
 def same_errors():
-    """For mistakes that all processes find alike: the first process of each machine raises it, the others exit silently."""
+    """A mistake that one process finds, or all of them, ends all: the first process that has one raises it, the others exit.
+
+    Before the processes have met, each machine's first one raises.
+    """
+    mistake = leaving = None
     try:
         yield
-    except Mistake:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            raise
-        sys.exit(1)
+    except Mistake as error:
+        mistake = error
+    except SystemExit as error:  # of `on_main`
+        leaving = error
+    ranks = gather([rank()] if mistake else [])
+    first = ranks[0] if dist.is_initialized() and ranks else int(os.environ.get("LOCAL_RANK", 0)) and -1
+    if mistake and rank() == first:
+        raise mistake
+    if ranks or leaving:
+        raise leaving or SystemExit(1)
 
 
 def on_main(function):
@@ -242,6 +250,13 @@ def wrap(network: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
         convert = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _convert_cpu_sync_batchnorm
         network = convert(network)
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the main one's buffers. Without sync_bn each has running statistics of its own."""
+    if world_size() > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
 
 
 class _Sum(torch.autograd.Function):
@@ -293,6 +308,7 @@ class StopSignal:
     def __init__(self):
         self.received, self.time = 0, math.inf  # by this process
         self.agreed = 0  # by all of them
+        self.group = None  # over gloo, which exchanges host memory: asking a GPU would make the host wait for its queue
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._remember)
 
@@ -305,18 +321,13 @@ class StopSignal:
         """True once any process got a signal, in all of them at the same iteration."""
         flag = torch.tensor(self.received)
         if world_size() > 1:
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group=_host_group())
+            self.group = self.group or dist.new_group(backend="gloo")
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
         self.agreed = int(flag)  # not `received`: a signal may have arrived meanwhile
         return self.agreed > 0
 
     def name(self) -> str:
         return signal.Signals(self.agreed).name
-
-
-@functools.cache
-def _host_group():
-    """A group over gloo, which exchanges host memory: asking a GPU would make the host wait for its queue."""
-    return dist.new_group(backend="gloo")
 
 
 def barrier() -> None:

@@ -26,7 +26,7 @@ from util.config import ROOT
 
 
 def build_logger(log_file=None, silent=False) -> logging.Logger:
-    """Logger with the original's line format, to the screen and to `log_file`; `silent` lets only errors through."""
+    """Logger with the original's line format, to the screen and to `log_file`; silent: errors only."""
     logger = logging.getLogger("semseg")
     logger.setLevel(logging.ERROR if silent else logging.INFO)
     logger.propagate = False
@@ -45,8 +45,7 @@ def build_logger(log_file=None, silent=False) -> logging.Logger:
 
 
 class ScreenHandler(logging.StreamHandler):
-    """Log lines on the screen. A screen that is closed, full or knows no such character must not end a run of days: what it
-    cannot show is left out, and after a failure it stays silent."""
+    """Log lines on the screen. Errors of the screen (closed, full, encoding) are ignored; after one it stays silent."""
 
     def __init__(self, stream):
         super().__init__(stream or io.StringIO())  # None: started without a screen
@@ -54,8 +53,12 @@ class ScreenHandler(logging.StreamHandler):
             self.stream.reconfigure(errors="backslashreplace")
 
     def handleError(self, record):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # what is in its buffer must not fail at the end either
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        if not isinstance(sys.exc_info()[1], OSError | ValueError):
+            raise  # a bug in a log call
+        with contextlib.suppress(OSError, ValueError):  # what is in its buffer must not fail at the end either
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())
+            os.close(null)
 
 
 class LogFile(logging.FileHandler):
@@ -67,7 +70,7 @@ class LogFile(logging.FileHandler):
 
 # What is in messages of torch, which arrive as RuntimeError, and what the user can do.
 REMEDIES = {
-    "DataLoader worker": "A worker that was killed mostly means that memory ran out: lower `workers`",
+    "DataLoader worker (pid": "A worker that was killed mostly means that memory ran out: lower `workers`",
     "DataLoader timed out": "Reading hangs: look at the disk or the network behind data_root, or raise `loader_timeout`",
     "out of memory": "Lower batch_size, test_batch or the crop, or see accumulate_steps, precision and checkpoint_layers",
     "can't allocate memory": "Not enough memory: lower batch_size, test_batch, the crop or `workers`",
@@ -76,7 +79,7 @@ REMEDIES = {
 
 def report_errors(program) -> int:
     """Run `program()` and return its status. A mistake of the user ends with one message and status 1, its traceback goes to
-    the log file; every other error goes there too, and on."""
+    the log file; every other exception is logged too and raised again."""
     _open_standard_streams()
     try:
         return program() or 0
@@ -104,7 +107,7 @@ def _message_for_the_user(error):
         return text.rsplit("Mistake: ", 1)[-1] if "DataLoader worker" in text else text
     if isinstance(error, RuntimeError | MemoryError):
         if "Connection closed by peer" in text or "Connection reset by peer" in text:
-            return "another process of this run has ended; its own message says why"
+            return "another process of this run has ended: look for its message, or for the kernel's if it was killed"
         for words, remedy in REMEDIES.items():
             if words in text:
                 return f"{text.splitlines()[0].rstrip('. ')}. {remedy}"
@@ -303,3 +306,9 @@ class Output:
         if self.writer is not None:
             self.metrics.flush()
             self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.flush()
+            self.metrics.file.close()
+            self.writer.close()

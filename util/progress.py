@@ -72,7 +72,8 @@ def report_iterations(run, pending):
 
 
 def log_iteration(run, results, data_time, batch_time, lr) -> None:
-    """The line of the original, with learning rate and memory behind it. Times are seconds of the last iterations (mean)."""
+    """The line of the original, with learning rate and memory behind it. Seconds: of the last iteration (Data) and the mean of
+    the iterations since the last line (Batch); in brackets the mean of the interval."""
     plan, iteration = run.plan, run.state.iteration
     main_loss, aux_loss, loss, accuracy = results
     where = f"Iter: [{iteration}/{plan.max_iter}]"
@@ -85,7 +86,7 @@ def log_iteration(run, results, data_time, batch_time, lr) -> None:
         f"{where} Data {data_time.val:.3f} ({data_time.avg:.3f}) Batch {batch_time.val:.3f} ({batch_time.avg:.3f}) "
         f"Remain {clock((plan.max_iter - iteration) * batch_time.avg)} "
         f"MainLoss {main_loss:.4f} AuxLoss {aux_loss:.4f} Loss {loss:.4f} Accuracy {accuracy:.4f}. "
-        f"Lr {lr:.3e} Memory {peak_memory_mb(run.device):.0f} MB"
+        f"Lr {lr:.3e} Memory {peak_memory_mb(run.device):.0f} MiB"
     )
 
 

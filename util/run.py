@@ -1,4 +1,4 @@
-"""A training run: its length, its state, what it consists of, and the checkpoints that it goes on from."""
+"""A training run: its length, its state, its parts, and the checkpoints that it resumes from."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from util import board, distributed
-from util.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside
+from util.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, set_aside
 from util.common import Mistake, first_few, write_aside
 from util.config import Config, changed_keys, dump_config
 from util.log import Output
@@ -25,6 +25,12 @@ class Plan:
     interval: int  # between validations and between checkpoints: an epoch, or `iter_interval` under `max_iter`
     counts_epochs: bool  # False under `max_iter`: names and log lines then state iterations alone
 
+    @classmethod
+    def of(cls, cfg, data_iters):
+        if cfg.max_iter:
+            return cls(data_iters, cfg.max_iter, cfg.iter_interval, counts_epochs=False)
+        return cls(data_iters, cfg.epochs * data_iters, data_iters, counts_epochs=True)
+
     def interval_end(self, state) -> int:
         """Where the interval ends that is under way at this state; a state with accumulated results has not finished it."""
         if state.counted and (state.iteration % self.interval == 0 or state.iteration == self.max_iter):
@@ -32,7 +38,7 @@ class Plan:
         return min((state.iteration // self.interval + 1) * self.interval, self.max_iter)
 
     def is_due(self, iteration, frequency) -> bool:
-        """Does an event of every `frequency` intervals, and of the end of the run, come at the end of this interval?"""
+        """True if an event of every `frequency` intervals, or of the end of the run, is due at this iteration."""
         return iteration == self.max_iter or iteration % (self.interval * frequency) == 0
 
     def epoch(self, iteration) -> float:
@@ -70,7 +76,7 @@ class State:
 
 @dataclass
 class Run:
-    """What a training run consists of; `tool/train.py` fills it in from top to bottom."""
+    """The parts of a training run; `tool/train.py` fills them in from top to bottom."""
 
     cfg: Config
     device: torch.device
@@ -123,7 +129,7 @@ def _open_output(run) -> bool:
     position = (state.iteration, finished) if run.resumed and resumes_here else None
     aside = set_aside(run.folder, run.log_file, position, run.plan.data_iters, run.recounted)
     if aside:
-        what = "checkpoints from beyond this iteration" if position else "an earlier run"
+        what = f"checkpoints newer than iteration {state.iteration}" if position else "an earlier run"
         run.log.warning(f"{run.folder} held {what}: moved into {aside}")
     with write_aside(run.folder / "config.yaml") as path:
         path.write_text(dump_config(run.cfg), encoding="utf-8")
@@ -138,12 +144,14 @@ def _open_output(run) -> bool:
 def save(run, name=None) -> None:
     """Write a checkpoint in the main process; refuses weights that are not finite in all of them."""
     name = name or checkpoint_name(run.plan, run.state)
+    distributed.share_buffers(run.network)
     with distributed.same_errors():
         check_finite(run.network, run.plan.place(run.state.iteration))
     if distributed.is_main():
         run.out.flush()
         save_checkpoint(checkpoint_of(run), run.folder / name)
-        prune_checkpoints(run.folder, run.cfg.keep_checkpoints, run.plan.data_iters)
+        if name != "model_best.pth":
+            prune_checkpoints(run.folder, run.cfg.keep_checkpoints, run.plan.data_iters)
         run.log.info(f"Saved {run.folder / name}")
 
 
@@ -188,6 +196,9 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
         content = newest_checkpoint(folder, plan.data_iters, warn=log.warning)
     elif cfg.resume == "best":
         content = load_checkpoint(best) if best.exists() else None
+        numbered = list_checkpoints(folder, plan.data_iters)
+        if content is None and numbered:
+            raise Mistake(f"{cfg.path}: TRAIN.resume: best: {folder} has {numbered[-1].name} but no model_best.pth; use auto")
     else:
         content = load_checkpoint(cfg.resume)
     if content is None:
@@ -201,6 +212,8 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
             "so no run can go on from it; give the file as `weight`"
         )
     for key, (old, new) in changed_keys(content["config"], cfg).items():
+        if key == "resume":
+            continue
         log.info(f"Resuming with a changed {key}: {old} -> {new}")
     return content
 

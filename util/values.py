@@ -32,7 +32,8 @@ def convert(value: Any, kind: Any) -> Any:
         return value
     if get_origin(kind) is Literal:
         for choice in get_args(kind):
-            if value == choice and not isinstance(value, bool):
+            same = value.strip() == str(choice) if isinstance(value, str) else value == choice and not isinstance(value, bool)
+            if same:
                 return choice
         raise Mistake(f"{shown(value)} is not one of {', '.join(map(str, get_args(kind)))}")
     if get_origin(kind) is tuple:
@@ -46,6 +47,8 @@ def convert(value: Any, kind: Any) -> Any:
         return _plain(value)
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
+            if isinstance(value, str) and "_" in value:  # a number for Python only
+                raise ValueError
             number = value if isinstance(value, int) else float(value)
             if kind is float or isinstance(number, int) or number.is_integer():
                 return kind(number)
