@@ -15,9 +15,15 @@ PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
 TIFF_STARTS, TIFF_ORIENTATION = (b"II", b"MM"), 274
 
 
-def read_image(path):
-    """The image as (H, W, 3) uint8 RGB, turned by its EXIF orientation; without transparency and the low byte of 16 bits."""
-    return cv2.cvtColor(_decode(path, read_bytes(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+def read_image(path, lossless=False):
+    """The image as (H, W, 3) uint8 RGB, turned by its EXIF orientation; without transparency and the low byte of 16 bits.
+
+    lossless: refuse files of a lossy format, for masks with colours.
+    """
+    data = read_bytes(path)
+    if lossless:
+        _refuse_lossy(path, data)
+    return cv2.cvtColor(_decode(path, data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def read_label(path):
@@ -27,7 +33,7 @@ def read_label(path):
     Refused are lossy formats, whatever the file's suffix, masks with colours, and pixels that are not 8- or 16-bit integers.
     """
     data = read_bytes(path)
-    refuse_lossy(path, data)
+    _refuse_lossy(path, data)
     if data[:2] in TIFF_STARTS and _header(data, "tag_v2", {}).get(TIFF_ORIENTATION, 1) != 1:
         raise Mistake(f"{path}: a TIFF with an orientation tag, which decoders apply differently; save labels as PNG")
     depth, colour = data[24:26] if data.startswith(PNG_SIGNATURE) and len(data) > 25 else (None, None)
@@ -47,7 +53,7 @@ def read_label(path):
     return label
 
 
-def refuse_lossy(path, data):
+def _refuse_lossy(path, data):
     """Raise Mistake if the content of a label file is of a lossy format, whatever its suffix."""
     starts = {b"\xff\xd8\xff": "JPEG", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL"}
     lossy = next((name for start, name in starts.items() if data.startswith(start)), None)
@@ -104,9 +110,9 @@ def read_lines(path):
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]  # splitlines() splits within names too
 
 
-def pixel_counts(values):
+def pixel_counts(values, show=str):
     """`7 (3 pixels), 9 (1 pixels)`: the distinct values of an array as text, the first five of them."""
-    return first_few([f"{value} ({count} pixels)" for value, count in zip(*np.unique(values, return_counts=True))])
+    return first_few([f"{show(value)} ({count} pixels)" for value, count in zip(*np.unique(values, return_counts=True))])
 
 
 def system_words(error):
