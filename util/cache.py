@@ -49,15 +49,9 @@ def build_cache(directory, data_list, decode, say=print):
             sizes = f"{need / 1e9:.2f} GB ({free / 1e9:.2f} GB are free)"
             say(f"cache {directory}: decoding {len(todo)} of {len(files)} images, {sizes}")
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes outside the interpreter's lock
-            jobs = [pool.submit(_write, files[i], data_list[i], decode, i) for i in todo]
-            try:
-                for done, job in enumerate(jobs, 1):
-                    job.result()
-                    if done * 10 // len(jobs) > (done - 1) * 10 // len(jobs):
-                        say(f"cache {directory}: {done}/{len(jobs)}")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            for done, _ in enumerate(pool.map(lambda i: _write(files[i], data_list[i], decode, i), todo), 1):
+                if done * 10 // len(todo) > (done - 1) * 10 // len(todo):
+                    say(f"cache {directory}: {done}/{len(todo)}")
     return files
 
 
