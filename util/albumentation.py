@@ -50,10 +50,8 @@ class Albumentations:
         image, label = out["image"], out["mask"]
         h, w = self.size
         if image.shape != (h, w, 3):
-            raise Mistake(
-                f"TRAIN.augmentation: the pipeline made an image of shape {tuple(image.shape)}, and train_h, train_w ask for "
-                f"{(h, w, 3)}: let it end with RandomCrop: {{height: {h}, width: {w}}}"
-            )
+            raise Mistake(f"TRAIN.augmentation: the pipeline made an image of shape {image.shape}, and train_h, train_w ask for "
+                          f"{(h, w, 3)}: let it end with RandomCrop: {{height: {h}, width: {w}}}")  # fmt: skip
         return self.finish(image, label)
 
 
