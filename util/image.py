@@ -77,8 +77,12 @@ def check_sizes(image_path, image, label_path, label):
     if stored.shape[:2] == label.shape:
         reason = ("; the label fits the pixels as they are stored, but the image's EXIF orientation turns them: remove the tag "
                   "from the image, or turn the label")  # fmt: skip
-    (h, w), (image_h, image_w) = label.shape, image.shape[:2]
-    raise Mistake(f"{label_path}: {w} x {h}, but its image {image_path} is {image_w} x {image_h}{reason}")
+    raise Mistake(f"{label_path}: {size_text(label)}, but its image {image_path} is {size_text(image)}{reason}")
+
+
+def size_text(array):
+    """`WIDTH x HEIGHT`, in the order in which image viewers show it."""
+    return f"{array.shape[1]} x {array.shape[0]}"
 
 
 def image_header(path):
