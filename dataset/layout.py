@@ -23,8 +23,9 @@ VOID = 255
 MASK_ENDING = r"_(mask|label|gt)$"  # of a mask's name, after the name of its image
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
-# Of Cityscapes' 34 label ids those that are evaluated, in the order of the classes, and the names of the others: void.
-CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# Of Cityscapes' 34 label ids those that are evaluated, id -> class, and the names of the others, which are void.
+CITYSCAPES_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
+                  27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
 CITYSCAPES_VOID = ("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "parking",
                    "rail track", "guard rail", "bridge", "tunnel", "polegroup", "caravan", "trailer")  # fmt: skip
 
@@ -77,7 +78,7 @@ def cityscapes(source, names):
     endings = {
         "labelTrainIds.png": _by_id({**_numbered(range(len(names))), VOID: VOID}),
         "polygons.json": lambda path: _cityscapes_polygons(path, names),
-        "labelIds.png": _by_id({**dict.fromkeys((*range(34), VOID), VOID), **_numbered(CITYSCAPES_IDS)}),
+        "labelIds.png": _by_id({**dict.fromkeys((*range(34), VOID), VOID), **CITYSCAPES_IDS}),
     }
 
     def read(path):
