@@ -4,6 +4,7 @@ The source is never written to. Files appear whole, so a run that was interrupte
 is repeated gives the same files.
 """
 
+import filecmp
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 
 from dataset.toy import scene
 from util.common import Mistake, first_few, text_table, write_aside
-from util.image import check_sizes, read_image, system_words
+from util.image import check_sizes, file_errors, read_image
 from util.log import ProgressBar
 from util.metric import scores
 from util.visual import save_png
@@ -34,25 +35,21 @@ def build(plan, out, copy=False, skip_bad=False):
     samples = _without_doubles(plan.samples)
     bar = ProgressBar(out.name, len(samples))
     done = []
-    with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(_build_one, sample, plan.read, out, copy) for sample in samples]
-        try:
-            for i, future in enumerate(futures):
-                done.append(future.result())
-                bar.show(i + 1)
-        finally:
-            bar.clear()
-            pool.shutdown(cancel_futures=True)
+    try:
+        with ThreadPoolExecutor() as pool:
+            for result in pool.map(lambda sample: _build_one(sample, plan.read, out, copy), samples):
+                done.append(result)
+                bar.show(len(done))
+    finally:
+        bar.clear()
     faults = [fault for _, fault in done if fault]
     if faults and not skip_bad:
         listed = first_few(faults, 20, "\n  ")
         raise Mistake(f"{len(faults)} of {len(done)} samples cannot be used:\n  {listed}\n"
                       "repair them, or leave them out with --skip-bad")  # fmt: skip
     skipped = out / "skipped.txt"
-    try:
+    with file_errors(f"{skipped}: cannot be removed"):
         skipped.unlink(missing_ok=True)
-    except OSError as error:
-        raise Mistake(f"{skipped}: cannot be removed ({system_words(error)})") from error
     if faults:
         write_text(skipped, "".join(f"{fault}\n" for fault in faults))
 
@@ -126,22 +123,16 @@ def _place(source, target, copy):
     """Link or copy a file, unless that is done already."""
     source = source.resolve()
     if copy:
-        if target.is_file() and not target.is_symlink() and _stamp(target) == _stamp(source):
+        if target.is_file() and not target.is_symlink() and filecmp.cmp(source, target):
             return
     elif target.is_symlink() and target.readlink() == source:
         return
     with write_aside(target) as aside:
         if copy:
             shutil.copy2(source, aside)
-            return
-        try:
-            aside.symlink_to(source)
-        except OSError as error:
-            raise Mistake(f"{target}: cannot be linked ({system_words(error)}); try --copy") from error
-
-
-def _stamp(path):
-    return path.stat().st_size, path.stat().st_mtime_ns
+        else:
+            with file_errors(f"{target}: cannot be linked", "; try --copy"):
+                aside.symlink_to(source)
 
 
 def _keep_sources(plan, out):
@@ -169,15 +160,12 @@ def frequency_table(names, counts, extra=()):
     counts: split -> (number of images, pixels of each class and, last, of void (K + 1 or 256 numbers), or 0 without labels).
     extra: further columns, each a title and a cell a class.
     """
-    totals = [total for _, total in counts.values()]
-    rows = [["id", "class", *counts]]
-    rows += [[f"{k}", name, *(_share(total, k, len(names)) for total in totals)] for k, name in enumerate(names)]
-    rows += [["", "void", *(_share(total, -1, len(names)) for total in totals)]]
-    rows += [["", "images", *(f"{n}" for n, _ in counts.values())]]
-    for column in extra:
-        for row, cell in zip(rows, [*column, "", ""]):
-            row.append(cell)
-    return text_table(rows)
+    columns = [["id", *(f"{k}" for k in range(len(names))), "", ""], ["class", *names, "void", "images"]]
+    for title, (images, total) in counts.items():
+        shares = [_share(total, k, len(names)) for k in (*range(len(names)), -1)]
+        columns.append([title, *shares, f"{images}"])
+    columns += [[*column, "", ""] for column in extra]
+    return text_table([*zip(*columns)])
 
 
 def _share(total, k, classes):

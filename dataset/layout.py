@@ -9,21 +9,21 @@ import random
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from util.common import Mistake, first_few
-from util.image import image_header, read_bytes, read_image, read_label, read_lines, read_text, refuse_lossy, system_words
+from util.image import file_errors, image_header, pixel_counts, read_image, read_label, read_lines, read_text
 from util.visual import default_palette, line_colour
 
 VOID = 255
 MASK_ENDING = r"_(mask|label|gt)$"  # of a mask's name, after the name of its image
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
-# Of Cityscapes' 34 label ids those that are evaluated, and the names of the others, which are void.
+# Of Cityscapes' 34 label ids those that are evaluated, id -> class, and the names of the others, which are void.
 CITYSCAPES_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
                   27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
 CITYSCAPES_VOID = ("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "parking",
@@ -50,7 +50,7 @@ class Plan:
     names: tuple[str, ...]  # of the classes
     read: Callable  # path of a label -> (H, W) uint8 of classes and 255
     colors: np.ndarray | None = None  # (K, 3); set if names and colours are to be written too
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def camvid(source, names):
@@ -65,8 +65,7 @@ def camvid(source, names):
             # The lists hold absolute paths of another machine: only folder and name are used.
             image, label = (source.joinpath(*Path(entry).parts[-2:]) for entry in line.split())
             samples.append(Sample(split, image, f"image/{split}/{image.name}", label, f"label/{split}/{label.name}"))
-    lists = {f"list/{split}.txt": (split,) for split in splits}
-    return Plan((source,), samples, lists, names, _by_id({**_plain(names), 11: VOID}))
+    return Plan((source,), samples, _list_each(splits), names, _by_id({**_numbered(range(len(names))), 11: VOID}))
 
 
 def cityscapes(source, names):
@@ -77,7 +76,7 @@ def cityscapes(source, names):
     _need(source, "Cityscapes, leftImg8bit and gtFine in one folder", "leftImg8bit/train/", "leftImg8bit/val/",
           "gtFine/train/", "gtFine/val/")  # fmt: skip
     endings = {
-        "labelTrainIds.png": _by_id({**_plain(names), VOID: VOID}),
+        "labelTrainIds.png": _by_id({**_numbered(range(len(names))), VOID: VOID}),
         "polygons.json": lambda path: _cityscapes_polygons(path, names),
         "labelIds.png": _by_id({**dict.fromkeys((*range(34), VOID), VOID), **CITYSCAPES_IDS}),
     }
@@ -109,8 +108,7 @@ def ade20k(source, names):
     for split in splits:
         images, labels = (_files(source / kind / split) for kind in ("images", "annotations"))
         samples += _pair(split, images, labels, f"images/{split}/{{}}", f"annotations/{split}/{{}}.png")
-    ids = {0: VOID, **{k + 1: k for k in range(len(names))}}
-    return Plan((source,), samples, {f"list/{split}.txt": (split,) for split in splits}, names, _by_id(ids))
+    return Plan((source,), samples, _list_each(splits), names, _by_id({0: VOID, **_numbered(range(1, len(names) + 1))}))
 
 
 def voc2012(source, names):
@@ -140,7 +138,7 @@ def voc2012(source, names):
         notes = (f"no train_aug.txt: there is no {source / 'SegmentationClassAug'} with labels beyond train and val",)
     if "test" in stems:
         lists["list/test.txt"] = ("test",)
-    return Plan((source,), samples, lists, names, _by_id({**_plain(names), VOID: VOID}), notes=notes)
+    return Plan((source,), samples, lists, names, _by_id({**_numbered(range(len(names))), VOID: VOID}), notes=notes)
 
 
 def bdd(source, names):
@@ -150,18 +148,15 @@ def bdd(source, names):
                                        ("seg/images", "seg/labels", "_train_id")):  # fmt: skip
             if _is_dir(root / images) and _is_dir(root / labels):
                 _need(root, "BDD100K", *(f"{kind}/{split}/" for kind in (images, labels) for split in ("train", "val")))
-                samples = []
-                for split in ("train", "val", "test"):
+                samples, splits = [], ("train", "val", "test")
+                for split in splits:
                     masks = {path.stem.removesuffix(ending): path for path in (root / labels / split).glob(f"*{ending}.png")}
                     pictures = _files(root / images / split, ending=".jpg")
                     samples += _pair(split, pictures, None if split == "test" else masks,
                                      f"image/{split}/{{}}", f"label/{split}/{{}}.png")  # fmt: skip
-                lists = {f"list/{split}.txt": (split,) for split in ("train", "val", "test")}
-                return Plan((source,), samples, lists, names, _by_id({**_plain(names), VOID: VOID}))
-    raise Mistake(
-        f"{source}: not BDD100K's semantic segmentation: expected images/10k/ with labels/sem_seg/masks/, or seg/images/ with "
-        f"seg/labels/ (*_train_id.png), here or in bdd100k/"
-    )
+                return Plan((source,), samples, _list_each(splits), names, _by_id({**_numbered(range(len(names))), VOID: VOID}))
+    raise Mistake(f"{source}: not BDD100K's semantic segmentation: expected images/10k/ with labels/sem_seg/masks/, or "
+                  "seg/images/ with seg/labels/ (*_train_id.png), here or in bdd100k/")  # fmt: skip
 
 
 def read_colour_table(path):
@@ -196,9 +191,8 @@ def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ra
     if not pictures:
         raise Mistake(f"{images}: no images ({' '.join(IMAGE_TYPES)}) in it")
     if not labels:
-        raise Mistake(
-            f"{masks}: no masks in it; a mask is a PNG with the name of its image, and _mask, _label or _gt may follow the name"
-        )
+        raise Mistake(f"{masks}: no masks in it; a mask is a PNG with the name of its image, and _mask, _label or _gt may "
+                      "follow the name")  # fmt: skip
 
     keys = sorted({*pictures, *labels})
     tops = {key.split("/")[0] for key in keys if "/" in key}
@@ -226,28 +220,27 @@ def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ra
         if names is not None and tuple(names) != tuple(colour_of):
             raise Mistake(f"the names ({', '.join(names)}) are not those of the colour table ({', '.join(colour_of)})")
         names, colors = tuple(colour_of), np.array([*colour_of.values()], np.uint8)
-    if names is None and ids is None:
-        names = tuple(f"class{k}" for k in range(_count_ids([s.label for s in samples if s.label and not s.fault], void)))
-    elif names is None:
-        names = tuple(f"class{k}" for k in range(len(ids)))
-    if ids is not None and len(set(ids)) < len(ids):
+    if names is None:
+        count = _count_ids([s.label for s in samples if s.label], void) if ids is None else len(ids)
+        names = tuple(f"class{k}" for k in range(count))
+    ids = range(len(names)) if ids is None else ids
+    if len(set(ids)) < len(ids):
         raise Mistake(f"--ids {' '.join(map(str, ids))}: an id is given twice, and one id cannot be two classes")
-    if ids is not None and len(ids) != len(names):
+    if len(ids) != len(names):
         raise Mistake(f"{len(ids)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
     if len(names) > VOID:
         raise Mistake(f"{len(names)} classes; labels have 8 bits, so at most {VOID}")
-    by_id = _by_id({**dict.fromkeys(void, VOID), **({v: k for k, v in enumerate(ids)} if ids else _plain(names))})
+    by_id = _by_id({**dict.fromkeys(void, VOID), **_numbered(ids)})
     read = by_id if table is None else _by_colour(table, by_id)
     colors = default_palette(len(names)) if colors is None else colors
-    lists = {f"list/{split}.txt": (split,) for split in splits}
-    return Plan((images, masks), samples, lists, names, read, colors, (*notes, *more_notes))
+    return Plan((images, masks), samples, _list_each(splits), names, read, colors, (*notes, *more_notes))
 
 
 # ---- reading labels
 
 
-def _plain(names):
-    return {k: k for k in range(len(names))}
+def _numbered(ids):
+    return {value: k for k, value in enumerate(ids)}
 
 
 def _by_id(ids):
@@ -259,9 +252,8 @@ def _by_id(ids):
         label = read_label(path)
         classes = lookup[label]
         if (classes < 0).any():
-            values, counts = np.unique(label[classes < 0], return_counts=True)
-            found = [f"{value} ({count} pixels)" for value, count in zip(values, counts)]
-            raise Mistake(f"{path}: ids out of range: {first_few(found)}; expected {_ranges(sorted(ids))}")
+            found = pixel_counts(label[classes < 0])
+            raise Mistake(f"{path}: ids out of range: {found}; expected {_ranges(sorted(ids))}")
         return classes.astype(np.uint8)
 
     return read
@@ -269,24 +261,20 @@ def _by_id(ids):
 
 def _by_colour(table, by_id):
     """A reader of colour masks; files of one channel go to `by_id`. table: [(R, G, B, name)]."""
-    packed = np.array([r << 16 | g << 8 | b for r, g, b, _ in table])
-    kinds = [*dict.fromkeys(name for *_, name in table if name != "void")]
-    classes = np.array([VOID if name == "void" else kinds.index(name) for *_, name in table], np.uint8)
-    order = packed.argsort()
-    packed, classes = packed[order], classes[order]
+    names = [*dict.fromkeys(name for *_, name in table if name != "void")]
+    lookup = np.full(1 << 24, -1, np.int16)  # at R << 16 | G << 8 | B
+    for r, g, b, name in table:
+        lookup[r << 16 | g << 8 | b] = VOID if name == "void" else names.index(name)
 
     def read(path):
         if image_header(path)[2] not in ("P", "RGB", "RGBA"):
             return by_id(path)
-        refuse_lossy(path, read_bytes(path))
-        pixels = read_image(path).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-        place = np.searchsorted(packed, pixels).clip(max=len(packed) - 1)
-        wrong = packed[place] != pixels
-        if wrong.any():
-            values, counts = np.unique(pixels[wrong], return_counts=True)
-            found = [f"{v >> 16} {v >> 8 & 255} {v & 255} ({n} pixels)" for v, n in zip(values, counts)]
-            raise Mistake(f"{path}: colours that the colour table does not have: {first_few(found)}")
-        return classes[place]
+        pixels = read_image(path, lossless=True).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        classes = lookup[pixels]
+        if (classes < 0).any():
+            found = pixel_counts(pixels[classes < 0], lambda v: f"{v >> 16} {v >> 8 & 255} {v & 255}")
+            raise Mistake(f"{path}: colours that the colour table does not have: {found}")
+        return classes.astype(np.uint8)
 
     return read
 
@@ -335,15 +323,17 @@ def _count_ids(paths, void):
         first = next((error for error in found if not isinstance(error, list)), "every pixel is void")
         raise Mistake(f"no class ids in the masks: {first}; for colour masks give --colors FILE with `R G B name` lines")
     if seen != list(range(len(seen))) or len(seen) < 2:
-        raise Mistake(
-            f"the masks hold the ids {first_few(seen, 20)} and void ({first_few(void)}), not 0, 1, 2, ... without gaps: "
-            f"give the ids of the classes in their order with --ids ID ID ... (a value of --void may be among them), or "
-            f"--names FILE if ids without pixels are classes too"
-        )
+        raise Mistake(f"the masks hold the ids {first_few(seen, 20)} and void ({first_few(void)}), not 0, 1, 2, ... without "
+                      "gaps: give the ids of the classes in their order with --ids ID ID ... (a value of --void may be among "
+                      "them), or --names FILE if ids without pixels are classes too")  # fmt: skip
     return len(seen)
 
 
 # ---- reading folders
+
+
+def _list_each(splits):
+    return {f"list/{split}.txt": (split,) for split in splits}
 
 
 def _need(source, what, *parts):
@@ -356,10 +346,8 @@ def _need(source, what, *parts):
 
 
 def _is_dir(path):
-    try:
+    with file_errors(path):
         return path.is_dir()
-    except OSError as error:
-        raise Mistake(f"{path}: {system_words(error)}") from error
 
 
 def _inside(source, mark, *below):
@@ -405,15 +393,13 @@ def _pair(split, images, labels, image_to, label_to):
     samples = []
     for key in sorted({*images, *(labels or {})}):
         image, label = images.get(key), labels and labels.get(key)
-        target = image_to.format(key)
         if image is None:
             samples.append(Sample(split, label, "", fault=f"{label}: a label without an image (nothing named {key})"))
             continue
-        target = target if Path(target).suffix == image.suffix else target + image.suffix
-        if labels is None:
-            samples.append(Sample(split, image, target))
-        elif label is None:
-            samples.append(Sample(split, image, target, fault=f"{image}: an image without a label (nothing named {key})"))
+        target = image_to.format(key).removesuffix(image.suffix) + image.suffix
+        if label is None:
+            fault = "" if labels is None else f"{image}: an image without a label (nothing named {key})"
+            samples.append(Sample(split, image, target, fault=fault))
         else:
             samples.append(Sample(split, image, target, label, label_to.format(key)))
     return samples

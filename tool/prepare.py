@@ -26,14 +26,6 @@ from util.dataset import SemData
 from util.image import read_lines
 from util.log import report_errors
 
-LAYOUTS = {
-    "camvid": (layout.camvid, "CamVid as the SegNet tutorial distributes it: train.txt, train/, trainannot/, ..."),
-    "cityscapes": (layout.cityscapes, "Cityscapes: leftImg8bit/ and gtFine/ in one folder"),
-    "ade20k": (layout.ade20k, "ADE20K: the folder ADEChallengeData2016"),
-    "voc2012": (layout.voc2012, "PASCAL VOC 2012: the folder VOCdevkit, with SegmentationClassAug if you have it"),
-    "bdd": (layout.bdd, "BDD100K: images/10k/ and labels/sem_seg/masks/, or seg/images/ and seg/labels/"),
-}
-
 
 def main(argv=None):
     args = parse(argv)
@@ -106,13 +98,13 @@ def parse(argv):
         return sub
 
     sub = command("toy", run_toy, "render small street scenes, in seconds")
-    sub.add_argument("--train", type=positive, default=160, metavar="N", help="training scenes (160)")
-    sub.add_argument("--val", type=positive, default=40, metavar="N", help="validation scenes (40)")
+    sub.add_argument("--train", type=whole(1, 100000), default=160, metavar="N", help="training scenes (160)")
+    sub.add_argument("--val", type=whole(1, 100000), default=40, metavar="N", help="validation scenes (40)")
     sub.add_argument("--size", type=size, default=(192, 256), metavar="HxW", help="in pixels (192x256)")
-    sub.add_argument("--seed", type=natural, default=0, help="of the scenes (0)")
+    sub.add_argument("--seed", type=whole(0, 999999999), default=0, help="of the scenes (0)")
 
-    for name, (reader, about) in LAYOUTS.items():
-        sub = command(name, run_layout, about)
+    for reader in (layout.camvid, layout.cityscapes, layout.ade20k, layout.voc2012, layout.bdd):
+        sub = command(reader.__name__, run_layout, reader.__doc__.splitlines()[0])
         sub.set_defaults(layout=reader)
         sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data set as distributed, unpacked")
         add_common(sub)
@@ -123,10 +115,10 @@ def parse(argv):
     sub.add_argument("--source", type=Path, metavar="DIR", help="instead of both: NAME.jpg with NAME.png or NAME_mask.png")
     sub.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (class0, class1, ...)")
     sub.add_argument("--colors", type=Path, metavar="FILE", help="`R G B name` a line: the classes of the colours in the masks")
-    sub.add_argument("--ids", type=mask_id, nargs="+", metavar="ID", help="values in the masks that are classes 0, 1, ...")
-    sub.add_argument("--void", type=mask_id, nargs="*", default=[255], metavar="ID", help="values to ignore (255)")
+    sub.add_argument("--ids", type=whole(0, 65535), nargs="+", metavar="ID", help="mask values that are classes 0, 1, ...")
+    sub.add_argument("--void", type=whole(0, 65535), nargs="*", default=[255], metavar="ID", help="values to ignore (255)")
     sub.add_argument("--val-ratio", type=share, default=0.2, metavar="R", help="share of the images for validation (0.2)")
-    sub.add_argument("--seed", type=natural, default=0, help="of the draw of the validation images (0)")
+    sub.add_argument("--seed", type=whole(0, 999999999), default=0, help="of the draw of the validation images (0)")
     add_common(sub)
 
     for name, run, about, text in (
@@ -148,38 +140,27 @@ def add_common(sub):
 
 
 def size(text):
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or not all(len(n) < 5 and 16 <= int(n) <= 4096 for n in match.groups()):
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    if not match or not all(16 <= int(n) <= 4096 for n in match.groups()):
         raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH between 16x16 and 4096x4096")
     return tuple(int(n) for n in match.groups())
 
 
 def share(text):
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1
-    if not 0 < number < 1:
+    if not 0 < float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-    return number
+    return float(text)
 
 
-def natural(text):
-    if not text.isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
-    return int(text)
+def whole(low, high):
+    """The type of an argument: a whole number from low to high."""
 
+    def parse_number(text):
+        if not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number from {low} to {high}")
+        return int(text)
 
-def mask_id(text):
-    if natural(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is more than 16 bits hold")
-    return int(text)
-
-
-def positive(text):
-    if not 0 < natural(text) <= 100000:
-        raise argparse.ArgumentTypeError(f"{text} scenes; give 1 to 100000")
-    return int(text)
+    return parse_number
 
 
 if __name__ == "__main__":

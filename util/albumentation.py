@@ -50,10 +50,8 @@ class Albumentations:
         image, label = out["image"], out["mask"]
         h, w = self.size
         if image.shape != (h, w, 3):
-            raise Mistake(
-                f"TRAIN.augmentation: the pipeline made an image of shape {tuple(image.shape)}, and train_h, train_w ask for "
-                f"{(h, w, 3)}: let it end with RandomCrop: {{height: {h}, width: {w}}}"
-            )
+            raise Mistake(f"TRAIN.augmentation: the pipeline made an image of shape {image.shape}, and train_h, train_w ask "
+                          f"for {(h, w, 3)}: let it end with RandomCrop: {{height: {h}, width: {w}}}")  # fmt: skip
         return self.finish(image, label)
 
 
@@ -119,7 +117,7 @@ def _make(package, name, arguments, ignore_label, here, mistakes):
 
 
 def _in_a_line(error):
-    """The message without line breaks; of the many lines of pydantic, the arguments and what is wrong with them."""
+    """The message without line breaks; of pydantic's errors `argument: message` for each."""
     if not hasattr(error.__cause__, "errors"):
         return " ".join(str(error).split())
     return "; ".join(f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.__cause__.errors())

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from util.common import Mistake, write_aside
-from util.image import image_header, system_words
+from util.image import file_errors, image_header, system_words
 
 FORMAT = 2  # 1 held images that were not turned by their EXIF orientation
 
@@ -36,46 +36,31 @@ def build_cache(directory, data_list, decode, say=print):
     files = [str(directory / _name(pair)) for pair in data_list]
     if all(_is_current(file, pair) for file, pair in zip(files, data_list)):
         return files
-    try:
+    with file_errors(f"cache {directory}: the folder cannot be made"):
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Mistake(f"cache {directory}: the folder cannot be made ({system_words(error)})") from error
     with _lock(directory / "lock"):
         unique = dict(zip(files, range(len(files))))  # a list may name a pair twice
         todo = [i for file, i in unique.items() if not _is_current(file, data_list[i])]
         need, free = sum(_bytes_of(*data_list[i]) for i in todo), shutil.disk_usage(directory).free
         if need > free:
-            raise Mistake(
-                f"cache {directory}: {len(todo)} decoded images need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free: "
-                f"choose a directory on a larger disk or train without cache"
-            )
+            raise Mistake(f"cache {directory}: {len(todo)} decoded images need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
+                          "free: choose a directory on a larger disk or train without cache")  # fmt: skip
         if todo:
-            say(
-                f"cache {directory}: decoding {len(todo)} of {len(files)} images, {need / 1e9:.2f} GB "
-                f"({free / 1e9:.2f} GB are free)"
-            )
+            sizes = f"{need / 1e9:.2f} GB ({free / 1e9:.2f} GB are free)"
+            say(f"cache {directory}: decoding {len(todo)} of {len(files)} images, {sizes}")
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes outside the interpreter's lock
-            jobs = [pool.submit(_write, files[i], data_list[i], decode, i) for i in todo]
-            try:
-                for done, job in enumerate(jobs, 1):
-                    job.result()
-                    if done * 10 // len(jobs) > (done - 1) * 10 // len(jobs):
-                        say(f"cache {directory}: {done}/{len(jobs)}")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            for done, _ in enumerate(pool.map(lambda i: _write(files[i], data_list[i], decode, i), todo), 1):
+                if done * 10 // len(todo) > (done - 1) * 10 // len(todo):
+                    say(f"cache {directory}: {done}/{len(todo)}")
     return files
 
 
 def read_cached(file):
     """(image, label or None, ids): read-only maps of the file, (H, W, 3) uint8 and (H, W), and the label's values."""
-    try:
-        with Path(file).open("rb") as stream:
-            head = json.loads(stream.readline())
-            label_start = stream.tell()
-            data = np.asarray(np.memmap(stream, np.uint8, "r"))
-    except OSError as error:
-        raise Mistake(f"{file}: {system_words(error)}; the cache is complete only when a run starts") from error
+    with file_errors(file, "; the cache is complete only when a run starts"), Path(file).open("rb") as stream:
+        head = json.loads(stream.readline())
+        label_start = stream.tell()
+        data = np.asarray(np.memmap(stream, np.uint8, "r"))
     h, w = head["h"], head["w"]
     image_start = len(data) - h * w * 3
     label = data[label_start:image_start].view(head["label"]).reshape(h, w) if head["label"] else None
@@ -124,10 +109,10 @@ def _name(pair):
 
 
 def _source(pair):
-    try:
-        stats = [Path(path).stat() for path in pair if path is not None]
-    except OSError as error:
-        raise Mistake(f"{error.filename}: {system_words(error)}") from error
+    stats = []
+    for path in filter(None, pair):
+        with file_errors(path):
+            stats.append(Path(path).stat())
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
@@ -141,10 +126,8 @@ def _bytes_of(image_path, label_path):
 @contextmanager
 def _lock(path):
     """Hold the lock file; the operating system releases it if the process dies."""
-    try:
+    with file_errors(path):
         stream = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise Mistake(f"{path}: {system_words(error)}") from error
     with stream:
         with suppress(OSError):  # some file systems of clusters cannot lock; files still appear whole
             fcntl.flock(stream, fcntl.LOCK_EX)

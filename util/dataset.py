@@ -16,7 +16,7 @@ import torch
 
 from util.cache import build_cache, read_cached
 from util.common import Mistake, first_few
-from util.image import check_sizes, read_image, read_label, read_text, system_words
+from util.image import check_sizes, pixel_counts, read_image, read_label, read_text, system_words
 
 
 def read_list(path, data_root, split):
@@ -43,15 +43,12 @@ def read_list(path, data_root, split):
         pairs.append((str(root / image), None if split == "test" else str(root / label)))
         missing += [f"line {number}: {name}{fault}" for name in pairs[-1] if name and (fault := _file_fault(name)) is not None]
     if unlabelled:
-        raise Mistake(
-            f"{path}: {len(unlabelled)} lines have no label, split {split} needs `image label` on each line (separated by a "
-            f"TAB if paths hold spaces):\n  " + first_few(unlabelled, separator="\n  ")
-        )
+        listed = first_few(unlabelled, separator="\n  ")
+        raise Mistake(f"{path}: {len(unlabelled)} lines have no label, split {split} needs `image label` on each line "
+                      f"(separated by a TAB if paths hold spaces):\n  {listed}")  # fmt: skip
     if missing:
-        raise Mistake(
-            f"{path}: {len(missing)} of the files it names do not exist under data_root = {data_root}:"
-            "\n  " + first_few(missing, separator="\n  ")
-        )
+        listed = first_few(missing, separator="\n  ")
+        raise Mistake(f"{path}: {len(missing)} of the files it names do not exist under data_root = {data_root}:\n  {listed}")
     if not pairs:
         raise Mistake(f"{path}: the list is empty (split {split})")
     return pairs
@@ -100,18 +97,8 @@ class SemData(torch.utils.data.Dataset):
     then reads the pixels of its crop only.
     """
 
-    def __init__(
-        self,
-        split="train",
-        data_root=None,
-        data_list=None,
-        transform=None,
-        *,
-        classes=None,
-        ignore_label=255,
-        seed=0,
-        cache=None,
-    ):
+    def __init__(self, split="train", data_root=None, data_list=None, transform=None, *,
+                 classes=None, ignore_label=255, seed=0, cache=None):  # fmt: skip
         self.split, self.transform, self.seed = split, transform, seed
         self.classes, self.ignore_label = classes, ignore_label
         self.list_path, self.data_list = data_list, read_list(data_list, data_root, split)
@@ -165,12 +152,8 @@ def check_ids(label, classes, ignore_label, path):
     """Raise Mistake if a uint8 or uint16 label map holds an id that is neither < classes nor ignore_label."""
     wrong = (label >= classes) & (label != ignore_label)
     if wrong.any():
-        values, counts = np.unique(label[wrong], return_counts=True)
-        found = [f"{value} ({count} pixels)" for value, count in zip(values, counts)]
-        raise Mistake(
-            f"{path}: label ids outside 0..{classes - 1} that are not ignore_label = {ignore_label}: {first_few(found)}: "
-            f"correct the file, `classes` or `ignore_label`"
-        )
+        raise Mistake(f"{path}: label ids outside 0..{classes - 1} that are not ignore_label = {ignore_label}: "
+                      f"{pixel_counts(label[wrong])}: correct the file, `classes` or `ignore_label`")  # fmt: skip
 
 
 def count_pixels(label, classes, ignore_label):
@@ -199,10 +182,8 @@ class EpochSampler:
         if batch_size < world_size:
             raise Mistake(f"batch_size = {batch_size} is less than the {world_size} processes: give each at least one")
         if length < batch_size:
-            raise Mistake(
-                f"the dataset has {length} samples, less than one batch of batch_size = {batch_size}: "
-                f"lower batch_size or add samples"
-            )
+            raise Mistake(f"the dataset has {length} samples, less than one batch of batch_size = {batch_size}: "
+                          "lower batch_size or add samples")  # fmt: skip
         self.length, self.batch_size, self.seed = length, batch_size, seed
         base, extra = divmod(batch_size, world_size)
         start = rank * base + min(rank, extra)

@@ -1,22 +1,29 @@
 """Reading image, label and text files. Faults of a file are a Mistake that names it; paths may hold any character."""
 
 import io
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from util.common import Mistake
+from util.common import Mistake, first_few
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
 TIFF_STARTS, TIFF_ORIENTATION = (b"II", b"MM"), 274
 
 
-def read_image(path):
-    """The image as (H, W, 3) uint8 RGB, turned by its EXIF orientation; without transparency and the low byte of 16 bits."""
-    return cv2.cvtColor(_decode(path, read_bytes(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+def read_image(path, lossless=False):
+    """The image as (H, W, 3) uint8 RGB, turned by its EXIF orientation; without transparency and the low byte of 16 bits.
+
+    lossless: refuse files of a lossy format, for masks with colours.
+    """
+    data = read_bytes(path)
+    if lossless:
+        _refuse_lossy(path, data)
+    return cv2.cvtColor(_decode(path, data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def read_label(path):
@@ -26,19 +33,18 @@ def read_label(path):
     Refused are lossy formats, whatever the file's suffix, masks with colours, and pixels that are not 8- or 16-bit integers.
     """
     data = read_bytes(path)
-    refuse_lossy(path, data)
+    _refuse_lossy(path, data)
     if data[:2] in TIFF_STARTS and _header(data, "tag_v2", {}).get(TIFF_ORIENTATION, 1) != 1:
         raise Mistake(f"{path}: a TIFF with an orientation tag, which decoders apply differently; save labels as PNG")
     depth, colour = data[24:26] if data.startswith(PNG_SIGNATURE) and len(data) > 25 else (None, None)
     if colour == PNG_PALETTE or colour is None and _header(data, "mode") == "P":
-        return _palette_indices(path, data)
+        with _decoding(path):
+            return np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     label = _decode(path, data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if label.ndim == 3:
-        if (label[..., 0] != label[..., 1]).any() or (label[..., 0] != label[..., 2]).any():
-            raise Mistake(
-                f"{path}: a colour mask of shape {label.shape}, expected one class id a pixel: "
-                f"convert the colours to ids first and save them as a one-channel PNG"
-            )
+        if (label != label[..., :1]).any():
+            raise Mistake(f"{path}: a colour mask of shape {label.shape}, expected one class id a pixel: "
+                          "convert the colours to ids first and save them as a one-channel PNG")  # fmt: skip
         label = np.ascontiguousarray(label[..., 0])
     if label.dtype not in (np.uint8, np.uint16):
         raise Mistake(f"{path}: pixels are {label.dtype}, expected 8-bit or 16-bit class ids: save it as a PNG of ids")
@@ -47,7 +53,7 @@ def read_label(path):
     return label
 
 
-def refuse_lossy(path, data):
+def _refuse_lossy(path, data):
     """Raise Mistake if the content of a label file is of a lossy format, whatever its suffix."""
     starts = {b"\xff\xd8\xff": "JPEG", b"\0\0\0\x0cjP  ": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\xff\x0a": "JPEG XL"}
     lossy = next((name for start, name in starts.items() if data.startswith(start)), None)
@@ -69,10 +75,8 @@ def check_sizes(image_path, image, label_path, label):
     stored = _decode(image_path, read_bytes(image_path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     reason = ""
     if stored.shape[:2] == label.shape:
-        reason = (
-            "; the label fits the pixels as they are stored, but the image's EXIF orientation turns them: remove the tag "
-            "from the image, or turn the label"
-        )
+        reason = ("; the label fits the pixels as they are stored, but the image's EXIF orientation turns them: remove the tag "
+                  "from the image, or turn the label")  # fmt: skip
     raise Mistake(f"{label_path}: {size_text(label)}, but its image {image_path} is {size_text(image)}{reason}")
 
 
@@ -83,21 +87,14 @@ def size_text(array):
 
 def image_header(path):
     """(width, height, mode of Pillow) of an image file; no pixel is decoded."""
-    try:
-        with Image.open(path) as image:
-            return *image.size, image.mode
-    except Exception as error:  # Pillow raises a dozen kinds for damaged files
-        if getattr(error, "errno", None):
-            raise Mistake(f"{path}: {system_words(error)}") from error
-        raise _undecodable(path, error) from error
+    with _decoding(path), Image.open(path) as image:
+        return *image.size, image.mode
 
 
 def read_bytes(path):
     """The content of a file that must not be empty."""
-    try:
+    with file_errors(path):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise Mistake(f"{path}: {system_words(error)}") from error
     if not data:
         raise Mistake(f"{path}: the file is empty (0 bytes): copy or download it again")
     return data
@@ -106,9 +103,8 @@ def read_bytes(path):
 def read_text(path):
     """The content of a UTF-8 text file, with or without byte order mark."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise Mistake(f"{path}: {system_words(error)}") from error
+        with file_errors(path):
+            return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise Mistake(f"{path}: not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
 
@@ -118,38 +114,50 @@ def read_lines(path):
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]  # splitlines() splits within names too
 
 
+def pixel_counts(values, show=str):
+    """`7 (3 pixels), 9 (1 pixels)`: the distinct values of an array as text, the first five of them."""
+    return first_few([f"{show(value)} ({count} pixels)" for value, count in zip(*np.unique(values, return_counts=True))])
+
+
 def system_words(error):
     """What the operating system calls an OSError, in lower case."""
     return "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
 
 
-def _palette_indices(path, data):
+@contextmanager
+def file_errors(path, hint=""):
+    """An OSError of the block becomes the Mistake `path: reason` and the hint."""
     try:
-        return np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    except Exception as error:  # as in image_header
-        raise _undecodable(path, error) from error
+        yield
+    except OSError as error:
+        raise Mistake(f"{path}: {system_words(error)}{hint}") from error
+
+
+@contextmanager
+def _decoding(path):
+    """Whatever a decoder raises in the block becomes a Mistake: Pillow has a dozen kinds of exceptions for damaged files."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None):
+            raise Mistake(f"{path}: {system_words(error)}") from error
+        raise Mistake(f"{path}: cannot be decoded ({getattr(error, 'err', error)})") from error  # err: the text of cv2.error
 
 
 def _header(data, name, default=None):
     """An attribute of the Pillow image of a file's content, or the default if Pillow does not know it."""
     try:
         return getattr(Image.open(io.BytesIO(data)), name)
-    except Exception:  # as in image_header; the decoding reports what is wrong
+    except Exception:  # as in _decoding, which reports what is wrong
         return default
 
 
 def _decode(path, data, flags):
-    try:
+    with _decoding(path):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise _undecodable(path, error.err) from error
     if array is None:
-        raise _undecodable(path, "not an image, cut short, or of a kind that OpenCV does not read")
+        raise Mistake(f"{path}: cannot be decoded (not an image, cut short, or of a kind that OpenCV does not read)")
     return array
-
-
-def _undecodable(path, reason):
-    return Mistake(f"{path}: cannot be decoded ({reason})")
 
 
 def _chunks(data):

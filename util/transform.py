@@ -9,7 +9,7 @@ the label to draw overrides `choose(rng, h, w, look)`; look(window) returns the 
 modified. Wrong constructor arguments raise ValueError with the argument and its value.
 
 The transforms that may stand before a crop also have a lazy form. A window is (y0, y1, x0, x1), the stops excluded:
-  size(h, w, params)            -> (h, w) of the result for an input of h x w
+  size(h, w, params)            -> (h, w) of the result for an input of h x w; the same unless overridden
   source(window, h, w, params)  -> the window of the input that a window of the result depends on, inside the image
   apply_window(image, label, params, h, w, source, window) -> the window of the result, from the source window's pixels
 """
@@ -39,8 +39,8 @@ class Transform:
         """`draw` with access to the label."""
         return self.draw(rng, h, w)
 
-    def apply(self, image, label, params):
-        raise NotImplementedError
+    def size(self, h, w, params):
+        return h, w
 
     def __call__(self, image, label, rng=random):
         image, label = check_arrays(image, label)
@@ -52,14 +52,8 @@ class RandScale(Transform):
     """Scale by a factor from `scale` = (low, high); `aspect_ratio` = (low, high) also stretches x against y."""
 
     def __init__(self, scale, aspect_ratio=None):
-        name, expected = type(self).__name__, "two numbers 0 < low <= high"
-        _require(_is_numbers(scale, 2) and 0 < scale[0] <= scale[1], f"{name}: scale", scale, expected)
-        _require(
-            aspect_ratio is None or _is_numbers(aspect_ratio, 2) and 0 < aspect_ratio[0] <= aspect_ratio[1],
-            f"{name}: aspect_ratio",
-            aspect_ratio,
-            f"None or {expected}",
-        )
+        for name, value in (("scale", scale), ("aspect_ratio", (1, 1) if aspect_ratio is None else aspect_ratio)):
+            _require(self, _is_range(value) and value[0] > 0, name, value, "two numbers 0 < low <= high")
         self.scale, self.aspect_ratio = scale, aspect_ratio
 
     def draw(self, rng, h, w):
@@ -108,7 +102,7 @@ class RandomResize(RandScale):
     def __init__(self, box=None, scale=(1.0, 1.0)):
         super().__init__(scale)
         ok = box is None or _is_numbers(box, 2) and min(box) > 0
-        _require(ok, "RandomResize: box", box, "None or two positive numbers (long, short)")
+        _require(self, ok, "box", box, "None or two positive numbers (long, short)")
         self.box = box
 
     def draw(self, rng, h, w):
@@ -118,14 +112,25 @@ class RandomResize(RandScale):
         return int(h * f + 0.5) / h, int(w * f + 0.5) / w
 
 
+class Resize(RandScale):
+    """Resize to `size` (h, w); the aspect ratio may change."""
+
+    def __init__(self, size):
+        _require(self, _is_size(size), "size", size, "two positive integers (h, w)")
+        self.h, self.w = size
+
+    def draw(self, rng, h, w):
+        return self.h / h, self.w / w
+
+
 class RandRotate(Transform):
     """Rotate about the centre, with probability p, by degrees from `rotate` = (low, high); corners get `padding`."""
 
     def __init__(self, rotate, padding, ignore_label=255, p=0.5):
-        _require(_is_numbers(rotate, 2) and rotate[0] <= rotate[1], "RandRotate: rotate", rotate, "two numbers low <= high")
-        _require(_is_numbers(padding, 3), "RandRotate: padding", padding, "three numbers, the colour of the corners")
-        _require(_is_id(ignore_label), "RandRotate: ignore_label", ignore_label, "an integer")
-        _require(_is_probability(p), "RandRotate: p", p, "a probability 0..1")
+        _require(self, _is_range(rotate), "rotate", rotate, "two numbers low <= high")
+        _require(self, _is_numbers(padding, 3), "padding", padding, "three numbers, the colour of the corners")
+        _require(self, _is_id(ignore_label), "ignore_label", ignore_label, "an integer")
+        _require(self, _is_probability(p), "p", p, "a probability 0..1")
         self.rotate, self.padding, self.ignore_label, self.p = rotate, padding, ignore_label, p
 
     def draw(self, rng, h, w):
@@ -137,19 +142,14 @@ class RandRotate(Transform):
         if params is None:
             return image, label
         size = label.shape[::-1]
-        return self._warp_image(image, params, size, cv2.INTER_LINEAR), self._warp_label(label, params, size)
-
-    def _warp_image(self, image, matrix, size, flags):
-        return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=self.padding)
+        image = cv2.warpAffine(image, params, size, flags=cv2.INTER_LINEAR, borderValue=self.padding)
+        return image, self._warp_label(label, params, size)
 
     def _warp_label(self, label, matrix, size):
-        label, fill = wide_enough(label, self.ignore_label), self.ignore_label
-        return cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=fill)
+        label = wide_enough(label, self.ignore_label)
+        return cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST, borderValue=self.ignore_label)
 
     # The lazy form: the same inverse map, moved to the window's and the source's corners.
-
-    def size(self, h, w, params):
-        return h, w
 
     def source(self, window, h, w, params):
         if params is None:
@@ -174,7 +174,8 @@ class RandRotate(Transform):
             matrix[:, 2] += matrix[:, 1] * (y1 - y0 - 1)
             matrix[:, 1] *= -1
             matrix[1] = (0, 0, len(image) - 1) - matrix[1]
-        image = self._warp_image(image, matrix, (x1 - x0, y1 - y0), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        image = cv2.warpAffine(image, matrix, (x1 - x0, y1 - y0), flags=flags, borderValue=self.padding)
         image = cv2.flip(image, 0) if upside_down else image
         # How OpenCV rounds to the nearest label depends on its version, the dtype and the pixel's place in the output, so
         # equal labels need the full-size call. It is cheap for labels, and pixels outside the source window may be blank.
@@ -189,7 +190,7 @@ class RandomGaussianBlur(Transform):
 
     def __init__(self, radius=5):
         odd = _is_id(radius) and radius > 0 and radius % 2 == 1
-        _require(odd, "RandomGaussianBlur: radius", radius, "a positive odd integer")
+        _require(self, odd, "radius", radius, "a positive odd integer")
         self.radius = radius
 
     def draw(self, rng, h, w):
@@ -197,9 +198,6 @@ class RandomGaussianBlur(Transform):
 
     def apply(self, image, label, params):
         return (cv2.GaussianBlur(image, (self.radius, self.radius), 0) if params else image), label
-
-    def size(self, h, w, params):
-        return h, w
 
     def source(self, window, h, w, params):
         halo = self.radius // 2 if params else 0
@@ -216,7 +214,7 @@ class _RandomFlip(Transform):
     axis = None
 
     def __init__(self, p=0.5):
-        _require(_is_probability(p), f"{type(self).__name__}: p", p, "a probability 0..1")
+        _require(self, _is_probability(p), "p", p, "a probability 0..1")
         self.p = p
 
     def draw(self, rng, h, w):
@@ -224,9 +222,6 @@ class _RandomFlip(Transform):
 
     def apply(self, image, label, params):
         return (cv2.flip(image, self.axis), cv2.flip(label, self.axis)) if params else (image, label)
-
-    def size(self, h, w, params):
-        return h, w
 
     def source(self, window, h, w, params):
         y0, y1, x0, x1 = window
@@ -258,31 +253,25 @@ class Crop(Transform):
     """
 
     def __init__(self, size, crop_type="center", padding=None, ignore_label=255):
-        name, size = type(self).__name__, (size, size) if _is_id(size) else size
-        _require(
-            _is_numbers(size, 2) and all(_is_id(n) and n > 0 for n in size),
-            f"{name}: size",
-            size,
-            "a positive integer or two (h, w)",
-        )
-        _require(crop_type in ("center", "rand"), f"{name}: crop_type", crop_type, "'center' or 'rand'")
-        _require(padding is None or _is_numbers(padding, 3), f"{name}: padding", padding, "None or three numbers")
-        _require(_is_id(ignore_label), f"{name}: ignore_label", ignore_label, "an integer")
+        size = (size, size) if _is_id(size) else size
+        _require(self, _is_size(size), "size", size, "a positive integer or two (h, w)")
+        _require(self, crop_type in ("center", "rand"), "crop_type", crop_type, "'center' or 'rand'")
+        _require(self, padding is None or _is_numbers(padding, 3), "padding", padding, "None or three numbers")
+        _require(self, _is_id(ignore_label), "ignore_label", ignore_label, "an integer")
         self.crop_h, self.crop_w = size
         self.crop_type, self.padding, self.ignore_label = crop_type, padding, ignore_label
 
     def draw(self, rng, h, w):
         """Where the crop begins, (y, x), in the image's own pixels: negative where padding comes first."""
-        room_h, room_w = max(h - self.crop_h, 0), max(w - self.crop_w, 0)
-        if self.crop_type == "rand":
-            y, x = rng.randint(0, room_h), rng.randint(0, room_w)
-        else:
-            y, x = room_h // 2, room_w // 2
-        return y - max(self.crop_h - h, 0) // 2, x - max(self.crop_w - w, 0) // 2
+        begins = []
+        for side, crop in zip((h, w), self.size(h, w, None)):
+            room, padding = max(side - crop, 0), max(crop - side, 0)
+            begins.append((rng.randint(0, room) if self.crop_type == "rand" else room // 2) - padding // 2)
+        return begins
 
     def apply(self, image, label, params):
-        h, w = label.shape
-        return self.apply_window(image, label, params, h, w, (0, h, 0, w), (0, self.crop_h, 0, self.crop_w))
+        (h, w), (crop_h, crop_w) = label.shape, self.size(*label.shape, params)
+        return self.apply_window(image, label, params, h, w, (0, h, 0, w), (0, crop_h, 0, crop_w))
 
     def size(self, h, w, params):
         return self.crop_h, self.crop_w
@@ -291,11 +280,10 @@ class Crop(Transform):
         return _inside(_moved(window, *params), h, w)
 
     def apply_window(self, image, label, params, h, w, source, window):
-        if self.padding is None and (h < self.crop_h or w < self.crop_w):
-            raise ValueError(
-                f"Crop: the image is {h} x {w}, smaller than the crop {self.crop_h} x {self.crop_w}: "
-                f"give Crop a padding colour or a smaller size"
-            )
+        crop_h, crop_w = self.size(h, w, params)
+        if self.padding is None and (h < crop_h or w < crop_w):
+            raise ValueError(f"Crop: the image is {h} x {w}, smaller than the crop {crop_h} x {crop_w}: "
+                             "give Crop a padding colour or a smaller size")  # fmt: skip
         inner = _moved(window, params[0] - source[0], params[1] - source[2])
         return _cut(image, inner, self.padding), _cut(label, inner, self.ignore_label)
 
@@ -312,52 +300,21 @@ class RandomCrop(Crop):
     def __init__(self, size, cat_max_ratio=1.0, ignore_label=255):
         super().__init__(size, "rand", ignore_label=ignore_label)
         ok = isinstance(cat_max_ratio, Real) and 0 < cat_max_ratio <= 1
-        _require(ok, "RandomCrop: cat_max_ratio", cat_max_ratio, "a share in (0, 1]")
+        _require(self, ok, "cat_max_ratio", cat_max_ratio, "a share in (0, 1]")
         self.cat_max_ratio = cat_max_ratio
-
-    def draw(self, rng, h, w):
-        return rng.randint(0, max(h - self.crop_h, 0)), rng.randint(0, max(w - self.crop_w, 0))
 
     def choose(self, rng, h, w, look):
         height, width = self.size(h, w, None)
         for _ in range(self.TRIES if self.cat_max_ratio < 1 else 0):
             y, x = self.draw(rng, h, w)
-            if self._is_mixed(look((y, y + height, x, x + width))):
+            label = look((y, y + height, x, x + width))
+            pixels = np.bincount(label[label != self.ignore_label])
+            if np.count_nonzero(pixels) > 1 and pixels.max() / pixels.sum() < self.cat_max_ratio:
                 return y, x
         return self.draw(rng, h, w)
 
-    def _is_mixed(self, label):
-        counts = np.bincount(label[label != self.ignore_label])
-        return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < self.cat_max_ratio
-
-    def apply(self, image, label, params):
-        h, w = label.shape
-        return self.apply_window(image, label, params, h, w, (0, h, 0, w), (0, min(self.crop_h, h), 0, min(self.crop_w, w)))
-
     def size(self, h, w, params):
         return min(self.crop_h, h), min(self.crop_w, w)
-
-    def apply_window(self, image, label, params, h, w, source, window):
-        inner = _moved(window, params[0] - source[0], params[1] - source[2])
-        return _cut(image, inner), _cut(label, inner)
-
-
-class Resize(Transform):
-    """Resize to `size` (h, w); the aspect ratio may change."""
-
-    def __init__(self, size):
-        _require(
-            _is_numbers(size, 2) and all(_is_id(n) and n > 0 for n in size),
-            "Resize: size",
-            size,
-            "two positive integers (h, w)",
-        )
-        self.h, self.w = size
-
-    def apply(self, image, label, params):
-        image = cv2.resize(image, (self.w, self.h), interpolation=cv2.INTER_LINEAR)
-        label = cv2.resize(label, (self.w, self.h), interpolation=cv2.INTER_NEAREST)
-        return image, label
 
 
 class PhotometricDistortion(Transform):
@@ -370,11 +327,10 @@ class PhotometricDistortion(Transform):
 
     def __init__(self, brightness=32, contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=18):
         ok = isinstance(brightness, Real) and brightness >= 0
-        _require(ok, "PhotometricDistortion: brightness", brightness, "a number of grey levels, not negative")
+        _require(self, ok, "brightness", brightness, "a number of grey levels, not negative")
         for name, factors in (("contrast", contrast), ("saturation", saturation)):
-            ok = _is_numbers(factors, 2) and 0 <= factors[0] <= factors[1]
-            _require(ok, f"PhotometricDistortion: {name}", factors, "two numbers 0 <= low <= high")
-        _require(_is_id(hue) and 0 < hue <= 90, "PhotometricDistortion: hue", hue, "an integer 1..90, in units of 2 degrees")
+            _require(self, _is_range(factors) and factors[0] >= 0, name, factors, "two numbers 0 <= low <= high")
+        _require(self, _is_id(hue) and 0 < hue <= 90, "hue", hue, "an integer 1..90, in units of 2 degrees")
         self.brightness, self.contrast, self.saturation, self.hue = (-brightness, brightness), contrast, saturation, hue
 
     def draw(self, rng, h, w):
@@ -436,8 +392,7 @@ class RGB2BGR(Transform):
         return cv2.cvtColor(image, cv2.COLOR_RGB2BGR), label
 
 
-class BGR2RGB(RGB2BGR):
-    """Reverse the order of the channels."""
+BGR2RGB = RGB2BGR
 
 
 class ToTensor(Transform):
@@ -452,8 +407,8 @@ class Normalize:
     """(image - mean) / std for each channel of a (3, H, W) tensor, in units of 0..255; without std no division."""
 
     def __init__(self, mean, std=None):
-        _require(_is_numbers(mean, 3), "Normalize: mean", mean, "three numbers")
-        _require(std is None or _is_numbers(std, 3) and min(std) > 0, "Normalize: std", std, "None or three positive numbers")
+        _require(self, _is_numbers(mean, 3), "mean", mean, "three numbers")
+        _require(self, std is None or _is_numbers(std, 3) and min(std) > 0, "std", std, "None or three positive numbers")
         self.mean, self.std = mean, std
 
     def __call__(self, image, label, rng=random):
@@ -467,10 +422,9 @@ class PadTo:
     """Pad the tensors of `Normalize` at the bottom and right to `size` (h, w): the image with `fill`, the label to ignore."""
 
     def __init__(self, size, ignore_label=255, fill=0):
-        ok = _is_numbers(size, 2) and all(_is_id(n) and n > 0 for n in size)
-        _require(ok, "PadTo: size", size, "two positive integers (h, w)")
-        _require(_is_id(ignore_label), "PadTo: ignore_label", ignore_label, "an integer")
-        _require(isinstance(fill, Real), "PadTo: fill", fill, "a number")
+        _require(self, _is_size(size), "size", size, "two positive integers (h, w)")
+        _require(self, _is_id(ignore_label), "ignore_label", ignore_label, "an integer")
+        _require(self, isinstance(fill, Real), "fill", fill, "a number")
         self.h, self.w = size
         self.ignore_label, self.fill = ignore_label, fill
 
@@ -605,13 +559,21 @@ def _between(bounds, rng):
     return bounds[0] + (bounds[1] - bounds[0]) * rng.random()
 
 
-def _require(ok, name, value, expected):
+def _require(transform, ok, name, value, expected):
     if not ok:
-        raise ValueError(f"{name} = {value!r}: expected {expected}")
+        raise ValueError(f"{type(transform).__name__}: {name} = {value!r}: expected {expected}")
 
 
 def _is_numbers(value, length):
     return isinstance(value, Sequence) and len(value) == length and all(isinstance(v, Real) for v in value)
+
+
+def _is_range(value):
+    return _is_numbers(value, 2) and value[0] <= value[1]
+
+
+def _is_size(value):
+    return _is_numbers(value, 2) and all(_is_id(n) and n > 0 for n in value)
 
 
 def _is_id(value):

@@ -115,71 +115,67 @@ class Scene:
         self.near[here][won] = near[won] if np.ndim(near) else near
         self.ground[here][won] = False
 
-    def window(self, points):
-        """The part of the image that the pixels `points` (N, 2) span: (u, v, width, height), or None outside it."""
-        low = np.maximum(np.floor(points.min(0)), 0).astype(int)
-        high = np.minimum(np.ceil(points.max(0)) + 1, (self.w, self.h)).astype(int)
-        return None if (high <= low).any() else (*low, *(high - low))
+    def mask_of(self, pixels, convex=False):
+        """The mask (h, w) of a polygon (N, 2) and its corner (u, v) in the image; its size is 0 outside the image."""
+        low = np.maximum(np.floor(pixels.min(0)), 0).astype(int)
+        high = np.minimum(np.ceil(pixels.max(0)) + 1, (self.w, self.h)).astype(int)
+        mask = np.zeros(np.maximum(high - low, 0)[::-1], np.uint8)
+        points = np.rint(pixels - low).astype(np.int32)
+        if mask.size and convex:
+            cv2.fillConvexPoly(mask, points, 1)
+        elif mask.size:
+            cv2.fillPoly(mask, [points], 1)
+        return *low, mask
 
     def polygon(self, pixels, colour, label, z):
         """A flat polygon of pixels (N, 2) at depth z."""
-        box = self.window(pixels)
-        if box is not None:
-            u, v, w, h = box
-            mask = np.zeros((h, w), np.uint8)
-            cv2.fillPoly(mask, [np.rint(pixels - (u, v)).astype(np.int32)], 1)
-            self.paint(u, v, mask, colour, label, 1 / z)
+        u, v, mask = self.mask_of(pixels)
+        self.paint(u, v, mask, colour, label, 1 / z)
 
     def face(self, corners, texture, label):
         """A plane with corners (4, 3), clockwise from the top left, covered with a texture (h, w, 3) float32."""
-        corners = np.asarray(corners, float)
         pixels = self.project(corners)
-        box = self.window(pixels)
-        if box is None or abs(cv2.contourArea(pixels.astype(np.float32))) < 1:
+        u, v, mask = self.mask_of(pixels, convex=True)
+        if not mask.size or abs(cv2.contourArea(pixels.astype(np.float32))) < 1:
             return
-        u, v, w, h = box
-        mask = np.zeros((h, w), np.uint8)
-        cv2.fillConvexPoly(mask, np.rint(pixels - (u, v)).astype(np.int32), 1)
+        h, w = mask.shape
         th, tw = texture.shape[:2]
         source = np.array([(0, 0), (tw, 0), (tw, th), (0, th)], np.float32)
         warp = cv2.getPerspectiveTransform(source, (pixels - (u, v)).astype(np.float32))
-        colour = cv2.warpPerspective(texture, warp, (int(w), int(h)), borderMode=cv2.BORDER_REPLICATE)
+        colour = cv2.warpPerspective(texture, warp, (w, h), borderMode=cv2.BORDER_REPLICATE)
         # On a plane 1/z is an affine function of the pixel.
         system = np.column_stack([pixels - (u, v), np.ones(4)])
-        a, b, c = np.linalg.lstsq(system, 1 / corners[:, 2], rcond=None)[0]
+        a, b, c = np.linalg.lstsq(system, 1 / np.array(corners, float)[:, 2], rcond=None)[0]
         near = a * np.arange(w)[None] + b * np.arange(h)[:, None] + c
         self.paint(u, v, mask, colour, label, near.astype(np.float32))
 
-    def card(self, points, d, z, colour, label, y=0.0):
-        """An upright polygon (N, 2), metres (right, up), at (d, y, z), facing the camera."""
-        foot = self.project([(d, y, z)])[0]
+    def block(self, near, far, height, z0, z1, front, end, label):
+        """A box along the road from z0 to z1: its shadow, and its faces at d = near and at z = z0 with their textures."""
+        self.face([(near, height, z0), (near, height, z1), (near, 0, z1), (near, 0, z0)], front, label)
+        self.face([(near, height, z0), (far, height, z0), (far, 0, z0), (near, 0, z0)], end, label)
+        self.cast(min(near, far), max(near, far), z0, height, depth=z1 - z0)
+
+    def card(self, points, d, z, colour, label):
+        """An upright polygon (N, 2), metres (right, up), at (d, 0, z), facing the camera."""
+        foot = self.project([(d, 0, z)])[0]
         self.polygon(foot + np.asarray(points, float) * (1, -1) * self.focal / z, colour, label, z)
 
-    def cast(self, d, z, width, height, depth=0.3, sides=None):
+    def cast(self, left, right, z, height, depth=0.3):
         """The shadow of a box (metres) on the ground: one below it and, in the sun, one in the light's direction."""
-        left, right = sides or (d - width / 2, d + width / 2)
-        back = z + depth
-        base = [(left, 0, z), (right, 0, z), (right, 0, back), (left, 0, back)]
-        self.darken(base, 0.5)
+        base = [(left, 0, z), (right, 0, z), (right, 0, z + depth), (left, 0, z + depth)]
+        self.darken(self.project(base), 0.5)
         if self.sun > 0.3:
             step = np.array([self.sun_reach[0], 0, self.sun_reach[1]]) * height
             tip = np.add(base, step)
             tip[:, 2] = np.maximum(tip[:, 2], 0.8)
             hull = cv2.convexHull(self.project([*base, *tip]).clip(-1e4, 1e4).astype(np.float32))
-            self.fill_shade(hull[:, 0], 0.45 * self.sun)
+            self.darken(hull[:, 0], 0.45 * self.sun)
 
-    def darken(self, base, amount):
-        """Reduce the light on a patch of ground, corners (N, 3), by this share."""
-        self.fill_shade(self.project(base), amount)
-
-    def fill_shade(self, pixels, amount):
-        box = self.window(pixels)
-        if box is not None:
-            u, v, w, h = box
-            mask = np.zeros((h, w), np.float32)
-            cv2.fillPoly(mask, [np.rint(pixels - (u, v)).astype(np.int32)], float(amount))
-            part = self.shade[v : v + h, u : u + w]
-            np.maximum(part, mask, out=part)
+    def darken(self, pixels, amount):
+        """Reduce the light on a patch of ground, a polygon of pixels (N, 2), by this share."""
+        u, v, mask = self.mask_of(pixels)
+        part = self.shade[v : v + mask.shape[0], u : u + mask.shape[1]]
+        np.maximum(part, mask * np.float32(amount), out=part)
 
     # ---- background and streets
 
@@ -342,8 +338,7 @@ class Scene:
         front = self.facade(wall, z1 - z0, height, floors, style, scale, shop=rng.random() < 0.35) * facing
         end = self.facade(wall, deep, height, floors, style, scale, shop=False, bare=rng.random() < 0.4)
         end = end * (1 + self.sun * (0.1 if self.sun_reach[1] > 0 else -0.12))
-        self.face([(near, height, z0), (near, height, z1), (near, 0, z1), (near, 0, z0)], front, BUILDING)
-        self.face([(near, height, z0), (far, height, z0), (far, 0, z0), (near, 0, z0)], end, BUILDING)
+        self.block(near, far, height, z0, z1, front, end, BUILDING)
         if floors <= 3 and rng.random() < 0.75:
             rise, half = rng.uniform(1.5, 3.5), (near + far) / 2
             tiles = _vary(rng, [(132, 70, 52), (92, 60, 54), (84, 86, 92)][rng.integers(3)], 10)
@@ -353,8 +348,6 @@ class Scene:
             self.face([(half, ridge, z0), (half, ridge, z1), (near, height, z1), (near, height, z0)], roof, BUILDING)
             gable = self.project([(near, height, z0), (half, ridge, z0), (far, height, z0)])
             self.polygon(gable, wall * 0.95, BUILDING, z0)
-        sides = (min(near, far), max(near, far))
-        self.cast(0, z0, 0, height, depth=z1 - z0, sides=sides)
 
     def facade(self, wall, width, height, floors, style, scale, shop=False, bare=False):
         """A wall texture (height * scale, width * scale, 3) float32 with courses, windows, doors and shop fronts."""
@@ -405,10 +398,7 @@ class Scene:
         height = rng.uniform(0.9, 2.0)
         leaf = _vary(rng, LEAVES[rng.integers(4)], 10)
         texture = (leaf * (0.55 + 0.8 * _noise(rng, 48, 160, (8, 8), octaves=3)[..., None])).astype(np.float32)
-        near, far = side * d, side * (d + 0.8)
-        self.face([(near, height, z0), (near, height, z1), (near, 0, z1), (near, 0, z0)], texture, TREE)
-        self.face([(near, height, z0), (far, height, z0), (far, 0, z0), (near, 0, z0)], texture, TREE)
-        self.cast(0, z0, 0, height, depth=z1 - z0, sides=(min(near, far), max(near, far)))
+        self.block(side * d, side * (d + 0.8), height, z0, z1, texture, texture, TREE)
 
     def tree(self, d, z):
         """A trunk and a crown: a few hundred leafy discs or the tiers of a fir, lighter where the sun comes from."""
@@ -423,7 +413,7 @@ class Scene:
         stem = height * (0.15 if fir else rng.uniform(0.25, 0.4))
         leaf = _vary(rng, LEAVES[rng.integers(4 if fir else len(LEAVES))], 12)
         lean = rng.uniform(-0.3, 0.3)
-        self.cast(d, z, girth, height * 0.8, depth=girth * 0.5)
+        self.cast(d - girth / 2, d + girth / 2, z, height * 0.8, depth=girth * 0.5)
         trunk = [(-0.17, 0), (0.17, 0), (lean * 0.5 + 0.1, stem * 1.4), (lean * 0.5 - 0.1, stem * 1.4)]
         self.card(trunk, d, z, _vary(rng, (88, 70, 56), 12), TREE)
 
@@ -461,7 +451,7 @@ class Scene:
         rng = self.rng
         tall, colour = rng.uniform(4.5, 6.5), _vary(rng, (78, 80, 84), 18)
         thick = max(0.075, 0.9 * z / self.focal)  # never thinner than a pixel
-        self.cast(d, z, 0.2, tall, depth=0.15)
+        self.cast(d - 0.1, d + 0.1, z, tall, depth=0.15)
         self.card(_bar((0, 0), (0, tall), thick), d, z, colour, POLE)
         self.card(_bar((0, 0), (0, 0.9), thick * 1.5), d, z, colour * 0.9, POLE)
         reach = -side * rng.uniform(0.8, 1.6)
@@ -476,7 +466,7 @@ class Scene:
         thick = max(0.06, 0.9 * z / self.focal)
         red, white, blue = np.array((196, 32, 38)), np.array((238, 238, 232)), np.array((28, 84, 170))
         kind = rng.integers(6)
-        self.cast(d, z, 0.3, tall, depth=0.15)
+        self.cast(d - 0.15, d + 0.15, z, tall, depth=0.15)
         self.card(_bar((0, 0), (0, tall), thick), d, z, _vary(rng, (138, 140, 144), 14), POLE)
 
         def plate(points, colour):
@@ -515,7 +505,7 @@ class Scene:
         hair = np.array([(40, 30, 26), (90, 60, 36), (190, 160, 100), (150, 150, 150)][rng.integers(4)])
         coat, trousers = _cloth(rng), _cloth(rng) * 0.7
         stride, swing, turn = rng.uniform(0.02, 0.17), rng.uniform(0.02, 0.14), rng.choice((-1, 1))
-        self.cast(d, z, 0.5, size, depth=0.3)
+        self.cast(d - 0.25, d + 0.25, z, size)
 
         def part(points, colour):
             self.card(np.asarray(points) * size * (turn, 1), d, z, colour, PERSON)
@@ -540,7 +530,7 @@ class Scene:
         """An object outside the nine classes, void: a bin, a box of flowers or a dog."""
         rng = self.rng
         kind = rng.integers(3)
-        self.cast(d, z, 0.6, 0.8)
+        self.cast(d - 0.3, d + 0.3, z, 0.8)
         if kind == 0:
             colour = _vary(rng, [(46, 92, 62), (60, 66, 74)][rng.integers(2)], 10)
             self.card([(-0.28, 0), (0.28, 0), (0.33, 0.95), (-0.33, 0.95)], d, z, colour, VOID)
@@ -577,8 +567,9 @@ class Scene:
         if oncoming:  # turned round: its bonnet is the near end
             profile, wheels, cabin = profile[::-1] * (-1, 1) + (length, 0), length - wheels, 2
         left, right = d - width / 2, d + width / 2
-        self.cast(d, z, width, profile[:, 1].max(), depth=length)
-        self.darken([(left, 0, z - 0.1), (right, 0, z - 0.1), (right, 0, z + length), (left, 0, z + length)], 0.7)
+        self.cast(left, right, z, profile[:, 1].max(), depth=length)
+        ground = [(left, 0, z - 0.1), (right, 0, z - 0.1), (right, 0, z + length), (left, 0, z + length)]
+        self.darken(self.project(ground), 0.7)
 
         def draw(points, colour):
             self.polygon(self.project(points), colour, CAR, z)
@@ -636,9 +627,8 @@ class Scene:
     def develop(self, height, width):
         """Light, shadow, fog, lens and sensor noise; then down to (height, width)."""
         rng = self.rng
-        colour = self.colour
         shade = cv2.GaussianBlur(self.shade, (0, 0), 1.5)
-        colour *= (1 - shade * self.ground)[..., None]
+        colour = self.colour * (1 - shade * self.ground)[..., None]
         sky = (self.near == 0)[..., None]
         clear = np.exp(-self.fog / np.maximum(self.near, 1e-3))[..., None]
         air = self.haze.astype(np.float32)
