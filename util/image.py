@@ -12,7 +12,8 @@ from util.common import Mistake, first_few
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
-TIFF_STARTS, TIFF_ORIENTATION = (b"II", b"MM"), 274
+TIFF_STARTS, ORIENTATION = (b"II", b"MM"), 274
+FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # of cv2.flip; EXIF orientations over 4 are transposed first
 
 
 def read_image(path, lossless=False):
@@ -34,7 +35,7 @@ def read_label(path):
     """
     data = read_bytes(path)
     _refuse_lossy(path, data)
-    if data[:2] in TIFF_STARTS and _header(data, "tag_v2", {}).get(TIFF_ORIENTATION, 1) != 1:
+    if data[:2] in TIFF_STARTS and _header(data, "tag_v2", {}).get(ORIENTATION, 1) != 1:
         raise Mistake(f"{path}: a TIFF with an orientation tag, which decoders apply differently; save labels as PNG")
     depth, colour = data[24:26] if data.startswith(PNG_SIGNATURE) and len(data) > 25 else (None, None)
     if colour == PNG_PALETTE or colour is None and _header(data, "mode") == "P":
@@ -153,11 +154,23 @@ def _header(data, name, default=None):
 
 
 def _decode(path, data, flags):
+    orientation = 1
+    if data[:4] == b"RIFF" and not flags & cv2.IMREAD_IGNORE_ORIENTATION:  # OpenCV before 4.13 does not turn WebP
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION
+        orientation = _webp_orientation(data)
     with _decoding(path):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if array is None:
         raise Mistake(f"{path}: cannot be decoded (not an image, cut short, or of a kind that OpenCV does not read)")
-    return array
+    array = cv2.transpose(array) if orientation in (5, 6, 7, 8) else array
+    return cv2.flip(array, FLIPS[orientation]) if orientation in FLIPS else array
+
+
+def _webp_orientation(data):
+    try:
+        return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1)
+    except Exception:  # as in image_header
+        return 1
 
 
 def _chunks(data):

@@ -83,7 +83,7 @@ def boundary_areas(pred, label, K, ignore_label=255, dilation=0.02):
     """
     valid = label != ignore_label
     nothing = 65535
-    label, pred = (np.where(valid & (ids < K), ids, nothing).astype(np.uint16) for ids in (label, pred))
+    label, pred = (np.where(valid & (ids < K), ids, np.uint16(nothing)).astype(np.uint16) for ids in (label, pred))
     distance = max(1, round(dilation * float(np.hypot(*label.shape))))
     # A pixel is inside, not on the contour, if its whole neighbourhood is of its class: minimum and maximum of the ids
     # answer that for all classes at once.

@@ -316,7 +316,7 @@ def _article(result, example, image, label, pred):
     if wrong[i, j]:
         share, taken = wrong[i, j] / confusion.sum(), [*result.names, "(none)"][j]
         note = f"largest confusion: {share:.1%} of the labelled pixels are {result.names[i]} taken for {taken}"
-    ids = np.where(label == result.ignore_label, 65535, label)
+    ids = np.where(label == result.ignore_label, np.uint16(65535), label)
     errors = error_map(image, label, pred, result.ignore_label)
     pictures = {
         "input": Image.fromarray(_shrink(image)),
@@ -342,7 +342,7 @@ def error_map(image, label, pred, ignore_label=255):
 
 def _ids(ids, palette):
     """Class ids as a small picture; ids that are no class are black."""
-    ids = _shrink(np.where(ids < len(palette), ids, len(palette)).astype(np.uint16), cv2.INTER_NEAREST)
+    ids = _shrink(np.where(ids < len(palette), ids, np.uint16(len(palette))).astype(np.uint16), cv2.INTER_NEAREST)
     if len(palette) < 256:
         return colorize(ids, palette)
     return Image.fromarray(paint(ids, palette))

@@ -75,7 +75,7 @@ def colorize(gray, palette):
 
 def paint(gray, palette):
     """Class ids (H, W) in the colours (K, 3) of a palette as an RGB array, (H, W, 3) uint8."""
-    return np.vstack([palette, np.zeros((1, 3), np.uint8)])[np.where(gray < len(palette), gray, len(palette))]
+    return np.vstack([palette, np.zeros((1, 3), np.uint8)])[np.where(gray < len(palette), gray, np.uint16(len(palette)))]
 
 
 def overlay(image, gray, palette, alpha=0.5):
