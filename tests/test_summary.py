@@ -143,7 +143,9 @@ def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys):
     assert capsys.readouterr().out.count("does not fit") == 4
 
 
-@pytest.mark.parametrize("options", [("precision", "bf16", "checkpoint_layers", STAGES), ("arch", "psa", "accumulate_steps", 2)])
+@pytest.mark.parametrize(
+    "options", [("precision", "bf16", "checkpoint_layers", STAGES), ("arch", "psa", "accumulate_steps", 2)]
+)
 def test_predicted_peak_is_that_of_the_same_step_with_real_tensors(options, monkeypatch):
     what = build_model, config(*options), 2, 129, 129
     predicted = step_memory(*what)
