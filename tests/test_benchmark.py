@@ -59,7 +59,7 @@ def test_memory_is_what_the_form_adds_at_its_peak():
 
     _, small = benchmark.observe(lambda: kept.append(np.ones(10)), CPU)
     _, peak = benchmark.observe(form, CPU)
-    assert small < 2**24 and 2**28 <= peak < 1.3 * 2**28
+    assert small < 2**24 and 0.99 * 2**28 <= peak < 1.3 * 2**28  # the system counts resident pages in lots
 
 
 def test_plain_test_finds_what_the_engine_finds():

@@ -1,5 +1,7 @@
 """`tool/benchmark.py model`: its numbers against counting by hand and against what a real step keeps."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -139,3 +141,13 @@ def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys):
     assert all(numbers(line)[-1] <= limit - 2 + 0.01 for line in table[1:]) and not any("does not" in line for line in table)
     assert main(["model", "--config", str(TOY), "--fit", "2.001"]) == 0
     assert capsys.readouterr().out.count("does not fit") == 4
+
+
+@pytest.mark.parametrize(
+    "options", [("precision", "bf16", "checkpoint_layers", STAGES), ("arch", "psa", "accumulate_steps", 2)]
+)
+def test_predicted_peak_is_that_of_the_same_step_with_real_tensors(options, monkeypatch):
+    what = build_model, config(*options), 2, 129, 129
+    predicted = step_memory(*what)
+    monkeypatch.setattr("util.memory.FakeTensorMode", nullcontext)
+    assert step_memory(*what) == pytest.approx(predicted, rel=0.01)

@@ -35,7 +35,7 @@ import torch
 
 from dataset.build import toy
 from dataset.toy.scene import write_scene
-from model import build_model
+from model import build_model, images_needed
 from model.fold import for_test
 from model.loss import CrossEntropy, upsampled_loss
 from model.pspnet import PSPNet
@@ -70,9 +70,12 @@ def parse_args(argv):
     sub = commands.add_parser("model", help="parameters, multiply-adds and memory of a network and of its training step")
     sub.set_defaults(command=model)
     sub.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")
-    sub.add_argument("--h", type=int, help="height of the image (default: train_h, test_h)")
-    sub.add_argument("--w", type=int, help="width of the image (default: train_w, test_w)")
-    sub.add_argument("--batch", type=int, help="images at a time (default: batch_size over train_gpu and accumulate_steps)")
+    for name, what in (
+        ("h", "height (default: train_h, test_h)"),
+        ("w", "width"),
+        ("batch", "images at a time (default: a GPU's)"),
+    ):
+        sub.add_argument(f"--{name}", type=int, help=what)
     sub.add_argument("--fit", type=float, metavar="GIB", help="find the keys with which a step fits into this much memory")
     sub.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config")
     options_only = not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help")
@@ -126,21 +129,13 @@ def loader(setup, folder, seconds, notes):
     for i in range(images):
         write_scene((i, *setup.frame, str(folder), f"{i}.png"))
     (folder / "list.txt").write_text("".join(f"image/{i}.png label/{i}.png\n" for i in range(images)))
-    ops = [
-        transform.RandScale([0.5, 2.0]),
-        transform.RandRotate([-10, 10], padding=MEAN),
-        transform.RandomGaussianBlur(),
-        transform.RandomHorizontalFlip(),
-        transform.Crop([setup.crop, setup.crop], "rand", padding=MEAN),
-        transform.ToTensor(),
-        transform.Normalize(MEAN, STD),
-    ]
-    data = {
-        "op by op": SemData("train", folder, folder / "list.txt", transform.Compose(ops)),
-        "lazy": SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=True)),
-    }
+    ops = [transform.RandScale([0.5, 2.0]), transform.RandRotate([-10, 10], padding=MEAN), transform.RandomGaussianBlur(),
+           transform.RandomHorizontalFlip(), transform.Crop([setup.crop, setup.crop], "rand", padding=MEAN),
+           transform.ToTensor(), transform.Normalize(MEAN, STD)]  # fmt: skip
     with redirect_stdout(io.StringIO()):
-        data["lazy, cached"] = SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=True), cache=folder)
+        data = {name: SemData("train", folder, folder / "list.txt", transform.Compose(ops, lazy=name != "op by op"),
+                              cache=folder if "cached" in name else None)
+                for name in ("op by op", "lazy", "lazy, cached")}  # fmt: skip
     keys = [(i // images, i % images) for i in range(samples)]
     forms = {"decode alone": lambda: [data["lazy"].read(i) for _, i in keys]}
     forms |= {name: lambda which=which: [which[key] for key in keys] for name, which in data.items()}
@@ -149,8 +144,7 @@ def loader(setup, folder, seconds, notes):
     cv2.setNumThreads(0)
     result = compare(forms, seconds, setup.repeats, torch.device("cpu"), samples)
     torch.set_num_threads(threads)
-    h, w = setup.frame
-    work = f"a training sample, {h}x{w} PNGs, crop {setup.crop}, one core"
+    work = f"a training sample, {setup.frame[0]}x{setup.frame[1]} PNGs, crop {setup.crop}, one core"
     for plain, ours in (("op by op", "lazy"), ("op by op", "lazy, cached"), ("decode alone", "lazy")):
         yield row(work, plain, ours, result)
 
@@ -160,11 +154,9 @@ def training(classes, setup, folder, seconds, notes):
     device, size = setup.device, setup.train
     plain = PSPNet(setup.layers, classes=classes, fast_head=False, fused_loss=False)
     fast = PSPNet(setup.layers, classes=classes)
-    last = torch.channels_last
-    networks = {"plain fp32": (plain, "fp32", torch.contiguous_format), "fp32": (fast, "fp32", torch.contiguous_format),
-                "bf16, channels_last": (copy.deepcopy(fast), "bf16", last)}  # fmt: skip
-    forms = {name: step_of(network.to(device, memory_format=layout), precision, classes, size, device)
-             for name, (network, precision, layout) in networks.items()}  # fmt: skip
+    last = copy.deepcopy(fast).to(memory_format=torch.channels_last)
+    networks = {"plain fp32": (plain, "fp32"), "fp32": (fast, "fp32"), "bf16, channels_last": (last, "bf16")}
+    forms = {name: step_of(network.to(device), precision, size) for name, (network, precision) in networks.items()}
     for form in forms.values():
         form(65 if device.type == "cpu" else size)  # loads the libraries, allocates the momenta
     result = compare(forms, seconds, setup.repeats, device)
@@ -172,14 +164,15 @@ def training(classes, setup, folder, seconds, notes):
         yield row(f"training step, PSPNet{setup.layers}, 2 x {size}x{size}, {classes} classes", "plain fp32", name, result)
 
 
-def step_of(network, precision, classes, size, device):
+def step_of(network, precision, size):
     """A function that does one training step of two random images."""
+    device = next(network.parameters()).device
     precision = Precision(precision, device)
     optimizer = build_optimizer(network.train(), base_lr=1e-4)
 
     def step(size=size):
         image = torch.randn(2, 3, size, size, device=device)
-        label = torch.randint(0, classes, (2, size, size), device=device)
+        label = torch.randint(0, network.classes, (2, size, size), device=device)
         with precision.autocast():
             _, main_loss, aux_loss = network(image, label)
         precision.backward(main_loss + 0.4 * aux_loss)
@@ -200,8 +193,8 @@ def loss(setup, folder, seconds, notes):
         loss, _ = upsampled_loss(logits, (size, size), label, CrossEntropy(), True, fused=fused)
         torch.autograd.grad(loss, logits)
 
-    result = compare({"upsample, then compare": lambda: run(False), "fused": lambda: run(True)}, seconds, setup.repeats,
-                     setup.device)  # fmt: skip
+    forms = {"upsample, then compare": partial(run, False), "fused": partial(run, True)}
+    result = compare(forms, seconds, setup.repeats, setup.device)
     yield row(f"the loss alone and its gradient, {classes} classes", *result, result)
 
 
@@ -273,8 +266,8 @@ def scoring(setup, folder, seconds, notes):
     repeated = {name: lambda form=form: [form() for _ in range(times)] for name, form in forms.items()}
     for form in repeated.values():
         form()
-    yield row(f"scores of a {h}x{w} frame, {classes} classes", *forms, compare(repeated, seconds, 3 * setup.repeats,
-                                                                              torch.device("cpu"), times))  # fmt: skip
+    result = compare(repeated, seconds, 3 * setup.repeats, torch.device("cpu"), times)
+    yield row(f"scores of a {h}x{w} frame, {classes} classes", *forms, result)
 
 
 def start(setup, folder, seconds, notes):
@@ -322,30 +315,30 @@ def compare(forms, seconds, repeats, device, per=1):
         for name in order:
             taken[name].append(observe(forms[name], device))
         order.reverse()
-    results = {}
-    for name, runs in taken.items():
+
+    def result(runs):
         times, peaks = zip(*runs)
-        results[name] = Result(statistics.median(times) / per, None if None in peaks else statistics.median(peaks), len(runs))
-    return results
+        return Result(statistics.median(times) / per, None if None in peaks else statistics.median(peaks), len(runs))
+
+    return {name: result(runs) for name, runs in taken.items()}
 
 
 def observe(form, device):
     """(seconds, peak of the memory above what was in use before, in bytes or None) of form()."""
     gc.collect()
-    if device.type == "cuda":
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        if hasattr(ctypes.CDLL(None), "malloc_trim"):
-            ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs freed must not be reused unseen by this one
-        before = resident("VmRSS", reset=True)
+    elif hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)  # memory that earlier runs freed must not be reused unseen by this one
+    before = torch.cuda.memory_allocated() if cuda else resident("VmRSS", reset=True)
     begin = time.perf_counter()
     form()
-    if device.type == "cuda":
+    if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
     return seconds, None if before is None else peak - before
 
 
@@ -412,7 +405,7 @@ def model(args) -> None:
         "without the weights and the loss.\n"
     )
     print(
-        f"A training step on one of {gpus} device(s), GiB (tensors alone; {RESERVE / 2**30:.0f} more are left for the rest):\n"
+        f"A training step on one of {gpus} device(s), in GiB, without the {RESERVE / 2**30:.0f} that are left for the rest:\n"
     )
     heading("precision", "checkpoint_layers", "accumulate_steps", "images at a time", "weights", "momenta and buckets",
             "kept for backward", "gradients and temporaries", "peak", text=(0, 1))  # fmt: skip
@@ -425,7 +418,7 @@ def model(args) -> None:
 def fitting(cfg, share, h, w, gpus, limit):
     """Rows of the table: each precision, with stages kept and recomputed, at the fewest accumulate_steps whose peak is within
     `limit` bytes. share: images of one device in an update."""
-    least = 1 if cfg.sync_bn and gpus > 1 else 2
+    least = 1 if cfg.sync_bn and gpus > 1 else images_needed(cfg)[0]
     recomputed = {(), STAGES} if cfg.arch != "smp_pspnet" and not cfg.compile else {()}
     for precision in dict.fromkeys((cfg.precision, "bf16")):
         for stages in sorted(recomputed | {tuple(cfg.checkpoint_layers)}, key=len):
@@ -440,10 +433,8 @@ def fitting(cfg, share, h, w, gpus, limit):
 
 
 def needs_row(cfg, batch, needs):
-    stages = " ".join(cfg.checkpoint_layers) or "-"
-    return f"| {cfg.precision} | {stages} | {cfg.accumulate_steps} | {batch} | " + " | ".join(
-        f"{n / 2**30:.2f}" for n in needs.values()
-    ) + " |"  # fmt: skip
+    cells = cfg.precision, " ".join(cfg.checkpoint_layers) or "-", cfg.accumulate_steps, batch
+    return f"| {' | '.join([*map(str, cells), *(f'{n / 2**30:.2f}' for n in needs.values())])} |"
 
 
 if __name__ == "__main__":
