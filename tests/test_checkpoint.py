@@ -40,7 +40,7 @@ def test_module_prefix_is_removed_when_read(tmp_path):
     assert list(load_checkpoint(tmp_path / "a.pth")["state_dict"]) == ["weight"]
 
 
-def test_every_flipped_bit_in_the_tensors_is_noticed(tmp_path):
+def test_flipped_bits_in_the_tensors_are_noticed(tmp_path):
     path = tmp_path / "a.pth"
     save_checkpoint(a_state(), path)
     sound = path.read_bytes()

@@ -47,12 +47,12 @@ TRAIN:
   ignore_label: 255
   aux_weight: 0.4
   psa_type: 2
-  compact: False
+  compact: 0
   shrink_factor: 2
   mask_h: 59
   mask_w: 59
   normalization_factor: 1.0
-  psa_softmax: True
+  psa_softmax: 1
   train_gpu: [0, 1, 2, 3, 4, 5, 6, 7]
   workers: 16
   batch_size: 16

@@ -7,8 +7,8 @@
 
 Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log; with labels
 result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv and
-overlay/NAME.jpg of the hardest images; with `format` the files of that evaluation server. Several processes share the
-images; the scores are the same.
+overlay/NAME.jpg of the images that the report links; with `format` the files of that evaluation server. Several processes
+share the images; the scores are the same.
 """
 
 import logging

@@ -136,8 +136,8 @@ def check_batch(cfg) -> None:
     if smallest < needed:
         message = (
             f"{cfg.batch_size} over {world} process(es) and accumulate_steps {cfg.accumulate_steps} leaves {smallest} image(s) "
-            f"at a time, and {needed} or more are needed{reason}; raise batch_size, lower accumulate_steps, or train on several "
-            "processes with sync_bn: True"
+            f"at a time, and {needed} or more are needed{reason}; raise batch_size, lower accumulate_steps, or train on "
+            "several processes with sync_bn: True"
         )
         raise Mistake(config_error(cfg, "batch_size", message))
 

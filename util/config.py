@@ -119,7 +119,7 @@ class Train:
     # run
     check_data: bool = True  # read every image and label once before the first step; skipped when a run resumes
     train_gpu: Gpus | None = None  # empty = CPU
-    workers: Annotated[int, "[0, 4096]"] = 16  # loader processes, over all training processes
+    workers: Annotated[int, "[0, 4096]"] = 16  # loader processes of a machine, over its training processes
     loader_timeout: Annotated[int, "[0, 1000000]"] = 600  # seconds to wait for a batch before the run stops; 0 = for ever
     manual_seed: Annotated[int, "[0, 9007199254740992]"] | None = None  # empty = a new one each run, written to the log
     diff_seed: bool = True  # each process drops other channels (dropout); False: all of them the same
