@@ -48,7 +48,7 @@ from util.config import FIELDS, SECTION_OF, load_config
 
 SECONDS = 90  # for one process
 GIGABYTES = 8
-KINDS = ("value", "value", "value", "file", "file", "kill")  # fault n is of kind n % 6
+KINDS = ("value", "file") * 14 + ("value", "kill")  # fault n is of kind n % 30
 
 # Numbers above these are accepted by the config and only cost time or memory.
 HEAVY = {
@@ -194,7 +194,7 @@ GENERAL = """ "" abc [] [1] [[]] {} {a:\u00a0b} null ~ .nan .inf -.inf -1 0 1 2 
 
 
 def value_fault(base, rng, number, place):
-    key = sorted(FIELDS)[number // 2 % len(FIELDS)]
+    key = sorted(FIELDS)[number % len(FIELDS)]
     choices = [str(choice) for choice in _choices(FIELDS[key].type)]
     files = [base.toy, base.toy / "list/train.txt", base.model / "train_epoch_2.pth", place, "a" * 300, f"/tmp/{'b' * 5000}"]
     value = str(rng.choice([*GENERAL, *GENERAL, *files, *choices, *choices])).replace("\u00a0", " ")
@@ -394,7 +394,7 @@ def file_fault(base, rng, number, place):
         "convert output": (place / "converted.pth", ("tool.convert", [weights, place / "converted.pth"])),
         "convert to mmseg": (weights, ("tool.convert", [weights, place / "converted.pth", "--to", "mmseg"])),
     }
-    role = list(roles)[number // 2 % len(roles)]
+    role = list(roles)[number % len(roles)]
     path, (program, argv) = roles[role]
     if "cache" in role:
         shutil.copytree(base.folder / "cache", place / "cache")
@@ -559,7 +559,7 @@ def plant(base, number, seed, place):
     if kind == "kill":
         return "kill", f"{kill_fault(base, rng, place)}"
     make = value_fault if kind == "value" else file_fault
-    what, program, argv, names, check = make(base, rng, number - number // 6 * (3 if kind == "value" else 4), place)
+    what, program, argv, names, check = make(base, rng, number // 2, place)
     if program is None:
         return "accepted, not run", what
     try:

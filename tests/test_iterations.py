@@ -165,7 +165,10 @@ def test_a_checkpoint_from_before_intervals_goes_on(toy_options, tmp_path):
     for key in ("max_iter", "iter_interval", "main_metric"):
         del config["TRAIN"][key]
     torch.save(content | {"config": yaml.safe_dump(config)}, tmp_path / "old.pth")
-    assert run(toy_options, tmp_path / "b", *epochs, "resume", tmp_path / "old.pth") == 0
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "old.pth", tmp_path / "b/train_epoch_2.pth")
+    torch.save({"epoch": 1}, tmp_path / "b/model_best.pth")  # without it the best would be chosen anew
+    assert run(toy_options, tmp_path / "b", *epochs, "resume", "auto") == 0
     assert same(tmp_path / "a/train_epoch_3.pth", tmp_path / "b/train_epoch_3.pth")
     state = load_checkpoint(tmp_path / "b/train_epoch_3.pth")["state"]
     assert state["best_score"] == 0.25 and state["best_at"] == 3

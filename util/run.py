@@ -1,6 +1,7 @@
 """A training run: its length, its state, its parts, and the checkpoints that it resumes from."""
 
 import logging
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -227,8 +228,12 @@ def state_of(cfg, plan, content) -> State:
     where = f"{cfg.path}: TRAIN.resume: {cfg.resume}"
     try:
         state, data_iters = _state_and_epoch(content, plan.data_iters)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, yaml.YAMLError) as error:
         raise Mistake(f"{where}: the state of the run in this checkpoint is not readable ({error!r})") from error
+    if state.areas and len(state.areas[0]) != cfg.classes:
+        raise Mistake(
+            f"{where}: classes: {len(state.areas[0])} in the checkpoint, {cfg.classes} now; set it back, or use `weight`"
+        )
     if plan.counts_epochs and data_iters != plan.data_iters:
         if state.counted or state.iteration % data_iters:
             raise Mistake(
@@ -253,15 +258,21 @@ def restore(run, content) -> None:
             f"another shape ({first_few(sorted(differences))}); set arch, layers and classes back, or start from it "
             "with `weight` (and skip_head: True for other classes)"
         )
+    unsound = [key for key, value in theirs.items() if not value.isfinite().all()]
+    if unsound:
+        raise Mistake(f"{where}: the checkpoint has nan or infinite values in {first_few(unsound)}; use an earlier one")
     run.network.load_state_dict(theirs)
+    own_settings = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(content["optimizer"])
+        for group, settings in zip(run.optimizer.param_groups, own_settings):
+            group.update(settings)
         wrong = [
-            name
+            f"{name} of another shape or kind"
             for group in run.optimizer.param_groups
             for parameter in group["params"]
             for name, value in run.optimizer.state[parameter].items()
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape
+            if value is not None and not _fits(value, parameter)
         ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         wrong = [str(error) or repr(error)]
@@ -270,7 +281,10 @@ def restore(run, content) -> None:
             f"{where}: the optimizer in this checkpoint has other parameter groups ({wrong[0]}); set param_rules, bias_decay "
             "and norm_decay back, or start from the checkpoint with `weight`"
         )
-    run.precision.load_state_dict(content.get("precision"))
+    try:
+        run.precision.load_state_dict(content.get("precision"))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise Mistake(f"{where}: the loss scale in this checkpoint is not readable ({error!r})") from error
 
 
 def _state_and_epoch(content, data_iters):
@@ -292,9 +306,24 @@ def _state_and_epoch(content, data_iters):
         state["iteration"] = iteration
     else:
         data_iters = content["data_iters"]
-    if state.keys() != {key.name for key in fields(State)} or not (data_iters >= 1 and state["iteration"] >= 0):
+    if state.keys() != {key.name for key in fields(State)} or not _whole(data_iters, low=1):
         raise ValueError(f"found {', '.join(map(str, state))}")
+    wrong = [key for key in ("iteration", "seed", "counted") if not _whole(state[key])]
+    wrong += [key for key in ("best_score", "loss_sum") if not _finite(state[key] or 0.0)]
+    wrong += ["best_at"] if state["best_at"] is not None and not _whole(state["best_at"]) else []
+    areas = torch.tensor(state["areas"]) if state["areas"] else torch.zeros(3, 0, dtype=torch.int64)
+    wrong += ["areas"] if areas.dtype != torch.int64 or areas.dim() != 2 or len(areas) != 3 else []
+    if wrong or state["loss_sum"] is None or bool(state["counted"]) != bool(areas.numel()):
+        raise ValueError(f"impossible values: {', '.join(wrong) or 'counted, loss_sum or areas'}")
     return State(**state), data_iters
+
+
+def _whole(value, low=0) -> bool:
+    return type(value) is int and low <= value < 2**63
+
+
+def _finite(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _fits(theirs, own) -> bool:
