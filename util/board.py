@@ -8,7 +8,7 @@ from tensorboardX.summary import hparams
 from util.config import Config, dump_config
 from util.metric import Scores, table
 
-# Settings that may explain why one run is better than another: the columns of the HParams tab.
+# Hyperparameters: the columns of the HParams tab.
 COMPARED = """arch layers stem zoom_factor initmodel sync_bn dropout train_h train_w scale_min scale_max rotate_min rotate_max
     loss aux_weight precision batch_size base_lr head_lr_factor power momentum weight_decay schedule epochs max_iter
     manual_seed""".split()

@@ -1,4 +1,4 @@
-"""What every other file may use: the user's mistakes as an error of their own, files written whole, words for messages."""
+"""Shared helpers: an error class for mistakes of the user, files that are written atomically, text for messages."""
 
 import difflib
 import os

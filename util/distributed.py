@@ -84,7 +84,7 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
     """Start `script argv` once for each of `gpus` with torch's own launcher and wait; returns the status to exit with.
 
     Returns None where there is nothing to start: this process is one of a launcher's, or the only one. With several
-    machines the same command starts on each, with its own number `machine`, and they meet at `url`, tcp://HOST:PORT.
+    machines the same command starts on each, with its own number `machine`, and the rendezvous is at `url`, tcp://HOST:PORT.
     """
     processes = len(gpus) if gpus and torch.cuda.is_available() else 1
     if "RANK" in os.environ or processes * machines == 1:
@@ -227,7 +227,7 @@ def same_errors():
 
 
 def on_main(function):
-    """`function()` in the main process while the others wait, None in those; if it fails, all of them end."""
+    """`function()` in the main process while the others wait, None in those; if it fails, all processes exit."""
     result = error = None
     if is_main():
         try:
@@ -278,7 +278,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         dims, dtype = (0, 2, 3), x.dtype
-        x = x.to(torch.promote_types(dtype, torch.float32))  # half precision cannot even count the pixels
+        x = x.to(torch.promote_types(dtype, torch.float32))  # float16 cannot represent the number of pixels
         total = _Sum.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
         n = total[-1].detach()
         mean = total[:-1] / n

@@ -46,7 +46,7 @@ def build_loader(cfg, data, seed, device):
 
 
 def build_val_loader(cfg, data):
-    """Single whole images, every n-th of them in each of n processes."""
+    """Single whole images; process r of n reads the images r, r + n, r + 2n, ..."""
     mine = range(distributed.rank(), len(data), distributed.world_size())
     return DataLoader(data, None, sampler=mine, worker_init_fn=worker_init, **worker_settings(cfg))
 
@@ -56,7 +56,7 @@ def worker_settings(cfg) -> dict:
     workers = math.ceil(min(cfg.workers, os.cpu_count() or 1) / distributed.local_world_size())
     if not workers:
         return {"num_workers": 0}
-    fork = "fork" if sys.platform == "linux" else None  # Python 3.14 would put a server between, and a worker's death go unseen
+    fork = "fork" if sys.platform == "linux" else None  # the forkserver of Python 3.14 hides a worker's death
     return {"num_workers": workers, "timeout": cfg.loader_timeout, "multiprocessing_context": fork}
 
 
