@@ -19,6 +19,7 @@ import contextlib
 import copy
 import importlib
 import json
+import logging
 import math
 import os
 import random
@@ -211,7 +212,7 @@ def value_fault(base, rng, number, place):
     heavy = _is_heavy(argv, key)
     if heavy:
         return f"{key}: {heavy} is accepted", None, None, (), None
-    names = {key, *FIELDS, "command line", "line "}
+    names = [key, *FIELDS, "command line", "line ", *([value] if len(value) > 3 else [])]
     check = (lambda: check_test(place / "result")) if program == "tool.test" else None
     if program == "tool.train" and key not in ("save_path",):
         check = lambda: check_training(place / "model", argv)  # noqa: E731
@@ -235,8 +236,7 @@ def _file_with(place, options, key, value):
     content = yaml.safe_load(Path(CONFIG).read_text())
     for name, word in zip(options[::2], options[1::2]):
         content.setdefault(SECTION_OF[name], {})[name] = yaml.safe_load(word) if name not in ("save_path",) else word
-    content[SECTION_OF[key]].pop(key, None)
-    content.setdefault("Distributed", {}).setdefault("rank", 0)
+    content.setdefault(SECTION_OF[key], {"dist_backend": "gloo"}).pop(key, None)
     text = yaml.safe_dump(content).replace(f"{SECTION_OF[key]}:\n", f"{SECTION_OF[key]}:\n  {key}: {value}\n", 1)
     path = place / "config.yaml"
     path.write_text(text, errors="surrogateescape")
@@ -462,7 +462,7 @@ def kill_fault(base, rng, place):
         try:
             statuses = run_ranks(base, folder, log, options, world, number, after, rng)
         except Bad as bad:
-            raise Bad(f"{options}, {'; '.join(said)}: {bad}") from None
+            raise Bad(f"{options}, {world} process(es), {'; '.join(said)}: {bad}") from None
         killed += after is not None
         if statuses == [0] * world:
             break
@@ -483,7 +483,8 @@ def run_ranks(base, folder, log, options, world, number=None, after=None, rng=No
     pids = [fork("tool.train", argv, path, own(rank)) for rank, path in enumerate(logs)]
     if after is not None:
         time.sleep(after)
-        for pid in pids if world == 1 or rng.random() < 0.5 else [rng.choice(pids)]:
+        met = len(list(folder.glob("*.log"))) > before  # till then a process waits for the others, which a launcher would end
+        for pid in [rng.choice(pids)] if met and rng.random() < 0.5 else pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
     statuses = [wait(pid) for pid in pids]
@@ -580,6 +581,7 @@ def main(argv=None) -> int:
     parser.add_argument("--fault", type=int, action="append", help="plant only this one, print its output and keep its files")
     parser.add_argument("--first", type=int, default=0, help="number of the first fault")
     args = parser.parse_args(argv)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     resnet.WIDTH = 8

@@ -9,6 +9,7 @@ from processes import CONFIG, finish, said, small_training, start, wait_for
 
 from tool import convert, demo, test, train
 from util.checkpoint import load_checkpoint
+from util.log import lock_folder
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -141,3 +142,34 @@ def test_a_name_too_long_for_a_file_is_one_message(program, run, tmp_path, capsy
     argv = {convert: [long, long + "b"], demo: ["--config", CONFIG, "--image", long, "--model_path", CONFIG]}[program]
     assert program.main(argv) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
+def test_a_lock_that_takes_no_text_is_one_all_the_same(device, tmp_path):
+    (tmp_path / ".lock").symlink_to(device)
+    assert lock_folder(tmp_path) is not None
+
+
+def test_two_processes_move_an_earlier_run_aside_once_and_go_on_after_a_stop_in_a_validation(toy, tmp_path):
+    folder, log = tmp_path / "model", tmp_path / "log"
+    options = small_training(toy, save_path=folder, max_iter=4, iter_interval=2, eval_freq=1)
+    assert finish(start(options, world=2, log=log)) == [0, 0], said(log) + said(log, 1)
+    log.with_name("log.0").unlink()
+    processes = start(options, world=2, log=log, pause=0.3)
+    wait_for(lambda: log.with_name("log.0").exists() and "Start Evaluation" in said(log))
+    processes[1].terminate()  # one of them alone gets the signal
+    assert finish(processes) == [75, 75], said(log) + said(log, 1)
+    assert [path.name for path in folder.glob("earlier-*")] == ["earlier-1"]
+    assert lines(folder / "earlier-1", "loss_train_batch") == [1, 2, 3, 4]
+    assert finish(start(options, "resume", "auto", world=2, log=log)) == [0, 0], said(log) + said(log, 1)
+    assert lines(folder, "loss_train_batch") == [1, 2, 3, 4] and lines(folder, "loss_val") == [2, 4]
+    assert [path.name for path in folder.glob("earlier-*")] == ["earlier-1"]
+
+
+def test_missing_model_path_beside_links_that_lead_nowhere_or_in_a_folder_that_cannot_be_is_one_message(toy, tmp_path, capsys):
+    (tmp_path / "latest.pth").symlink_to("latest.pth")
+    options = small_training(toy, save_path=tmp_path, save_folder=tmp_path / "result")
+    for model in (tmp_path / "model.pth", tmp_path / ("a" * 300) / "model.pth"):
+        assert test.main(["--config", CONFIG, *options, "model_path", str(model)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and "model.pth does not exist" in error

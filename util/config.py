@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -468,7 +469,9 @@ def _missing_files(cfg, keys):
             elif key in ("data_root", "train_list", "val_list", "test_list"):
                 remedy = f"; prepare the data (python tool/prepare.py --help) or correct {cfg.path}"
             elif key == "model_path":
-                there = sorted(Path(path).parent.glob("*.pth"), key=os.path.getmtime, reverse=True)
+                there = []
+                with suppress(OSError):  # a folder whose name is too long
+                    there = sorted(Path(path).parent.glob("*.pth"), key=lambda p: p.lstat().st_mtime, reverse=True)
                 remedy = (
                     f"; there are {first_few([p.name for p in there])}" if there else "; train first, or name the checkpoint"
                 )

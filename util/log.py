@@ -148,9 +148,10 @@ def lock_folder(folder):
         ) from None
     except OSError:
         return file  # some file systems of clusters cannot lock
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # only for the message above; a full disk is reported where more is lost
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 
