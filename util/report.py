@@ -406,7 +406,8 @@ th { text-align: left; font-weight: 400 }
   box-shadow: inset 0 0 0 1px rgba(128, 128, 128, .4) }
 .scores tbody tr:hover { background: var(--card) }
 .scores tfoot td, .scores tfoot th { font-weight: 600; border: 0; color: var(--ink) }
-.bar { min-width: 180px; background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 50% / calc(var(--v) * (100% - 5em)) 60% }
+.bar { min-width: 180px; background: linear-gradient(var(--bar), var(--bar)) no-repeat 0 50% / calc(var(--v) * (100% - 5em))
+  60% }
 .matrix { border-spacing: 1px; font-size: 12px; line-height: 1.2; --side: 32px; --name: 170px }
 .matrix td { min-width: var(--side); height: var(--side); padding: 0; text-align: center; --hue: var(--wrong);
   background: linear-gradient(rgb(var(--hue) / var(--s, 0)) 0 0) var(--card) }
