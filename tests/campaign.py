@@ -10,6 +10,8 @@ with bounds on time, memory and file size. A fault has ended well with
   status 75, after a signal, and the run goes on with `resume auto`.
 Everything else is listed with the command that repeats it, and makes the exit status 1.
 
+Relative paths among the values begin at the project's root: run it in a clone, which it may write to.
+
 Values that the config accepts and that only cost memory or time (an image side of a million) are not run; they are counted.
 """
 
