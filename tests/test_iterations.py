@@ -257,7 +257,7 @@ def test_a_checkpoint_of_the_version_that_counted_epochs_and_steps_goes_on(toy_o
     ours, theirs = tmp_path / "new" / f"train_iter_{how[1] if length == 'iterations' else 9}.pth", tmp_path / "old" / last
     assert same(ours, theirs) and load_checkpoint(theirs)["state"]["counted"] == 0
     plan = Plan(3, 9, 3, counts_epochs=True) if length == "epochs" else Plan(3, 8, 5, counts_epochs=False)
-    state = state_of(SimpleNamespace(path="a.yaml", resume=name), plan, old)
+    state = state_of(SimpleNamespace(path="a.yaml", resume=name, classes=9), plan, old)
     best = old["state"]["best_at"]  # "epoch 2" or "iteration 5"
     assert state.best_at == (int(best.split()[1]) * (3 if "epoch" in best else 1) if best else None)
     assert (state.best_score, state.counted) == (old["state"]["best_score"], old["state"]["counted"])
