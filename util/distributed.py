@@ -219,8 +219,8 @@ def same_errors():
     except SystemExit as error:  # of `on_main`
         leaving = error
     ranks = gather([rank()] if mistake else [])
-    first = ranks[0] if dist.is_initialized() and ranks else int(os.environ.get("LOCAL_RANK", 0)) and -1
-    if mistake and rank() == first:
+    raises = ranks[:1] == [rank()] if dist.is_initialized() else int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if mistake and raises:
         raise mistake
     if ranks or leaving:
         raise leaving or SystemExit(1)
