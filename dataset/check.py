@@ -48,12 +48,14 @@ def check(cfg):
         if pixels and not np.any(sum(pixels)[:-1]):
             faults.append(nothing_labelled(samples))
         if pixels and name == "train":
-            weights = [("weight", *(f"{w:.3f}" if np.isfinite(w) else "-" for w in class_weights(pixels)))]
+            auto = class_weights(pixels)
+            for title, column in (("auto", auto), ("sqrt", np.sqrt(auto))):
+                weights.append((title, *(f"{w:.3f}" if np.isfinite(w) else "-" for w in column)))
     faults += _repeated(data)
 
     report = [frequency_table(names, counts, weights)] if counts else []
     if weights:
-        report.append("weight: median frequency balancing of the training list (Eigen & Fergus 2015)")
+        report.append("auto: class_weights by median frequency (Eigen & Fergus 2015) of the training list; sqrt: their roots")
     for name, (_, total) in counts.items():
         absent = [names[k] for k in range(cfg.classes) if np.ndim(total) and total[k] == 0]
         if absent:

@@ -1,5 +1,7 @@
 """`tool/prepare.py check`: faults of a data set and the table of classes."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -60,7 +62,8 @@ def test_sound_data_have_no_faults(data, capsys):
     assert run(data) == 0
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
-    assert ["id", "class", "train", "val", "weight"] in rows and ["images", "4", "2"] in rows and out.endswith("no faults\n")
+    assert ["id", "class", "train", "val", "auto", "sqrt"] in rows and ["images", "4", "2"] in rows
+    assert out.endswith("no faults\n")
     assert ["void", "8.33", "%", "8.33", "%"] in rows
 
 
@@ -190,16 +193,17 @@ def test_class_weights_are_the_median_frequency_over_the_frequency():
 
 def test_automatic_weights_are_one_where_there_is_nothing_to_count(data):
     pairs = read_list(data / "list/train.txt", data, "train")
-    weights = automatic_class_weights(pairs, 4)
+    weights = automatic_class_weights("auto", pairs, 4)
     assert weights[3] == 1 and min(weights) > 0
+    assert automatic_class_weights("sqrt", pairs, 4) == [math.sqrt(weight) for weight in weights]
     for _, label in pairs:
         save_png(label, np.full(SIZE, 255, np.uint8))
-    assert automatic_class_weights(pairs, 4) == [1.0] * 4
+    assert automatic_class_weights("auto", pairs, 4) == automatic_class_weights("sqrt", pairs, 4) == [1.0] * 4
 
 
 def test_an_ignored_class_is_left_out_of_the_automatic_weights(data):
     pairs = read_list(data / "list/train.txt", data, "train")
-    weights = automatic_class_weights(pairs, 3, ignore_label=0)
-    assert weights[0] == 1 and automatic_class_weights(pairs, 3) != weights
+    weights = automatic_class_weights("auto", pairs, 3, ignore_label=0)
+    assert weights[0] == 1 and automatic_class_weights("auto", pairs, 3) != weights
     frequency = np.mean([[(read_label(label) == k).mean() for k in (1, 2)] for _, label in pairs], 0)
     assert np.allclose(weights[1:], np.median(frequency) / frequency)

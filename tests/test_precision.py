@@ -15,7 +15,8 @@ from model import build_model
 from model.fold import fold_batchnorm, for_test
 from model.psanet import PSANet
 from model.pspnet import PSPNet
-from tool import train
+from tool import test, train
+from util import precision
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.dataset import SemData
@@ -132,8 +133,54 @@ def test_a_run_goes_on_with_its_factor_and_starts_one_where_it_had_none():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="precision: 'half' is unknown; choose one of fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match="precision: 'half' is unknown; choose one of fp32, bf16, fp16, auto"):
         Precision("half", CPU)
+
+
+X86, ARM = "processor\t: 0\nflags\t\t: fpu avx2 {}\nbugs\t\t: bf16\n", "processor\t: 0\nFeatures\t: fp asimd {}\n"
+
+
+@pytest.mark.parametrize("cpu, name", [
+    (X86.format("avx512f avx512_bf16"), "bf16"), (X86.format("amx_bf16 amx_tile"), "bf16"), (ARM.format("bf16"), "bf16"),
+    (X86.format("avx512f avx512_vnni"), "fp32"), (ARM.format("svebf16x"), "fp32"), ("", "fp32"), (None, "fp32"),
+])  # fmt: skip
+def test_auto_is_bf16_only_on_cpus_with_instructions_for_it(cpu, name, tmp_path, monkeypatch):
+    """Among those without are the ones with AVX512, for which torch says that it supports bf16: it emulates it."""
+    (tmp_path / "cpuinfo").write_text(cpu) if cpu is not None else None
+    monkeypatch.setattr(precision, "Path", lambda path: tmp_path / "cpuinfo" if path == "/proc/cpuinfo" else 1 / 0)
+    assert precision.native_precision("cpu") == Precision("auto", CPU).name == name
+    assert Precision("auto", CPU).dtype == precision.DTYPES[name] and Precision("auto", CPU).label == f"{name} (auto)"
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert precision.native_precision("cpu") == "fp32"
+
+
+@pytest.mark.parametrize("capability, name", [((7, 5), "fp32"), ((8, 0), "bf16"), ((12, 0), "bf16")])
+def test_auto_is_bf16_on_gpus_of_compute_capability_8_and_up(capability, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability if device.index == 1 else None)
+    assert precision.native_precision("cuda:1") == name
+
+
+@pytest.mark.parametrize("others, name", [(["bf16", "bf16"], "bf16"), (["bf16", "fp32"], "fp32")])
+def test_auto_is_bf16_only_if_every_process_computes_it_natively(others, name, monkeypatch):
+    monkeypatch.setattr(precision, "native_precision", lambda _: others[0])
+    monkeypatch.setattr(precision.distributed, "gather", lambda _: others)
+    assert precision.shared_precision("auto", CPU).label == f"{name} (auto)"
+    assert precision.shared_precision("fp16", CPU).label == "fp16"
+
+
+@pytest.mark.parametrize("native", ["bf16", "fp32"])
+def test_auto_is_what_it_stands_for_and_log_and_result_say_which(native, toy_options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(precision, "native_precision", lambda _: native)
+    short, weights = ["epochs", 1, "save_path"], []
+    for name in ("auto", native):
+        run(toy_options, "precision", name, *short, tmp_path / name)
+        weights.append(load_checkpoint(tmp_path / name / "train_epoch_1.pth")["state_dict"])
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert f"1 process(es) on cpu in {native} (auto), " in capsys.readouterr().out
+    more = ["precision", "auto", "model_path", tmp_path / "auto/train_epoch_1.pth", "save_folder", tmp_path / "result"]
+    assert test.main(["--config", CONFIG, *toy_options, *map(str, more)]) in (0, None)
+    assert json.loads((tmp_path / "result/result.json").read_text())["protocol"]["precision"] == f"{native} (auto)"
+    assert f"Precision: {native} (auto)" in capsys.readouterr().out
 
 
 # ---- stages computed twice ----

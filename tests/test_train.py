@@ -213,9 +213,9 @@ def test_another_batch_size_goes_on_at_the_end_of_an_epoch_and_is_refused_inside
     assert (last["iteration"], last["epoch"]) == (4, 2) and [i for i, _ in losses(toy_options)] == [3, 4]
 
 
-@pytest.mark.parametrize("loss", ["ce", "ohem", "dice"])
-def test_every_loss_trains_with_automatic_class_weights(finished, toy_options, loss):
-    more = ["loss", loss, "class_weights", "auto", "ohem_min_kept", 100, "epochs", 1, "evaluate", "False"]
+@pytest.mark.parametrize("loss, weights", [("ce", "auto"), ("ce", "sqrt"), ("ohem", "auto"), ("dice", "auto")])
+def test_every_loss_trains_with_automatic_class_weights(finished, toy_options, loss, weights):
+    more = ["loss", loss, "class_weights", weights, "ohem_min_kept", 100, "epochs", 1, "evaluate", "False"]
     assert run(toy_options, *more) == 0
     first = losses(toy_options)[0][1]
     assert 0 < first != losses(finished)[0][1]

@@ -382,6 +382,8 @@ def processor():
 
 def model(args) -> None:
     cfg = load_config(find_config(args.config), args.opts)
+    device = "cuda" if cfg.train_gpu and torch.cuda.is_available() else "cpu"
+    cfg = replace(cfg, precision=Precision(cfg.precision, device).name)  # what `auto` is here
     gpus = max(len(cfg.train_gpu or ()), 1)
     train_size = args.h or cfg.train_h, args.w or cfg.train_w
     test_size = args.h or cfg.test_h or cfg.train_h, args.w or cfg.test_w or cfg.train_w

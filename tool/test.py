@@ -39,7 +39,7 @@ from util.image import read_label, size_text
 from util.inference import predict, prediction_protocol, prediction_settings
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU
-from util.precision import Precision
+from util.precision import Precision, shared_precision
 from util.report import Example, Result, earlier_protocol, log_result, shown, write_report, write_result
 from util.visual import class_names, colorize, output_names, palette_of, save_png
 
@@ -59,6 +59,7 @@ class Evaluation:
     log: logging.Logger = field(default_factory=build_logger)
     device: torch.device = torch.device("cpu")
     network: torch.nn.Module | None = None  # None: the predictions were made before
+    precision: Precision | None = None
 
     def __post_init__(self):
         K = self.cfg.classes
@@ -179,11 +180,13 @@ def load_network(run):
     weights = load_network_weights(network, cfg.model_path, read=load_checkpoint)
     run.log.info(f"Weights {cfg.model_path}:\n{weights}")
     run.network = for_test(network, run.device, channels_last=cfg.channels_last, compile=cfg.compile)
+    run.precision = shared_precision(cfg.precision, run.device)
+    run.log.info(f"Precision: {run.precision.label}")
     run.protocol = {
         "config": shown(cfg.path),
         "checkpoint": shown(cfg.model_path),
         "epoch": weights.epoch,
-        **prediction_protocol(cfg),
+        **prediction_protocol(cfg, run.precision.label),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": environment(run.device),
     }
@@ -194,13 +197,12 @@ def load_network(run):
 
 def predict_images(run, indices):
     """Yield (index, prediction, label) of these images; threads read the next ones while the network works."""
-    precision = Precision(run.cfg.precision, run.device)
     data_time, batch_time = AverageMeter(), AverageMeter()
     end = time.time()
     for done, (index, image, label) in enumerate(ahead(lambda i: (i, *run.data.read(i)), indices), 1):
         data_time.update(time.time() - end)
         try:
-            with precision.autocast():
+            with run.precision.autocast():
                 pred = predict(run.network, image, **prediction_settings(run.cfg))
         except FloatingPointError as error:
             raise Mistake(f"{run.data.data_list[index][0]}: {error}") from error

@@ -39,7 +39,7 @@ from util.loader import automatic_class_weights, build_data, build_loader, build
 from util.log import ProgressBar, build_logger, lock_folder, report_errors
 from util.metric import AverageMeter, confusion_matrix, intersectionAndUnionGPU
 from util.optim import build_optimizer, set_learning_rate
-from util.precision import Precision
+from util.precision import shared_precision
 from util.progress import log_iteration, log_start, report_interval, report_iterations, report_validation
 from util.run import Plan, Run, State, find_checkpoint, open_output, restore, save, state_of
 from util.schedule import build_schedule
@@ -193,9 +193,9 @@ def build_training(run, checkpoint) -> None:
     cfg = run.cfg
     torch.manual_seed(run.state.seed)  # the same initial weights in every process
     weights = cfg.class_weights
-    if weights == "auto":
+    if weights in ("auto", "sqrt"):
         labels = run.train_data.data_list, cfg.classes, cfg.ignore_label
-        weights = distributed.from_main(distributed.on_main(lambda: automatic_class_weights(*labels)))
+        weights = distributed.from_main(distributed.on_main(lambda: automatic_class_weights(cfg.class_weights, *labels)))
     run.network = build_model(cfg, class_weights=weights, all_reduce_sum=distributed.differentiable_sum)
     if checkpoint is None:
         load_weights(run)
@@ -210,7 +210,7 @@ def build_training(run, checkpoint) -> None:
         except Mistake as mistake:
             raise Mistake(f"{cfg.path}: TRAIN.{mistake}") from None
         run.schedule = build_schedule(cfg, run.plan.max_iter, run.plan.data_iters)
-    run.precision = Precision(cfg.precision, run.device)
+    run.precision = shared_precision(cfg.precision, run.device)
     if checkpoint is not None:
         with distributed.same_errors():
             restore(run, checkpoint)

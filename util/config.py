@@ -68,7 +68,7 @@ class Train:
     normalization_factor: Annotated[float, "(0, 1e9]"] | None = 1.0  # empty = mask_h * mask_w
     psa_softmax: bool = True
     # speed and memory: results change by rounding only
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the layers, in training and test; weights and loss stay fp32
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # of the layers; auto: bf16 if it is native, else fp32
     channels_last: bool = False  # memory format; mostly faster with bf16 and fp16
     compile: bool = False  # torch.compile: the first iterations take minutes, the others are faster on most GPUs
     checkpoint_layers: Stages = ()  # stages computed twice to keep less in memory: [layer1, layer2, layer3, layer4]
@@ -84,7 +84,7 @@ class Train:
     cat_max_ratio: Annotated[float, "(0, 1]"] = 1.0  # mmseg: redraw a crop with a class of a larger share, ten times at most
     # loss
     loss: Literal["ce", "ohem", "dice"] = "ce"  # cross entropy, cross entropy of the hard pixels, overlap of each class
-    class_weights: Literal["auto"] | tuple[Factor, ...] | None = None  # one per class; auto: median frequency balancing
+    class_weights: Literal["auto", "sqrt"] | tuple[Factor, ...] | None = None  # auto: by median frequency; sqrt: its roots
     ohem_threshold: Annotated[float, "(0, 1)"] = 0.7  # a pixel is hard if its right class has a lower probability
     ohem_min_kept: Count = 100000  # pixels of a batch that count at least
     criterion_outside: bool = False  # the network returns logits, the loss is computed from them: the same numbers

@@ -33,8 +33,8 @@ def prediction_settings(cfg):
     }
 
 
-def prediction_protocol(cfg):
-    """How predictions are made, for people who compare numbers, as plain values."""
+def prediction_protocol(cfg, precision):
+    """How predictions are made, for people who compare numbers, as plain values. precision: what computes them, as text."""
     crop = [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w]
     return {
         "scales": list(cfg.scales),
@@ -43,7 +43,7 @@ def prediction_protocol(cfg):
         "average": cfg.average,
         **({"crop": crop, "stride": "2/3"} if cfg.test_mode == "slide" else {}),
         "base_size": list(cfg.base_size) if isinstance(cfg.base_size, tuple) else cfg.base_size or "the image's own long side",
-        "precision": cfg.precision,
+        "precision": precision,
     }
 
 

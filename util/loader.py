@@ -120,8 +120,12 @@ def class_weights(pixels):
     return np.nanmedian(frequency) / frequency if inside.any() else frequency
 
 
-def automatic_class_weights(pairs, classes, ignore_label=255):
-    """Median frequency balancing, (K,) list of floats, of the labels of [(image path, label path)]; 1 for absent classes."""
+def automatic_class_weights(kind, pairs, classes, ignore_label=255):
+    """Weights, (K,) list of floats, from the labels of [(image path, label path)]; 1 for absent classes.
+
+    kind: `auto`, median frequency balancing; `sqrt`, its square roots, between that and equal weights.
+    """
     with ThreadPoolExecutor() as pool:
         pixels = list(pool.map(lambda pair: count_pixels(read_label(pair[1]), classes, ignore_label), pairs))
-    return np.nan_to_num(class_weights(pixels), nan=1.0).tolist()
+    weights = np.nan_to_num(class_weights(pixels), nan=1.0)
+    return (np.sqrt(weights) if kind == "sqrt" else weights).tolist()

@@ -22,7 +22,7 @@ def log_start(run, notes) -> None:
     resumed = f"resumed at iteration {first} (epoch {plan.epoch(first)})"
     run.log.info(
         f"{len(run.train_data)} training images, {plan.data_iters} iterations of {cfg.batch_size} images an epoch, "
-        f"{plan.max_iter} iterations in all, {distributed.world_size()} process(es) on {run.device}, "
+        f"{plan.max_iter} iterations in all, {distributed.world_size()} process(es) on {run.device} in {run.precision.label}, "
         f"weights: {resumed if run.resumed else cfg.weight or cfg.initmodel or 'random'}"
     )
 
