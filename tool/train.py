@@ -34,6 +34,7 @@ from util.command import parse_train
 from util.common import Mistake
 from util.config import ROOT, config_error, load_config
 from util.distributed import REQUEUE
+from util.ema import Average
 from util.inference import predict_probability, prediction_settings
 from util.loader import automatic_class_weights, build_data, build_loader, build_val_loader, check_data, end_workers
 from util.log import ProgressBar, build_logger, lock_folder, report_errors
@@ -211,6 +212,8 @@ def build_training(run, checkpoint) -> None:
             raise Mistake(f"{cfg.path}: TRAIN.{mistake}") from None
         run.schedule = build_schedule(cfg, run.plan.max_iter, run.plan.data_iters)
     run.precision = shared_precision(cfg.precision, run.device)
+    if cfg.ema_decay:
+        run.average = Average(run.network, cfg.ema_decay)
     if checkpoint is not None:
         with distributed.same_errors():
             restore(run, checkpoint)
@@ -251,6 +254,8 @@ def train_interval(run) -> bool:
         seed_iteration(run)
         image, label = image.to(run.device, non_blocking=True), label.to(run.device, non_blocking=True)
         pending.append((*update(run, image, label), lr))
+        if run.average is not None:
+            run.average.update(state.iteration)
         state.iteration += 1
 
         last, stopping = state.iteration == end, run.stop.requested()
@@ -361,8 +366,9 @@ def validate(run) -> dict | None:
     signal asked to stop."""
     cfg, step = run.cfg, run.state.iteration
     run.log.info(">>>>>>>>>>>>>>>> Start Evaluation >>>>>>>>>>>>>>>>")
-    distributed.share_buffers(run.network)
-    run.network.eval()
+    network = run.evaluated
+    distributed.share_buffers(network)
+    network.eval()
     images = build_val_loader(cfg, run.val_data)
     how = prediction_settings(cfg) | {"scales": (1.0,), "flip": False, "test_batch": cfg.batch_size_val}
     palette = palette_of(cfg)
@@ -372,7 +378,7 @@ def validate(run) -> dict | None:
     for i, (image, label) in enumerate(images):
         image, label = image.numpy(), label.to(run.device)
         with run.precision.autocast():
-            probability = predict_probability(run.network, image, **how)
+            probability = predict_probability(network, image, **how)
         pred = probability.argmax(0)
         confusion += confusion_matrix(pred, label, cfg.classes, cfg.ignore_label).to(run.device)
         labelled = label != cfg.ignore_label

@@ -101,6 +101,7 @@ class Train:
     bias_decay: bool = True  # False: no weight decay on biases
     norm_decay: bool = True  # False: none on the scales and shifts of BatchNorm
     param_rules: Steps = ()  # by name, the first that fits: [{name: 'layer*', lr_factor: 0.1, weight_decay: 3e-5}]
+    ema_decay: Annotated[float, "[0, 1)"] = 0.0  # validate, save and test the moving average of the weights; 0: the weights
     # schedule of the learning rate, see util/schedule.py
     schedule: Literal["poly", "onecycle", "step", "cosine"] = "poly"
     schedule_by: Literal["iteration", "epoch"] = "iteration"  # when it moves

@@ -23,6 +23,8 @@ def step_memory(build_model, cfg, batch, h, w, processes=1) -> dict:
     """
     with FakeTensorMode(), Memory() as memory:
         network = build_model(cfg).train()
+        if cfg.ema_decay:
+            memory.change(memory.now)  # the average of the weights
         weights = memory.now
         for _ in range(min(cfg.accumulate_steps, 2)):  # the gradients of the first part are there during the second
             before = memory.now

@@ -92,8 +92,9 @@ class Run:
     resumed: bool = False  # from a checkpoint
     recounted: bool = False  # whose iterations were of another number of images
     loader: Any = None
-    network: Any = None  # the module that is saved and validated
+    network: Any = None  # the module with the weights that are trained
     net: Any = None  # the same as it is trained: in DistributedDataParallel, compiled
+    average: Any = None  # of its weights, an ema.Average; None without ema_decay
     optimizer: Any = None
     schedule: Any = None  # finished iterations -> (learning rate, momentum) of the next one
     precision: Any = None
@@ -102,6 +103,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path(self.cfg.save_path)
+
+    @property
+    def evaluated(self):
+        """The network that is validated, saved and tested."""
+        return self.network if self.average is None else self.average.network
 
     @property
     def has_ended(self) -> bool:
@@ -145,9 +151,10 @@ def _open_output(run) -> bool:
 def save(run, name=None) -> None:
     """Write a checkpoint in the main process; refuses weights that are not finite in all of them."""
     name = name or checkpoint_name(run.plan, run.state)
-    distributed.share_buffers(run.network)
-    with distributed.same_errors():
-        check_finite(run.network, run.plan.place(run.state.iteration))
+    for network in dict.fromkeys((run.network, run.evaluated)):
+        distributed.share_buffers(network)
+        with distributed.same_errors():
+            check_finite(network, run.plan.place(run.state.iteration))
     if distributed.is_main():
         run.out.flush()
         save_checkpoint(checkpoint_of(run), run.folder / name)
@@ -161,7 +168,8 @@ def checkpoint_of(run) -> dict:
         "epoch": run.state.iteration // run.plan.data_iters,
         "iteration": run.state.iteration,
         "data_iters": run.plan.data_iters,
-        "state_dict": run.network.state_dict(),
+        "state_dict": run.evaluated.state_dict(),
+        **({} if run.average is None else {"trained_state_dict": run.network.state_dict()}),
         "optimizer": run.optimizer.state_dict(),
         "precision": run.precision.state_dict(),
         "state": asdict(run.state),
@@ -206,6 +214,7 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
         log.warning(f"resume: {cfg.resume}: there is no checkpoint in {folder} yet; the run starts anew")
         return None
     parts = {"state": dict, "optimizer": dict, "config": str, "state_dict": dict}
+    parts |= {"trained_state_dict": dict} if "trained_state_dict" in content else {}
     missing = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise Mistake(
@@ -247,21 +256,30 @@ def state_of(cfg, plan, content) -> State:
 
 
 def restore(run, content) -> None:
-    """Load network, optimizer and loss scale from a checkpoint; Mistake if they are those of another network."""
+    """Load network, average, optimizer and loss scale from a checkpoint; Mistake if they are those of another network."""
     where = f"{run.cfg.path}: TRAIN.resume: {run.cfg.resume}"
-    own, theirs = run.network.state_dict(), content["state_dict"]
-    differences = list(own.keys() ^ theirs.keys())
-    differences += [key for key in own.keys() & theirs.keys() if not _fits(theirs[key], own[key])]
+    own, averaged = run.network.state_dict(), content["state_dict"]
+    trained = content.get("trained_state_dict", averaged)
+    differences = set()
+    for theirs in (trained, averaged):
+        differences |= own.keys() ^ theirs.keys()
+        differences |= {key for key in own.keys() & theirs.keys() if not _fits(theirs[key], own[key])}
     if differences:
         raise Mistake(
             f"{where}: the checkpoint is that of another network: {len(differences)} weights are missing, unknown or of "
             f"another shape ({first_few(sorted(differences))}); set arch, layers and classes back, or start from it "
             "with `weight` (and skip_head: True for other classes)"
         )
-    unsound = [key for key, value in theirs.items() if not value.isfinite().all()]
+    unsound = [key for theirs in (trained, averaged) for key, value in theirs.items() if not value.isfinite().all()]
     if unsound:
         raise Mistake(f"{where}: the checkpoint has nan or infinite values in {first_few(unsound)}; use an earlier one")
-    run.network.load_state_dict(theirs)
+    run.network.load_state_dict(trained)
+    if run.average is not None:
+        run.average.network.load_state_dict(averaged)
+        if trained is averaged:
+            run.log.info(f"{where}: it has no average of the weights; that of this run starts from its weights")
+    elif trained is not averaged:
+        run.log.info(f"{where}: without ema_decay the run goes on from the weights under training, not from their average")
     own_settings = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(content["optimizer"])
