@@ -15,7 +15,7 @@ from model import build_model
 from model.fold import fold_batchnorm, for_test
 from model.psanet import PSANet
 from model.pspnet import PSPNet
-from tool import test, train
+from tool import train
 from util import precision
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
@@ -166,21 +166,6 @@ def test_auto_is_bf16_only_if_every_process_computes_it_natively(others, name, m
     monkeypatch.setattr(precision.distributed, "gather", lambda _: others)
     assert precision.shared_precision("auto", CPU).label == f"{name} (auto)"
     assert precision.shared_precision("fp16", CPU).label == "fp16"
-
-
-@pytest.mark.parametrize("native", ["bf16", "fp32"])
-def test_auto_is_what_it_stands_for_and_log_and_result_say_which(native, toy_options, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(precision, "native_precision", lambda _: native)
-    short, weights = ["epochs", 1, "save_path"], []
-    for name in ("auto", native):
-        run(toy_options, "precision", name, *short, tmp_path / name)
-        weights.append(load_checkpoint(tmp_path / name / "train_epoch_1.pth")["state_dict"])
-    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
-    assert f"1 process(es) on cpu in {native} (auto), " in capsys.readouterr().out
-    more = ["precision", "auto", "model_path", tmp_path / "auto/train_epoch_1.pth", "save_folder", tmp_path / "result"]
-    assert test.main(["--config", CONFIG, *toy_options, *map(str, more)]) in (0, None)
-    assert json.loads((tmp_path / "result/result.json").read_text())["protocol"]["precision"] == f"{native} (auto)"
-    assert f"Precision: {native} (auto)" in capsys.readouterr().out
 
 
 # ---- stages computed twice ----

@@ -21,7 +21,8 @@ from torch import nn
 from model.loss import CrossEntropy
 from model.pspnet import PSPNet
 from model.weights import to_mmseg
-from tool import train
+from tool import test, train
+from util import precision
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.precision import Precision
@@ -220,6 +221,21 @@ def test_every_loss_trains_with_automatic_class_weights(finished, toy_options, l
     first = losses(toy_options)[0][1]
     assert 0 < first != losses(finished)[0][1]
     assert loss != "dice" or first < 1.4  # main + 0.4 aux, each below 1
+
+
+@pytest.mark.parametrize("native", ["bf16", "fp32"])
+def test_auto_is_what_it_stands_for_and_log_and_result_say_which(native, toy_options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(precision, "native_precision", lambda _: native)
+    short, weights = ["epochs", 1, "save_path"], []
+    for name in ("auto", native):
+        assert run(toy_options, "precision", name, *short, tmp_path / name) == 0
+        weights.append(load_checkpoint(tmp_path / name / "train_epoch_1.pth")["state_dict"])
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert f"1 process(es) on cpu in {native} (auto), " in capsys.readouterr().out
+    more = ["precision", "auto", "model_path", tmp_path / "auto/train_epoch_1.pth", "save_folder", tmp_path / "result"]
+    assert test.main(["--config", CONFIG, *toy_options, *map(str, more)]) in (0, None)
+    assert json.loads((tmp_path / "result/result.json").read_text())["protocol"]["precision"] == f"{native} (auto)"
+    assert f"Precision: {native} (auto)" in capsys.readouterr().out
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_place(toy_options, capsys):
