@@ -103,6 +103,8 @@ def test(argv) -> int | None:
     if cfg.has_prediction:
         predictions = ahead(partial(read_prediction, run), mine)
     else:
+        run.precision = shared_precision(cfg.precision, run.device)
+        run.log.info(f"Precision: {run.precision.label}")
         with distributed.same_errors():
             load_network(run)
         predictions = predict_images(run, mine)
@@ -180,8 +182,6 @@ def load_network(run):
     weights = load_network_weights(network, cfg.model_path, read=load_checkpoint)
     run.log.info(f"Weights {cfg.model_path}:\n{weights}")
     run.network = for_test(network, run.device, channels_last=cfg.channels_last, compile=cfg.compile)
-    run.precision = shared_precision(cfg.precision, run.device)
-    run.log.info(f"Precision: {run.precision.label}")
     run.protocol = {
         "config": shown(cfg.path),
         "checkpoint": shown(cfg.model_path),
