@@ -121,7 +121,8 @@ def open_run(cfg) -> Run:
     distributed.init_process_group(device, cfg.dist_backend)
     with distributed.same_errors():
         check_batch(cfg)
-    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), stop=distributed.StopSignal())
+        names, palette = class_names(cfg), palette_of(cfg)
+    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), names, palette, stop=distributed.StopSignal())
     run.lock = distributed.on_main(lambda: lock_folder(run.folder))
     if distributed.is_main():
         run.log_file = run.folder / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log"
@@ -371,7 +372,6 @@ def validate(run) -> dict | None:
     network.eval()
     images = build_val_loader(cfg, run.val_data)
     how = prediction_settings(cfg) | {"scales": (1.0,), "flip": False, "test_batch": cfg.batch_size_val}
-    palette = palette_of(cfg)
     confusion = torch.zeros(cfg.classes, cfg.classes, dtype=torch.int64, device=run.device)
     loss = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum of -log p over the labelled pixels, their number
     bar = ProgressBar("Validation", len(images))
@@ -385,7 +385,7 @@ def validate(run) -> dict | None:
         p = probability.gather(0, label.long().where(labelled, 0)[None])[0][labelled]
         loss += torch.stack([-p.clamp(min=1e-12).log().double().sum(), labelled.sum().double()])
         if run.out.writer is not None and i < PANELS:
-            picture = panel(image, label.cpu().numpy(), pred.cpu().numpy(), palette, cfg.ignore_label)
+            picture = panel(image, label.cpu().numpy(), pred.cpu().numpy(), run.palette, cfg.ignore_label)
             run.out.writer.add_image(f"val/{i}_input_label_prediction", picture, step, dataformats="HWC")
         bar.show(i + 1)
         if run.stop.received:

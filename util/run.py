@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -82,6 +83,8 @@ class Run:
     cfg: Config
     device: torch.device
     log: logging.Logger
+    names: list[str] = field(default_factory=list)  # of the classes
+    palette: Any = None  # (K, 3) uint8
     log_file: Path | None = None  # of the main process
     lock: Any = None  # on save_path; it lasts as long as this object
     stop: distributed.StopSignal | None = None
@@ -174,6 +177,8 @@ def checkpoint_of(run) -> dict:
         "precision": run.precision.state_dict(),
         "state": asdict(run.state),
         "config": dump_config(run.cfg),
+        "names": run.names,
+        "palette": np.asarray(run.palette).tolist(),
     }
 
 

@@ -17,12 +17,16 @@ PANEL = 512  # pixels, the longest side of a picture in a panel
 
 
 def class_names(cfg):
-    """The names in the file names_path, or `class 0`, `class 1`, ... without one."""
+    """The names that the checkpoint carries or those in the file names_path, else `class 0`, `class 1`, ..."""
+    if cfg.names:
+        return list(cfg.names)
     return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
 
 
 def palette_of(cfg):
-    """The colours in the file colors_path, or the default ones without one: (K, 3) uint8."""
+    """The colours that the checkpoint carries or those in the file colors_path, else the default ones: (K, 3) uint8."""
+    if cfg.palette:
+        return np.array(cfg.palette, np.uint8)
     return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
 
 
