@@ -94,7 +94,8 @@ def test_ground_floor_of_util_imports_nothing_above_it():
     wrong = []
     for a, b in imports():
         folder, name = a.split(".")
-        if folder == "util" and name in GROUND and b.split(".")[1] not in GROUND[name] | {"common"}:
+        below, target = b.split(".")
+        if folder == "util" and name in GROUND and target not in GROUND[name] | {"common"} and (a, below) not in LAZY:
             wrong.append((a, b))
     assert not wrong
 
