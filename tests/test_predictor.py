@@ -31,14 +31,12 @@ def runs(toy, tmp_path_factory, narrow):
     """Folders `a` and `b` with model_best.pth of two little trainings, and `result` where their test writes."""
     root = tmp_path_factory.mktemp("runs")
     for name, layers in (("a", 18), ("b", 34)):
-        where = {
-            "save_path": root / name,
-            "save_folder": root / f"result_{name}",
-            "epochs": 1,
-            "evaluate": True,
-            "layers": layers,
-        }
-        assert train.main(["--config", CONFIG, *small_training(toy, **where)]) == 0
+        own = {"save_path": root / name, "save_folder": root / f"result_{name}", "epochs": 1, "eval_freq": 1, "layers": layers}
+        assert train.main(["--config", CONFIG, *small_training(toy, **own)]) == 0
+        content = load_checkpoint(root / name / "model_best.pth")
+        content["state_dict"]["cls.4.bias"].zero_()  # three iterations have taught it the most frequent class
+        content["state_dict"]["cls.4.weight"] *= 30
+        save_checkpoint(content, root / name / "model_best.pth")
     return root
 
 
@@ -108,9 +106,8 @@ def test_a_pillow_image_is_seen_as_its_file_is(runs, picture, tmp_path, mode):
     image.save(path)
     predictor = Predictor(runs / "a/model_best.pth")
     by_path, by_image = predictor.probability(path), predictor.probability(Image.open(path))
-    torch.testing.assert_close(
-        by_path, by_image, rtol=0, atol=0.01 if mode == "CMYK" else 0
-    )  # decoders mix colours differently
+    largest = 0.01 if mode == "CMYK" else 0  # decoders mix its colours differently
+    torch.testing.assert_close(by_path, by_image, rtol=0, atol=largest)
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
@@ -242,9 +239,7 @@ def test_what_does_not_fit_together_is_refused(runs, tmp_path):
     assert "weights of another network" in refusal(Predictor, best, config=runs / "b/config.yaml")
     content = load_checkpoint(best)
     renamed = content | {"names": ["street", *content["names"][1:]]}
-    assert "other classes than" in refusal(Predictor, [best, renamed]) and "'street' is 'road'" in refusal(
-        Predictor, [best, renamed]
-    )
+    assert f"checkpoint: other classes than {best} (0 is 'street' and 'road')" in refusal(Predictor, [best, renamed])
     fewer = content | {"names": content["names"][:8], "palette": content["palette"][:8]}
     fewer["config"] = content["config"].replace("classes: 9", "classes: 8")
     assert "8 classes, but" in refusal(Predictor, [best, fewer])
@@ -264,7 +259,7 @@ def test_the_lines_of_the_readme_run(runs, toy, tmp_path):
     (tmp_path / "exp/toy/pspnet18/model/model_best.pth").symlink_to(runs / "a/model_best.pth")
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset/toy").symlink_to(toy)
-    check = "\nassert ids.shape == (48, 64) and probability.shape == (9, 48, 64) and (probability.argmax(0).cpu().numpy() == ids).all()"
+    check = "assert ids.shape == (48, 64) and (probability.argmax(0).cpu().numpy() == ids).all()"
     narrow = "from model import resnet; resnet.WIDTH = 8\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", narrow + block + check]
@@ -334,9 +329,8 @@ def test_one_and_two_processes_score_two_checkpoints_the_same(runs, toy, tmp_pat
     results = []
     for world in (1, 2):
         options = small_training(toy, model_path=files, save_folder=tmp_path / f"{world}")
-        assert finish(start(options, log=tmp_path / "log", world=world, program="tool.test")) == [0] * world, said(
-            tmp_path / "log"
-        )
+        log = tmp_path / f"log{world}"
+        assert finish(start(options, log=log, world=world, program="tool.test")) == [0] * world, said(log)
         results.append(json.loads((tmp_path / f"{world}/result.json").read_text()))
     assert results[0]["classes"] == results[1]["classes"] and len(results[0]["protocol"]["checkpoint"]) == 2
 

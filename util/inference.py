@@ -35,8 +35,10 @@ class Predictor:
         ids = predictor("street.jpg")
 
     checkpoint: a file, the content of one, or a list of these, whose probabilities are averaged.
-    device: None = a GPU if there is one. precision: fp32, bf16 or fp16; None = half precision where the device computes it.
-    config: a YAML file or a Config, for checkpoints that carry none. protocol: keys of PROTOCOL, in place of the config's.
+    device: None = a GPU if there is one.
+    precision: fp32, bf16, fp16 or a Precision; None = half precision if the device has instructions for it.
+    config: a YAML file or a Config, for checkpoints that carry none.
+    protocol: keys of PROTOCOL, in place of the config's.
     Raises Mistake for what does not fit together.
     """
 
@@ -68,7 +70,9 @@ class Predictor:
             self.networks.append(network)
             self.weights.append(weights)
         self.names, self.palette = class_names(self.cfg), palette_of(self.cfg)
-        self.precision = Precision(precision or native_precision(self.device), self.device)
+        if not isinstance(precision, Precision):
+            precision = Precision(precision or native_precision(self.device), self.device)
+        self.precision = precision
 
     def __call__(self, image):
         """The most probable class of every pixel, (H, W) uint8 array (uint16 from 257 classes on).
@@ -128,9 +132,9 @@ def _check_same_classes(cfg, first):
     names, firsts = class_names(cfg), class_names(first)
     if cfg.classes != first.classes:
         raise Mistake(f"{cfg.path}: {cfg.classes} classes, but {first.path} has {first.classes}; only the same can be averaged")
-    other = [f"{a!r} is {b!r}" for a, b in zip(names, firsts) if a != b]
+    other = [f"{k} is {a!r} and {b!r}" for k, (a, b) in enumerate(zip(names, firsts)) if a != b]
     if other and cfg.names and first.names:
-        raise Mistake(f"{cfg.path}: other classes than {first.path}: {first_few(other)}; only the same can be averaged")
+        raise Mistake(f"{cfg.path}: other classes than {first.path} ({first_few(other)}); only the same can be averaged")
 
 
 def prediction_settings(cfg):
