@@ -118,7 +118,7 @@ def test_wrong_lists_are_named_with_what_was_expected(tmp_path):
 
 
 def config(**keys):
-    return SimpleNamespace(**{"classes": 2, "names_path": None, "colors_path": None, **keys})
+    return SimpleNamespace(**{"classes": 2, "names_path": None, "colors_path": None, "names": None, "palette": None, **keys})
 
 
 def test_classes_have_names_and_colours_with_and_without_files(tmp_path):
