@@ -36,7 +36,7 @@ class Predictor:
 
     checkpoint: a file, the content of one, or a list of these, whose probabilities are averaged.
     device: None = a GPU if there is one.
-    precision: fp32, bf16, fp16 or a Precision; None = half precision if the device has instructions for it.
+    precision: fp32, bf16, fp16 or a Precision; None = auto, bf16 if the device has instructions for it.
     config: a YAML file or a Config, for checkpoints that carry none.
     protocol: keys of PROTOCOL, in place of the config's.
     Raises Mistake for what does not fit together.
@@ -71,7 +71,7 @@ class Predictor:
             self.weights.append(weights)
         self.names, self.palette = class_names(self.cfg), palette_of(self.cfg)
         if not isinstance(precision, Precision):
-            precision = Precision(precision or native_precision(self.device), self.device)
+            precision = Precision(precision or "auto", self.device)
         self.precision = precision
 
     def __call__(self, image):
@@ -121,10 +121,6 @@ def load_predicting_network(path, content, cfg, device):
     network = build_model(cfg)
     weights = load_network_weights(network, path, read=lambda _: content)
     return for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile), weights
-
-
-def native_precision(device) -> str:
-    return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
 
 
 def _check_same_classes(cfg, first):
