@@ -159,7 +159,7 @@ def test_probabilities_of_several_checkpoints_are_averaged(runs, picture):
 def test_protocol_of_the_config_holds_unless_told_otherwise(runs, picture):
     network, cfg = network_of(runs / "a/model_best.pth", scales="[0.5, 1.5]", flip="False", test_h="41")
     assert prediction_settings(cfg)["scales"] == (0.5, 1.5)
-    predictor = Predictor(runs / "a/model_best.pth", scales=[0.5, 1.5], flip=False, test_h=41)
+    predictor = Predictor(runs / "a/model_best.pth", precision="fp32", scales=[0.5, 1.5], flip=False, test_h=41)
     assert prediction_settings(predictor.cfg) == prediction_settings(cfg)
     expected = predict_probability(network, read_image(picture), **prediction_settings(cfg))
     torch.testing.assert_close(predictor.probability(picture), expected, rtol=0, atol=1e-5)
