@@ -1,7 +1,8 @@
 """Networks in files that run without this code: written by tool/export.py, run here through the one engine.
 
-A file holds one graph: image (N, 3, h, w) float32 normalised -> logits (N, K, h, w) float32, any N, one h and w. What else it takes to
-predict with it is in the file too, as text under the names of KEYS: in ONNX's metadata_props, pt2's extra files or OpenVINO's rt_info.
+A file holds one graph: image (N, 3, h, w) float32 normalised -> logits (N, K, h, w) float32, any N, one h and w. What else it
+takes to predict with it is in the file too, as text under the names of KEYS: in ONNX's metadata_props, pt2's extra files, or
+OpenVINO's rt_info model_info.
 """
 
 import contextlib
@@ -62,22 +63,23 @@ def write_exported(path, network, meta):
             model = packages[0].convert_model(program, input=[("image", [-1, 3, h, w])])
             model.outputs[0].set_names({"logits"})
             for key, value in meta.items():
-                model.set_rt_info(value, [key])
+                model.set_rt_info(value, ["model_info", key])
             packages[0].save_model(model, path, compress_to_fp16=False)
 
 
 class Exported:
     """A file of tool/export.py as a function (N, 3, h, w) float32 -> logits (N, K, h, w) float32, on the CPU, in float32.
 
-    Attributes: path, and the values of KEYS. Raises Mistake if the file is not whole or not from there, or a package is missing.
+    Attributes: path, form, and the values of KEYS. Raises Mistake if the file is not whole or not from there, or a package is
+    missing.
     """
 
     def __init__(self, path):
-        self.path, form = str(path), format_of(path)
+        self.path, self.form = str(path), format_of(path)
         if not Path(path).is_file():
             raise Mistake(f"{path}: no such file")
         try:
-            meta, self._run = {"onnx": _read_onnx, "pt2": _read_pt2, "openvino": _read_openvino}[form](path)
+            meta, self._run = {"onnx": _read_onnx, "pt2": _read_pt2, "openvino": _read_openvino}[self.form](path)
         except (Mistake, MemoryError):
             raise
         except Exception as error:  # a class of its own for each package and fault
@@ -90,12 +92,29 @@ class Exported:
         for key in KEYS:
             setattr(self, key, meta[key] if key in TEXTS else json.loads(meta[key]))
 
-    def __call__(self, image):
+    def __str__(self):
         h, w = self.size
-        if list(image.shape[1:]) != [3, h, w]:
+        return f"exported: {self.form}, windows of {h} x {w}, {len(self.names)} classes, code {self.revision}"
+
+    def check_config(self, cfg):
+        """Raise Mistake for a config with other classes, windows or precision."""
+        if len(self.names) != cfg.classes:
+            raise Mistake(f"{cfg.path}: DATA.classes: {cfg.classes}, but {self.path} has {len(self.names)}")
+        if cfg.precision != "fp32":
+            raise Mistake(f"{cfg.path}: TRAIN.precision: {cfg.precision}, but {self.path} computes in fp32; set it to fp32")
+        (h, w), size = self.size, (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
+        if cfg.test_mode == "slide" and size != (h, w):
             raise Mistake(
-                f"{self.path}: takes windows of {h} x {w}, not {image.shape[2]} x {image.shape[3]}; test with test_mode slide, "
-                f"average prob, test_h {h}, test_w {w}, or export it again with --size {image.shape[2]}x{image.shape[3]}"
+                f"{cfg.path}: TEST.test_h, TEST.test_w: {size[0]} x {size[1]}, but {self.path} takes windows of {h} x {w}; "
+                f"set them to {h} and {w}, or export it with --size {size[0]}x{size[1]}"
+            )
+
+    def __call__(self, image):
+        size, own = (" x ".join(map(str, sides)) for sides in (image.shape[2:], self.size))
+        if size != own:
+            raise Mistake(
+                f"{self.path}: takes windows of {own}, not {size}: test_mode whole, and average logit for images below the "
+                "window, need windows of the image's size; set test_mode to slide and average to prob"
             )
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self._run(image.contiguous())
@@ -133,7 +152,7 @@ def _read_openvino(path):
         raise Mistake(f"{path}: its weights are missing, {weights}; copy both files")
     core = openvino.Core()
     model = core.read_model(path)
-    meta = {key: model.get_rt_info([key]).value for key in KEYS if model.has_rt_info([key])}
+    meta = {key: model.get_rt_info(["model_info", key]).value for key in KEYS if model.has_rt_info(["model_info", key])}
     how = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", how)
     return meta, lambda image: torch.from_numpy(compiled(image.numpy())[0].copy())
