@@ -278,6 +278,19 @@ def test_mistakes_are_found_before_the_export(project, tmp_path, options, messag
     assert message in capsys.readouterr().err and not files(tmp_path)
 
 
+def test_a_size_that_the_network_refuses_is_found_before_the_export(project, tmp_path, monkeypatch, capsys):
+    sizes = {"arch": "psa", "compact": True, "mask_h": 3, "mask_w": 4, "train_h": 33, "train_w": 49}
+    config = yaml.safe_load((project / "config.yaml").read_text()) | {"TEST": {}}
+    config["TRAIN"] |= sizes
+    (tmp_path / "psa.yaml").write_text(yaml.safe_dump(config))
+    network = PSANet(18, classes=3, compact=True, mask_h=3, mask_w=4)
+    save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "psa.pth")
+    monkeypatch.setattr(export, "write_exported", None)
+    options = ["--model", str(tmp_path / "psa.pth"), "--config", str(tmp_path / "psa.yaml"), "--out", str(tmp_path / "a.onnx")]
+    assert export.main([*options, "--size", "65x65"]) == 1
+    assert "error: compact: needs mask_h x mask_w = 5 x 5" in capsys.readouterr().err and not (tmp_path / "a.onnx").exists()
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named(written, project, tmp_path, package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)

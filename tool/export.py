@@ -6,8 +6,8 @@
 
 The file takes windows of one size, any number of them, in float32, and holds the BatchNorms folded, class names, colours, mean,
 standard deviation, config and revision. Before it gets its name it is compared with the network: the logits of random windows,
-and logits, pixels and mIoU on the config's val_list (test_list, if there is none), tested as the config says. If the mIoU differs
-by more than 1e-4, the exit status is 1 and there is no file.
+and logits, pixels and mIoU on the config's val_list (test_list, if there is none), tested as the config says. If the mIoU
+differs by more than 1e-4, the exit status is 1 and there is no file.
 """
 
 import argparse
