@@ -17,7 +17,7 @@ from model.exported import KEYS, Exported, Window, write_exported
 from model.fold import fold_batchnorm
 from model.psanet import PSANet
 from model.pspnet import PSPNet
-from tool import demo, export, test
+from tool import benchmark, demo, export, test
 from util.checkpoint import save_checkpoint
 from util.common import Mistake
 from util.config import ROOT, dump_config, load_config
@@ -344,3 +344,13 @@ def test_window_resizes_logits_as_the_engine_does():
     x = torch.randn(1, 3, 33, 41)
     expected = torch.nn.functional.interpolate(x[:, :, ::4, ::4], (33, 41), mode="bilinear", align_corners=True)
     assert torch.equal(Window(coarse)(x), expected) and torch.equal(Window(lambda x: x)(x), x)
+
+
+def test_benchmark_times_each_runtime(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(benchmark, "write_exported", lambda *_: None)
+    monkeypatch.setattr(benchmark, "Exported", lambda path: lambda image: image)
+    assert benchmark.main(["exported", "--quick"]) == 0
+    said = capsys.readouterr().out
+    for name in ("PyTorch", "torch.compile", "ONNX Runtime", "OpenVINO"):
+        assert re.search(rf"\n\| {name} \| \d+\.\d\d s \| \d+\.\d\d \|\n", said)

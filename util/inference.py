@@ -120,7 +120,7 @@ def read_model(path) -> dict:
 
 
 def load_predicting_network(path, content, cfg, device):
-    """(network ready to predict on `device`, report of its weights), of the content of `path`; exported ones are for the CPU."""
+    """(network ready to predict on `device`, report of its weights) of the content of `path`; exported ones are on the CPU."""
     if "exported" in content:
         exported = content["exported"]
         exported.check_config(cfg)
