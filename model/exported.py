@@ -114,7 +114,7 @@ class Exported:
         if size != own:
             raise Mistake(
                 f"{self.path}: takes windows of {own}, not {size}: test_mode whole, and average logit for images below the "
-                "window, need windows of the image's size; set test_mode to slide and average to prob"
+                "window, need windows of the image's size; set test_mode to slide and average to prob, or export it with --size"
             )
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self._run(image.contiguous())
@@ -132,7 +132,7 @@ def _read_onnx(path):
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     run = lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
     return session.get_modelmeta().custom_metadata_map, run
 

@@ -44,6 +44,8 @@ def export(args) -> None:
     if FORMATS.get(out.suffix) != args.format:
         suffix = next(suffix for suffix, form in FORMATS.items() if form == args.format)
         raise Mistake(f"--out {out}: the name of a file of --format {args.format} ends with {suffix}")
+    if out.is_dir():
+        raise Mistake(f"--out {out}: is a folder; name the file to write")
     if Path(args.model).suffix in FORMATS or not is_model(args.model):
         raise Mistake(f"--model {args.model}: expected a checkpoint, .pth")
     source = find_config(args.config) if args.config else args.model
@@ -137,10 +139,16 @@ def parse_args(argv):
     parser.add_argument("--format", choices=tuple(FORMATS.values()), default="onnx", help="default: %(default)s")
     parser.add_argument("--out", required=True, help="the file to write: .onnx, .pt2, or .xml (with a .bin beside it)")
     parser.add_argument("--size", type=size, metavar="HxW", help="window (default: test_h x test_w of the config)")
-    parser.add_argument("--images", type=int, metavar="N", help="compare on N images of the list; 0: none (default: all)")
+    parser.add_argument("--images", type=whole, metavar="N", help="compare on N images of the list; 0: none (default: all)")
     parser.add_argument("--config", help="YAML file, for a checkpoint that carries no config")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config: scales [0.5,1.0]")
     return parser.parse_args(argv)
+
+
+def whole(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images")
+    return int(text)
 
 
 def size(text):
