@@ -268,7 +268,7 @@ def test_a_failed_export_leaves_nothing(project, tmp_path, monkeypatch):
         (["--out", "a.onnx", "--model", "a.onnx"], "--model a.onnx: expected a checkpoint, .pth"),
         (["--out", "a.onnx", "val_list", "/no.txt"], "DATA.val_list: /no.txt does not exist, and the mIoU of the exported file "
          "cannot be compared without it; give `val_list PATH`, or --images 0 to compare logits of random windows alone"),
-        (["--out", "a.onnx", "arch", "psa"], "missing"),
+        (["--out", "a.onnx", "arch", "psa"], "TRAIN.train_h: 41 is not of the form 16n+1"),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_the_export(project, tmp_path, options, message, monkeypatch, capsys):
