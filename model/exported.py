@@ -50,14 +50,17 @@ def write_exported(path, network, meta):
     needed = {"onnx": ("onnx", "onnxscript"), "pt2": (), "openvino": ("openvino",)}[form]
     packages = [_package(name, path) for name in needed]
     meta = {key: value if key in TEXTS else json.dumps(value) for key, value in {"version": VERSION, **meta}.items()}
-    example, batch = torch.zeros(2, 3, h, w), torch.export.Dim("batch", min=1)
+    network, inputs = Window(network).eval(), (torch.zeros(2, 3, h, w),)
+    sizes = ({0: torch.export.Dim("batch", min=1)},)
     with _quiet():
-        program = torch.export.export(Window(network).eval(), (example,), dynamic_shapes=({0: batch},))
         if form == "onnx":
-            onnx = torch.onnx.export(program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False)
-            onnx.model.metadata_props.update(meta)
-            onnx.save(path)
-        elif form == "pt2":
+            names = {"input_names": ["image"], "output_names": ["logits"]}
+            program = torch.onnx.export(network, inputs, dynamo=True, dynamic_shapes=sizes, verbose=False, **names)
+            program.model.metadata_props.update(meta)
+            program.save(path)
+            return
+        program = torch.export.export(network, inputs, dynamic_shapes=sizes)
+        if form == "pt2":
             torch.export.save(program, path, extra_files=meta)
         else:
             model = packages[0].convert_model(program, input=[("image", [-1, 3, h, w])])
