@@ -179,6 +179,14 @@ def test_a_start_without_resume_moves_the_earlier_run_aside_as_a_whole(toy_optio
     assert (folder(toy_options) / "earlier-2/train_epoch_1.pth").is_file()
 
 
+def test_the_config_is_in_the_log_file_and_not_on_the_screen(finished, capsys):
+    assert run(finished, "resume", "auto") == 0
+    log = max(folder(finished).glob("train-*.log"), key=lambda path: path.stat().st_mtime)
+    assert f"Config {CONFIG}:\nDATA:\n" in log.read_text() and "base_lr:" in log.read_text()
+    screen = capsys.readouterr().out
+    assert f"{CONFIG}: 13 training images" in screen and "base_lr:" not in screen
+
+
 def test_a_run_that_has_ended_is_left_alone(finished, toy_options, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in folder(finished).iterdir() if path.suffix in (".pth", ".jsonl")}
     assert run(finished, "resume", "auto", "epochs", 1) == 0
