@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import free_port
+from processes import copy_project, free_port
 
 from util import start
 from util.config import ROOT
@@ -23,13 +23,8 @@ TINY = "train_h 33 train_w 33 test_h 33 test_w 33 base_size 64 batch_size 4 epoc
 
 @pytest.fixture
 def project(toy, tmp_path):
-    """The project's code and configs in another place, spaces in its name, with a very small toy dataset."""
-    root = tmp_path / "a copy"
-    for name in ("model", "util", "tool", "config"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("dataset/*/*_*.txt"), *ROOT.glob("dataset/**/*.py")]:
-        (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, root / path.relative_to(ROOT))
+    """A copy of the project, spaces in its name, with a very small toy dataset."""
+    root = copy_project(tmp_path / "a copy")
     for name in ("image", "label", "list"):
         (root / "dataset/toy" / name).symlink_to(toy / name)
     return root
@@ -235,6 +230,14 @@ def test_quick_start_ends_with_lines_that_work(project, tmp_path):
         ["sh", "-c", "\n".join([*lines[:2], "command -v python"])], cwd=tmp_path, capture_output=True, text=True
     )
     assert found.stdout == f"{project}/.venv/bin/python\n"
+
+
+def test_check_runs_all_tests_in_several_processes_and_what_it_is_told_as_it_is_told(project, tmp_path, calls):
+    assert sh(project, "check.sh", first_in_path=tmp_path / "bin").returncode == 0
+    several = "-n logical --maxprocesses 4 --dist worksteal".split()
+    assert calls() == [["-m", "ruff", "check", "."], ["-m", "pytest", *several]]
+    assert sh(project, "check.sh", "-k", "a b", first_in_path=tmp_path / "bin").returncode == 0
+    assert calls()[-1] == ["-m", "pytest", "-k", "a b"]
 
 
 def test_check_passes_a_failure_on(project, tmp_path):
