@@ -292,6 +292,26 @@ def test_a_signal_in_the_first_seconds_leaves_no_traceback(number, seconds, opti
     assert process.returncode in (-number, train.REQUEUE, 130) and "Traceback" not in error
 
 
+@pytest.mark.parametrize("number, cached", [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_while_the_data_is_looked_at_or_cached_ends_the_run_at_once(number, cached, toy, options, tmp_path):
+    image, label = (toy / "list/train.txt").read_text().splitlines()[0].split()
+    folder, log = tmp_path / "model", tmp_path / "log"
+    for i in range(60):  # names of one image: the cache has each once
+        os.link(toy / image, tmp_path / f"{i}.png")
+    lines = [f"{tmp_path}/{i % 60}.png {label}\n" for i in range(60 if cached else 20_000)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    more = ["train_list", tmp_path / "list.txt", *(["cache", tmp_path / "cache"] if cached else [])]
+    (process,) = start(options, "save_path", folder, *more, log=log)
+    wait_for(lambda: list((tmp_path / "cache").glob("*.raw") if cached else folder.glob("train-*.log")))
+    time.sleep(0 if cached else 1)  # until the list is read
+    os.kill(process.pid, number)
+    assert finish([process], REPORTED) == [train.REQUEUE]
+    (file,) = folder.glob("train-*.log")
+    assert f"Stopped by {number.name} before the first iteration: start again" in file.read_text()
+    assert said(log).count("\n") <= 1 + 11 * cached and "Traceback" not in said(log)
+    assert not list(folder.glob("*.pth"))
+
+
 def test_a_signal_that_arrives_while_the_processes_agree_is_not_lost(monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     stop = distributed.StopSignal()

@@ -12,6 +12,7 @@ the run is complete; 1 = an error; 75 = stopped by a signal and saved: start aga
 """
 
 import glob
+import logging
 import math
 import random
 import signal
@@ -55,7 +56,11 @@ def main(argv=None) -> int:
 
     def program():
         with end_workers():
-            return train(argv)
+            try:
+                return train(argv)
+            except distributed.StoppedEarly as name:
+                logging.getLogger("semseg").warning(f"Stopped by {name} before the first iteration: start again")
+                return REQUEUE
 
     return report_errors(program)
 
@@ -78,6 +83,7 @@ def train(argv) -> int:
         run.log.info(f"The run has reached its end ({run.plan.max_iter} iterations) already: there is nothing to do")
         distributed.close()
         return 0
+    run.stop.early = False
     open_output(run)
     while not run.has_ended:
         stopped = not (train_interval(run) and finish_interval(run))
@@ -122,7 +128,7 @@ def open_run(cfg) -> Run:
     distributed.init_process_group(device, cfg.dist_backend)
     with distributed.same_errors():
         check_batch(cfg)
-    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), stop=distributed.StopSignal())
+    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), stop=distributed.StopSignal(early=True))
     run.lock = distributed.on_main(lambda: lock_folder(run.folder))
     if distributed.is_main():
         run.log_file = run.folder / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log"
