@@ -336,6 +336,25 @@ def test_a_killed_process_ends_the_others_with_one_line(options, tmp_path):
     assert "error: another process of this run has ended: look for its message" in said(log) and "Traceback" not in said(log)
 
 
+def test_a_network_that_predicts_nan_is_reported_by_one_of_several_processes(options, uninterrupted, tmp_path):
+    content = load_checkpoint(uninterrupted / "train_epoch_2.pth")
+    content["state_dict"]["cls.4.weight"].mul_(1e38)  # finite, but not what it is multiplied with
+    torch.save(content, tmp_path / "large.pth")
+    more = ["model_path", tmp_path / "large.pth", "save_folder", tmp_path / "result"]
+    assert finish(start(options, *more, world=2, log=tmp_path / "log", program="tool.test"), REPORTED) == [1, 1]
+    both = said(tmp_path / "log") + said(tmp_path / "log", 1)
+    assert both.count("NaN or infinite") == both.count("error: ") == 1 and "Traceback" not in both
+
+
+def test_weights_that_cannot_be_fetched_end_all_processes_with_one_message(options, tmp_path):
+    nobody = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    more = ["save_path", tmp_path / "model", "initmodel", "torchvision", "layers", 34, "stem", "plain"]
+    assert finish(start(options, *more, world=2, log=tmp_path / "log", variables=nobody), REPORTED) == [1, 1]
+    both = said(tmp_path / "log") + said(tmp_path / "log", 1)
+    assert both.count("initmodel: torchvision: ") == both.count("error: ") == 1 and "could not be downloaded" in both
+    assert "Traceback" not in both
+
+
 # ---- labels without a class ----
 
 

@@ -109,7 +109,8 @@ def test(argv) -> int | None:
         with distributed.same_errors():
             load_network(run)
         predictions = predict_images(run, mine)
-    count_images(run, predictions)
+    with distributed.first_error():
+        count_images(run, predictions)
 
     if cfg.format != "none":
         run.log.info(f"Wrote {len(run.indices)} PNGs for the {cfg.format} server into {run.exports[0].parent}")

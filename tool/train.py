@@ -106,7 +106,7 @@ def read_config(argv):
 def needed_files(cfg) -> list[str]:
     weights = [key for key in ("weight", "resume") if getattr(cfg, key) not in (None, "auto", "best")]
     if cfg.resume in ("auto", "best") and any(glob.iglob("*.pth", root_dir=cfg.save_path)):  # noqa: PTH207, silent without the folder
-        weights = []  # a run that goes on needs none; they may have been moved aside with an earlier run
+        weights = []  # a run that resumes needs none; they may have been moved aside with an earlier run
     elif not weights and cfg.initmodel not in (None, "torchvision"):
         weights = ["initmodel"]
     return ["data_root", "train_list", *weights, *(["val_list"] if cfg.evaluate else [])]

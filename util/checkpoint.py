@@ -107,7 +107,7 @@ def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
 def set_aside(folder, new_log, position=None, data_iters=1, recounted=False) -> Path | None:
     """Move what an earlier run left in `folder` into folder/earlier-N, and return that; None if there is nothing to move.
 
-    position: (iteration, finished) where a resumed run goes on: only the checkpoints beyond it are moved, with a copy of
+    position: (iteration, finished) where a run resumes: only the checkpoints beyond it are moved, with a copy of
     metrics.jsonl; None moves all. recounted: the iterations of the earlier run were of another size, `data_iters` an epoch
     now; its metrics and events are moved too. new_log: the log file of the run that starts, which stays. Files left
     half-written by a killed run are deleted. Raises Mistake if something cannot be moved.

@@ -226,6 +226,24 @@ def same_errors():
         raise leaving or SystemExit(1)
 
 
+@contextmanager
+def first_error():
+    """A mistake that processes find each at its own time: the first of them raises it, the others exit."""
+    try:
+        yield
+    except Mistake:
+        if dist.is_initialized() and not _is_first():
+            raise SystemExit(1) from None
+        raise
+
+
+def _is_first() -> bool:
+    try:
+        return dist.distributed_c10d._get_default_store().add("first_error", 1) == 1
+    except RuntimeError:
+        return False  # the process that keeps the store has ended, after its message
+
+
 def on_main(function):
     """`function()` in the main process while the others wait, None in those; if it fails, all processes exit."""
     result = error = None

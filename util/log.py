@@ -282,7 +282,7 @@ class Output:
     """Metrics file and TensorBoard of a run; silent on ranks > 0."""
 
     def __init__(self, folder=None, iteration=0, finished=True):
-        """folder: save_path, or None on ranks > 0. iteration, finished: where the run goes on, see MetricsFile."""
+        """folder: save_path, or None on ranks > 0. iteration, finished: where the run resumes, see MetricsFile."""
         self.writer = self.metrics = None
         if folder is None:
             return
