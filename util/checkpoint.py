@@ -25,11 +25,10 @@ class Damaged(Mistake):
 
 def save_checkpoint(content: dict, path) -> None:
     """Write a checkpoint so that `path` is always the old file or the whole new one, also when the power fails."""
-    with write_aside(path, sync=True) as aside, aside.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # of a writer that was interrupted: by a full disk, or by the death of a loader worker
-            raise error.__context__ or error from None
+    data = io.BytesIO()  # not the file itself: where that is closed by an error, the writer's end would kill the process
+    torch.save(content, data)
+    with write_aside(path, sync=True) as aside:
+        aside.write_bytes(data.getbuffer())
 
 
 def load_checkpoint(path) -> dict:
