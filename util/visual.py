@@ -18,12 +18,19 @@ PANEL = 512  # pixels, the longest side of a picture in a panel
 
 def class_names(cfg):
     """The names in the file names_path, or `class 0`, `class 1`, ... without one."""
-    return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
+    return _load(cfg, "names_path", load_names) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
 
 
 def palette_of(cfg):
     """The colours in the file colors_path, or the default ones without one: (K, 3) uint8."""
-    return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
+    return _load(cfg, "colors_path", load_colors) if cfg.colors_path else default_palette(cfg.classes)
+
+
+def _load(cfg, key, load):
+    try:
+        return load(getattr(cfg, key), cfg.classes)
+    except Mistake as error:
+        raise Mistake(f"{cfg.path}: TEST.{key}: {error}") from None
 
 
 def load_names(path, classes):
