@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import numpy as np
 
 from model import build_model

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import numpy as np
 import torch
 
@@ -107,7 +108,8 @@ def test(argv) -> int | None:
         with distributed.same_errors():
             load_network(run, precision)
         predictions = predict_images(run, mine)
-    count_images(run, predictions)
+    with distributed.first_error():
+        count_images(run, predictions)
 
     if cfg.format != "none":
         run.log.info(f"Wrote {len(run.indices)} PNGs for the {cfg.format} server into {run.exports[0].parent}")

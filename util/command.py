@@ -48,8 +48,8 @@ FLAGS = {  # by group
     ),
     START: (
         Flag("--load-from", "FILE", "weight", "start from these weights of a whole network"),
-        Flag("--resume-from", "FILE", "resume", "go on from this checkpoint: weights, optimizer, position"),
-        Flag("--auto-resume", None, "resume=auto", "go on from the newest checkpoint in the work dir unless --resume-from "
+        Flag("--resume-from", "FILE", "resume", "resume from this checkpoint: weights, optimizer, position"),
+        Flag("--auto-resume", None, "resume=auto", "resume from the newest checkpoint in the work dir unless --resume-from "
              "names one; if there is none, start anew with a warning"),
         Flag("--no-validate", None, "evaluate=False", "do not validate while training"),
     ),

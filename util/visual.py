@@ -20,14 +20,21 @@ def class_names(cfg):
     """The names that the checkpoint carries or those in the file names_path, else `class 0`, `class 1`, ..."""
     if cfg.names:
         return list(cfg.names)
-    return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
+    return _load(cfg, "names_path", load_names) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
 
 
 def palette_of(cfg):
     """The colours that the checkpoint carries or those in the file colors_path, else the default ones: (K, 3) uint8."""
     if cfg.palette:
         return np.array(cfg.palette, np.uint8)
-    return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
+    return _load(cfg, "colors_path", load_colors) if cfg.colors_path else default_palette(cfg.classes)
+
+
+def _load(cfg, key, load):
+    try:
+        return load(getattr(cfg, key), cfg.classes)
+    except Mistake as error:
+        raise Mistake(f"{cfg.path}: TEST.{key}: {error}") from None
 
 
 def load_names(path, classes):
