@@ -28,6 +28,7 @@ import numpy as np
 
 from model import check_config
 from util import distributed
+from util.command import find_model
 from util.common import Mistake, first_few
 from util.config import SECTION_OF
 from util.image import read_image
@@ -79,10 +80,11 @@ def demo(args) -> None:
 
 def load_predictor(args) -> Predictor:
     model = args.model or (args.config if args.config and is_model(args.config) else None)
-    if not (model or args.config):
+    if not args.config and not (model and is_model(model)):
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
-    overrides = [*args.opts, *(["model_path", str(Path(model).resolve())] if model else [])]
-    cfg = load_model_config(args.config or model, overrides, must_exist=["model_path"], check=check_config)
+    overrides = [*args.opts, *(["model_path", find_model(model)] if model else [])]
+    experiment = find_model(model) if args.config in (None, model) else args.config
+    cfg = load_model_config(experiment, overrides, must_exist=["model_path"], check=check_config)
     return Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, config=cfg)
 
 
