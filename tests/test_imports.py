@@ -29,6 +29,7 @@ GROUND = {
     "checkpoint": set(),
     "dataset": {"image", "cache", "transform"},
     "visual": {"image"},
+    "video": {"image"},
     "log": {"config", "distributed"},
 }
 
