@@ -13,7 +13,8 @@ LAZY = {("util.inference", "model")}
 FOLDERS = ("dataset", "model", "util", "tool")
 # Inside util: who may import whom, `common` apart. What is not listed may import all of util.
 GROUND = {
-    "config": {"values"},
+    "config": {"values", "fetch"},
+    "fetch": set(),
     "values": set(),
     "distributed": set(),
     "image": set(),
@@ -21,7 +22,7 @@ GROUND = {
     "albumentation": {"transform"},
     "augmentation": {"transform", "albumentation"},
     "metric": set(),
-    "inference": {"transform", "checkpoint", "config", "image", "precision", "visual"},
+    "inference": {"transform", "checkpoint", "config", "fetch", "image", "precision", "visual"},
     "schedule": {"config"},
     "optim": {"schedule", "config", "values"},
     "common": set(),

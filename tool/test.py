@@ -34,8 +34,9 @@ from model import check_config
 from util import distributed
 from util.command import parse_test
 from util.common import Mistake, first_few
-from util.config import Config
+from util.config import ROOT, Config
 from util.dataset import SemData, check_ids
+from util.fetch import local_file
 from util.image import read_label, size_text
 from util.inference import Predictor, load_model_config, prediction_protocol
 from util.log import build_logger, environment, report_errors
@@ -180,8 +181,9 @@ def open_log(folder):
 
 def load_network(run, precision):
     cfg = run.cfg
-    run.predictor = Predictor(cfg.model_path, run.device, precision, cfg)
     checkpoints = cfg.model_path if isinstance(cfg.model_path, tuple) else (cfg.model_path,)
+    fetch = lambda path: distributed.first_on_machine(lambda: local_file(path, ROOT / "initmodel", run.log.info))
+    run.predictor = Predictor([*map(fetch, checkpoints)], run.device, precision, cfg)
     for path, weights in zip(checkpoints, run.predictor.weights):
         run.log.info(f"Weights {path}:\n{weights}")
     files, epochs = [shown(path) for path in checkpoints], [weights.epoch for weights in run.predictor.weights]

@@ -37,6 +37,7 @@ from util.common import Mistake
 from util.config import ROOT, config_error, load_config
 from util.distributed import REQUEUE
 from util.ema import Average
+from util.fetch import local_file
 from util.inference import predict_probability, prediction_settings
 from util.loader import automatic_class_weights, build_data, build_loader, build_val_loader, check_data, end_workers
 from util.log import ProgressBar, build_logger, lock_folder, report_errors
@@ -232,12 +233,14 @@ def load_weights(run) -> None:
     cfg = run.cfg
     with distributed.same_errors():
         if cfg.weight:
-            report = load_network_weights(run.network, cfg.weight, skip_head=cfg.skip_head, read=load_checkpoint)
+            path = distributed.first_on_machine(lambda: local_file(cfg.weight, ROOT / "initmodel", run.log.info))
+            report = load_network_weights(run.network, path, skip_head=cfg.skip_head, read=load_checkpoint)
             run.log.info(f"Weights {cfg.weight}:\n{report}")
         elif cfg.initmodel:
-            path = cfg.initmodel
-            if path == "torchvision":  # fetched once, by the main process
+            if cfg.initmodel == "torchvision":  # fetched once, by the main process
                 path = distributed.from_main(distributed.on_main(lambda: fetch_torchvision(cfg.layers, ROOT / "initmodel")))
+            else:
+                path = distributed.first_on_machine(lambda: local_file(cfg.initmodel, ROOT / "initmodel", run.log.info))
             run.log.info(f"Backbone {path}:\n{load_backbone(run.network, path, read=load_checkpoint)}")
 
 

@@ -257,6 +257,16 @@ def on_main(function):
     return result
 
 
+def first_on_machine(function):
+    """`function()` in all processes: in the first one of each machine while the others wait, then in those, which find what it
+    has fetched. If it fails with a Mistake, that is raised once and all processes exit."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    with same_errors():
+        result = function() if first else None
+    with same_errors():
+        return result if first else function()
+
+
 # ---- network ----
 
 

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 
 from util.checkpoint import load_checkpoint
 from util.common import Mistake, did_you_mean, first_few
-from util.config import Config, carries_config, load_config, value_of
+from util.config import ROOT, Config, carries_config, load_config, value_of
+from util.fetch import is_url, local_file
 from util.image import rgb_of
 from util.precision import Precision
 from util.transform import MEAN, STD
 from util.visual import class_names, palette_of
 
-MODEL_SUFFIXES = (".pth", ".pt")  # what tells a checkpoint from a YAML file
+MODEL_SUFFIXES = (".pth", ".pt", ".safetensors")  # what tells a checkpoint from a YAML file
 # The keys of the config that say how to predict and may be different for each Predictor.
 PROTOCOL = ("base_size", "test_h", "test_w", "test_mode", "scales", "flip", "average", "test_batch", "channels_last", "compile")
 
@@ -104,12 +105,12 @@ def load_model_config(path, overrides=(), must_exist=(), check=None):
 
 def is_model(path) -> bool:
     """Is this the file of a trained network, and not a YAML file?"""
-    return str(path).endswith(MODEL_SUFFIXES)
+    return is_url(path) or str(path).endswith(MODEL_SUFFIXES)
 
 
 def read_model(path) -> dict:
     """What the file of a trained network holds: `state_dict`, and `config`, `names`, `palette` if it carries them."""
-    return load_checkpoint(path)
+    return load_checkpoint(local_file(path, ROOT / "initmodel"))
 
 
 def load_predicting_network(path, content, cfg, device):

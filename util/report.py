@@ -131,8 +131,7 @@ def earlier_protocol(folder) -> dict:
 
 def shown(path) -> str:
     """A path inside the project relative to it, so that results read the same on every machine."""
-    path = Path(path)
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    return str(Path(path).relative_to(ROOT) if Path(path).is_relative_to(ROOT) else path)
 
 
 def _content(result):
