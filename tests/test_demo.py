@@ -369,7 +369,7 @@ def colours_of(strip, palette):
 
 
 @pytest.mark.parametrize("dataset, classes", [("toy", 9), ("camvid", 11), ("cityscapes", 19), ("ade20k", 150)])
-@pytest.mark.parametrize("shape", [(1, 1), (40, 57), (360, 480), (300, 3000)])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 57), (360, 480), (100, 3000)])
 def test_a_legend_holds_every_class_of_every_dataset(dataset, classes, shape):
     names = (ROOT / f"dataset/{dataset}/{dataset}_names.txt").read_text().splitlines()
     palette = np.loadtxt(ROOT / f"dataset/{dataset}/{dataset}_colors.txt", dtype=np.uint8)
@@ -408,15 +408,17 @@ def test_a_long_name_is_shortened_and_stays_one_line():
 
 
 def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
-    palette = default_palette(1)
-    own, truetype = ImageFont.load_default(12), ImageFont.truetype
+    strip = lambda name: legend([name], default_palette(1), (9, 9))
     monkeypatch.setattr("util.visual.FONTS", ("no such font.ttf",))
-    assert np.array_equal(legend(["道路"], palette, (9, 9)), legend([r"\u9053\u8def"], palette, (9, 9)))
-    # A font of the machine that has the letters is used: here one that stands for it, with ASCII alone.
-    monkeypatch.setattr(ImageFont, "truetype", lambda file, size: own if file == "no such font.ttf" else truetype(file, size))
-    assert np.array_equal(legend(["Größe"], palette, (9, 9)), legend([r"Gr\xf6\xdfe"], palette, (9, 9)))
-    monkeypatch.setattr(own, "getmask", lambda text: ImageFont.FreeTypeFont.getmask(own, {"ö": "o", "ß": "s"}.get(text, text)))
-    assert not np.array_equal(legend(["Größe"], palette, (9, 9)), legend([r"Gr\xf6\xdfe"], palette, (9, 9)))
+    assert np.array_equal(strip("道路"), strip(r"\u9053\u8def"))
+    # A font of the machine that has the letters is used. Here Pillow's own stands for it, which has ASCII alone, and then ö.
+    own, truetype = ImageFont.load_default(12), ImageFont.truetype
+    load = lambda file, *more, **how: own if file == "no such font.ttf" else truetype(file, *more, **how)
+    monkeypatch.setattr(ImageFont, "truetype", load)
+    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe"))
+    getmask = own.getmask
+    monkeypatch.setattr(own, "getmask", lambda text: getmask({"ö": "o"}.get(text, text)))
+    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe")) and not np.array_equal(strip("Hö"), strip(r"H\xf6"))
 
 
 def test_the_commands_of_the_documentation_run(project, tmp_path, monkeypatch, camera):
