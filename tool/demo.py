@@ -137,7 +137,7 @@ def show_video(predictor, source, video, path, args, log) -> list[str]:
                 raise
             interrupted = True
     bar.clear()
-    seconds = time.time() - start
+    seconds = max(time.time() - start, 1e-9)
     shares = largest(pixels, predictor.names)
     log.info(f"{path}: {done} frames, {shares} ({seconds:.1f} s, {done / seconds:.2f} frames/s)")
     if interrupted and not camera:

@@ -107,12 +107,13 @@ def legend(names, colors, shape, max_rows=None):
     h, w = shape
     size = max(12, round(math.sqrt(h * w) / 45))
     line, patch = round(1.5 * size), size
-    entries = [(*_lettering(name, size), tuple(map(int, color))) for name, color in zip(names, colors)]
+    own = ImageFont.load_default(size)
+    entries = [(*_lettering(name, own), tuple(map(int, color))) for name, color in zip(names, colors)]
     cell = line + patch + max((math.ceil(font.getlength(text)) for text, font, _ in entries), default=0)
     columns = max(w // cell, 1)
     if max_rows and len(entries) > max_rows * columns:
         shown = max_rows * columns - 1
-        entries = [*entries[:shown], (*_lettering(f"and {len(entries) - shown} more", size), None)]
+        entries = [*entries[:shown], (f"and {len(entries) - shown} more", own, None)]
     rows = math.ceil(len(entries) / columns)
     strip = Image.new("RGB", (max(w, cell), rows * line + line // 2), "white")
     draw = ImageDraw.Draw(strip)
@@ -130,16 +131,15 @@ def below(picture, strip):
     return np.vstack([np.pad(x, ((0, 0), (0, w - x.shape[1]), (0, 0)), constant_values=255) for x in (picture, strip)])
 
 
-def _lettering(name, size):
-    """A name as one line of text, and a font that has all its letters; where none has, they are written as escapes."""
+def _lettering(name, own):
+    """A name as one line of text, and a font that has all its letters; where none has, escapes and `own`, Pillow's font."""
     text = " ".join(name.split())
     text = text if len(text) <= NAME else f"{text[: NAME - 3]}..."
-    own = ImageFont.load_default(size)
     if text.isascii():
         return text, own
     for file in FONTS:
         with suppress(OSError, UnicodeError):  # the machine has no such font; half a character, which no font has
-            font = ImageFont.truetype(file, size)
+            font = ImageFont.truetype(file, own.size)
             if not any(bytes(font.getmask(letter)) == bytes(font.getmask("\uffff")) for letter in text):
                 return text, font
     return text.encode("ascii", "backslashreplace").decode(), own
