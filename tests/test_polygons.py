@@ -206,7 +206,7 @@ def test_background_takes_the_place_that_the_names_give_it(mine, tmp_path):
     assert label_of(tmp_path / "out", "a")[40, 0] == 1
 
 
-def test_labelme_files_in_a_folder_of_their_own_find_their_images(tmp_path):
+def test_labelme_files_in_a_folder_of_their_own_find_their_images(tmp_path, capsys):
     for split, name in (("train", "a"), ("val", "b")):
         picture(tmp_path / "photos" / split / f"{name}.png")
         (tmp_path / "json" / split).mkdir(parents=True)
@@ -215,6 +215,7 @@ def test_labelme_files_in_a_folder_of_their_own_find_their_images(tmp_path):
         )
     picture(tmp_path / "photos/train/c.png")
     assert run("--images", tmp_path / "photos", "--polygons", tmp_path / "json", "--out", tmp_path / "out") == 0
+    assert "1 images without a JSON file are left out" in capsys.readouterr().out
     assert (tmp_path / "out/list/val.txt").read_text() == "image/val/b.png label/val/b.png\n"
 
 
