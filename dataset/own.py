@@ -186,9 +186,10 @@ def _pair(pictures, labels, suffix, images, masks):
     for key, path in labels.items():
         if key in partner:
             continue
-        about = next((cut for cut in range(len(key), 0, -1) if bases.get(key[:cut]) in label_of and "/" not in key[cut:]), None)
-        if about is not None:
-            others[key[about:]] += 1
+        cuts = [*(place.start() for place in re.finditer("[-_. ]", key)), len(key)]  # IMG_12_L is not about IMG_1
+        about = [key[cut:] for cut in cuts if bases.get(key[:cut]) in label_of and "/" not in key[cut:]]
+        if about:
+            others[about[-1]] += 1
         else:
             base = next((key.removesuffix(end) for end in taken if end and key.endswith(end)), key)
             faults[key] = f"{path}: a mask without an image: expected {images / base}{cut} with the file type of an image"
@@ -201,7 +202,7 @@ def _pair(pictures, labels, suffix, images, masks):
         less = f" without {cut}" if cut else ""
         notes.append(f"names of masks: that of the image{less} and {' or '.join(filter(None, taken))}")
     if others:
-        notes.append(f"{masks}: left alone: {', '.join(f'{n} files that end in {end}' for end, n in others.items())}")
+        notes.append(f"{masks}: left alone: {', '.join(f'{n} with {end!r} after the name' for end, n in others.items())}")
     return label_of, faults, notes
 
 

@@ -683,7 +683,7 @@ def test_other_files_about_an_image_are_left_alone(tmp_path, capsys):
     place(tmp_path / "images", *(f"{i}.jpg" for i in range(4)))
     place(tmp_path / "masks", *(f"{i}_gtFine_{end}.png" for i in range(4) for end in ("labelIds", "color")), mask=True)
     assert len(prepared(tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")) == 4
-    assert "left alone: 4 files that end in _gtFine_color" in capsys.readouterr().out
+    assert "left alone: 4 with '_gtFine_color' after the name" in capsys.readouterr().out
 
 
 def test_a_mask_suffix_decides_where_names_allow_several(tmp_path, capsys):
@@ -710,11 +710,12 @@ def test_a_mask_suffix_that_fits_nothing_gets_those_that_would(tmp_path, capsys)
 
 def test_images_and_masks_without_partner_are_named_with_what_was_expected(tmp_path, capsys):
     place(tmp_path / "images", "a.jpg", "b.jpg", "c.jpg")
-    place(tmp_path / "masks", "a_L.png", "b_L.png", "x_L.png", mask=True)
+    place(tmp_path / "masks", "a_L.png", "b_L.png", "x_L.png", "a2_L.png", mask=True)
     args = "folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"
     assert run(*args) == 1
     error = capsys.readouterr().err
     assert f"images/c.jpg: an image without a mask: expected {tmp_path}/masks/c_L.png" in error
+    assert "3 of 5 samples" in error and "masks/a2_L.png: a mask without an image" in error
     assert f"masks/x_L.png: a mask without an image: expected {tmp_path}/images/x with the file type" in error
     assert run(*args, "--skip-bad") == 0
 
