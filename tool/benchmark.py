@@ -2,11 +2,13 @@
 
     python tool/benchmark.py
     python tool/benchmark.py model cityscapes_pspnet50 --fit 24 train_gpu "[0]"
+    python tool/benchmark.py exported
 
 speed (the default): loader, training step, loss, test of a frame, scores and start, each against the plain form of the same
 work, which is how the original does it, alternating in the same process; on the GPU if there is one.
 model: parameters, multiply-adds and memory of each part of a network, the memory that a training step needs on one device,
 and the keys with which it fits into --fit GiB. Computed from shapes alone.
+exported: a window and its mirror image through the network, compiled, and in the files of tool/export.py; on the CPU.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,6 +40,7 @@ import torch
 from dataset.build import toy
 from dataset.toy.scene import write_scene
 from model import build_model, images_needed
+from model.exported import Exported, write_exported
 from model.fold import for_test
 from model.loss import CrossEntropy, upsampled_loss
 from model.pspnet import PSPNet
@@ -80,11 +84,15 @@ def parse_args(argv):
     sub.add_argument("--fit", type=float, metavar="GIB", help="find the keys with which a step fits into this much memory")
     about = "the experiment, its YAML file or the name of a shipped one, and keys of it to override"
     sub.add_argument("words", nargs="*", metavar="CONFIG KEY VALUE", help=about)
+    sub = commands.add_parser("exported", help="the forward pass in PyTorch, ONNX Runtime and OpenVINO")
+    sub.set_defaults(command=exported)
+    sub.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: %(default)s)")
+    sub.add_argument("--quick", action="store_true", help="a tiny size, one round, as a check that it works")
     options_only = not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help")
     args, more = parser.parse_known_args(["speed", *argv] if options_only else argv)  # argparse takes words at one place only
     if args.command is model and not (args.words or args.config):
-        sub.error("which experiment? Give CONFIG, or --config FILE")
-    if more and (args.command is speed or any(word.startswith("--") for word in more)):
+        parser.error("model: which experiment? Give CONFIG, or --config FILE")
+    if more and (args.command is not model or any(word.startswith("--") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if args.command is model:
         args.opts = [*args.words, *more]
@@ -385,6 +393,32 @@ def processor():
         name = found[1] if found else name
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return f"{os.cpu_count()} x {name}, {memory:.0f} GiB"
+
+
+# ---- exported ----
+
+
+def exported(args) -> None:
+    layers, side, rounds = (18, 65, 1) if args.quick else (50, 473, args.rounds)
+    network = for_test(PSPNet(layers, classes=21), torch.device("cpu"))
+    meta = {"names": [str(k) for k in range(21)], "palette": [[0, 0, 0]] * 21, "mean": MEAN, "std": STD, "size": [side, side],
+            "config": "{}", "epoch": None, "revision": "unknown"}  # fmt: skip
+    forms = {"PyTorch": network, "torch.compile": torch.compile(network)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, file in (("ONNX Runtime", "a.onnx"), ("OpenVINO", "a.xml")):
+            write_exported(Path(folder) / file, network, meta)
+            forms[name] = Exported(Path(folder) / file)
+        window = torch.randn(1, 3, side, side)
+        both = torch.cat([window, window.flip(3)])
+        with torch.inference_mode():
+            for form in forms.values():
+                form(both)  # compiles, loads the libraries
+            result = compare({name: partial(form, both) for name, form in forms.items()}, 1e9, rounds, torch.device("cpu"))
+    heading(f"PSPNet{layers}, 2 x {side}x{side}, 21 classes, fp32", "time", "ratio")
+    for name, of_form in result.items():
+        print(f"| {name} | {of_form.seconds:.2f} s | {result['PyTorch'].seconds / of_form.seconds:.2f} |")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino"))
+    print(f"\n{time.strftime('%Y-%m-%d')}, {processor()}, {environment(torch.device('cpu'))}, {versions}. Median of {rounds}.")
 
 
 # ---- model ----

@@ -24,7 +24,8 @@ from util.precision import Precision
 from util.transform import MEAN, STD
 from util.visual import class_names, palette_of
 
-MODEL_SUFFIXES = (".pth", ".pt", ".safetensors")  # what tells a checkpoint from a YAML file
+EXPORTED_SUFFIXES = (".onnx", ".pt2", ".xml")  # of tool/export.py
+MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", *EXPORTED_SUFFIXES)  # what tells a trained network from a YAML file
 # The keys of the config that say how to predict and may be different for each Predictor.
 PROTOCOL = ("base_size", "test_h", "test_w", "test_mode", "scales", "flip", "average", "test_batch", "channels_last", "compile")
 
@@ -109,12 +110,23 @@ def is_model(path) -> bool:
 
 
 def read_model(path) -> dict:
-    """What the file of a trained network holds: `state_dict`, and `config`, `names`, `palette` if it carries them."""
-    return load_checkpoint(local_file(path, ROOT / "initmodel"))
+    """What the file of a trained network holds: `state_dict`, and `config`, `names`, `palette` if it carries them. Of a file of
+    tool/export.py: `exported`, the network as a function, in place of `state_dict`."""
+    path = local_file(path, ROOT / "initmodel")
+    if not str(path).endswith(EXPORTED_SUFFIXES):
+        return load_checkpoint(path)
+    from model.exported import Exported
+
+    exported = Exported(path)
+    return {"exported": exported, "config": exported.config, "names": exported.names, "palette": exported.palette}
 
 
 def load_predicting_network(path, content, cfg, device):
-    """(network ready to predict on `device`, report of its weights), of the content of `path`."""
+    """(network ready to predict on `device`, report of its weights) of the content of `path`; exported ones are on the CPU."""
+    if "exported" in content:
+        exported = content["exported"]
+        exported.check_config(cfg)
+        return exported, exported
     from model import build_model
     from model.fold import for_test
     from model.weights import load_network_weights

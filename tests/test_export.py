@@ -1,0 +1,356 @@
+"""tool/export.py and what runs its files: each network and format, the comparison, the programs, bad input."""
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from model import resnet
+from model.exported import KEYS, Exported, Window, write_exported
+from model.fold import fold_batchnorm
+from model.psanet import PSANet
+from model.pspnet import PSPNet
+from tool import benchmark, demo, export, test
+from util.checkpoint import save_checkpoint
+from util.common import Mistake
+from util.config import ROOT, dump_config, load_config
+from util.inference import Predictor
+from util.log import git_revision
+from util.transform import MEAN, STD
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+NAMES = ["road", "sky", "traffic light"]
+COLORS = [[128, 64, 128], [0, 0, 255], [255, 255, 0]]
+META = {"config": "é: 1\n", "names": NAMES, "palette": COLORS, "mean": MEAN, "std": STD, "epoch": None, "revision": "abc"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Networks of one block a stage, with an eighth of the channels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.resnet.WIDTH", 8)
+        patch.setitem(resnet.BLOCKS, 18, (resnet.BasicBlock, (1, 1, 1, 1)))
+        patch.setitem(resnet.BLOCKS, 50, (resnet.Bottleneck, (1, 1, 1, 1)))
+        yield
+
+
+def trained(network):
+    """The network with BatchNorms that do something, in eval mode."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low in ((module.running_mean, -0.2), (module.running_var, 0.3), (module.weight.data, 0.5)):
+                tensor.copy_(low + torch.rand(tensor.shape, generator=generator))
+    return network.eval()
+
+
+def largest_difference(network, exported, size):
+    """Of the logits of one, two (an image and its mirror image) and three windows."""
+    one = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    differences = []
+    for windows in (one, torch.cat([one, one.flip(3)]), torch.randn(3, 3, *size)):
+        with torch.no_grad():
+            expected = torch.nn.functional.interpolate(network(windows), size, mode="bilinear", align_corners=True)
+        found = exported(windows)
+        assert found.dtype == torch.float32 and found.shape == expected.shape and expected.std() > 0.05
+        differences.append((found - expected).abs().max().item())
+    return max(differences)
+
+
+MMSEG = {"align_corners": False, "size_rule": "input", "contract_dilation": True}
+NETWORKS = {
+    "pyramid of cells that do not divide the features": (lambda: PSPNet(18, classes=3), (57, 73)),
+    "pyramid, mmseg's": (lambda: PSPNet(50, classes=3, stem="deep32", **MMSEG), (60, 92)),
+    "pyramid, plain stem, logits of half the size": (lambda: PSPNet(18, classes=3, stem="plain", zoom_factor=4), (49, 49)),
+    "collected, logits of a quarter of the size": (
+        lambda: PSANet(18, classes=3, psa_type=0, mask_h=7, mask_w=7, zoom_factor=2), (49, 49)),
+    "distributed, small masks, logits of an eighth": (
+        lambda: PSANet(18, classes=3, psa_type=1, mask_h=3, mask_w=5, psa_softmax=False, zoom_factor=1), (49, 65)),
+    "both, mmseg's": (lambda: PSANet(18, classes=3, mask_h=7, mask_w=7, normalization_factor=None, **MMSEG), (52, 50)),
+    "compact": (lambda: PSANet(18, classes=3, compact=True, mask_h=4, mask_w=5), (49, 65)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("build, size", NETWORKS.values(), ids=NETWORKS)
+def test_onnx_gives_the_logits_of_the_network(build, size, tmp_path):
+    network = trained(build())
+    write_exported(tmp_path / "a.onnx", fold_batchnorm(network), {**META, "size": size})
+    assert largest_difference(network, Exported(tmp_path / "a.onnx"), size) < 1e-4
+    graph = onnx.load(tmp_path / "a.onnx")
+    assert graph.opset_import[0].version >= 17 and "BatchNormalization" not in {node.op_type for node in graph.graph.node}
+
+
+def test_onnx_gives_the_logits_of_segmentation_models_pytorch(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    from model.smp import SMPPSPNet
+
+    network, size = trained(SMPPSPNet(18, 0.1, 3)), (50, 61)
+    write_exported(tmp_path / "a.onnx", fold_batchnorm(network), {**META, "size": size})
+    assert largest_difference(network, Exported(tmp_path / "a.onnx"), size) < 1e-4
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".xml"])
+def test_other_formats_give_the_logits_of_the_network_and_what_belongs_to_it(suffix, tmp_path):
+    if suffix == ".xml":
+        pytest.importorskip("openvino")
+    network, size = trained(PSANet(18, classes=3, mask_h=5, mask_w=5)), [49, 57]
+    write_exported(tmp_path / f"a{suffix}", fold_batchnorm(network), {**META, "size": size})
+    exported = Exported(tmp_path / f"a{suffix}")
+    assert largest_difference(network, exported, size) < 1e-4
+    assert {key: getattr(exported, key) for key in KEYS} == {**META, "size": size, "version": "1"}
+    if suffix == ".xml":
+        (tmp_path / "a.bin").write_bytes((tmp_path / "a.bin").read_bytes()[:1000])
+        assert_refused(tmp_path / "a.xml", "damaged, or not a file of this format")
+        (tmp_path / "a.bin").unlink()
+        assert_refused(tmp_path / "a.xml", "its weights are missing, .*a.bin; copy both files")
+    else:
+        whole = (tmp_path / "a.pt2").read_bytes()
+        for damaged in (whole[:3000], whole[:40000] + b"12345678" + whole[40008:], b"no zip"):
+            (tmp_path / "a.pt2").write_bytes(damaged)
+            assert_refused(tmp_path / "a.pt2", "damaged")
+
+
+def files(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def assert_refused(path, message):
+    with pytest.raises(Mistake, match=f"^{re.escape(str(path))}: {message}"):
+        Exported(path)
+
+
+# ---- the programs ----
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, small):
+    """Three little images with labels, and the checkpoint of a run, which carries its config."""
+    root = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    for name in "123":
+        Image.fromarray(rng.integers(0, 256, (40, 57, 3), np.uint8)).save(root / f"{name}.png")
+        Image.fromarray(rng.choice(np.uint8([0, 1, 2, 255]), (40, 57))).save(root / f"{name}_label.png")
+    (root / "val.txt").write_text("".join(f"{name}.png {name}_label.png\n" for name in "123"))
+    config = {
+        "DATA": {"data_root": str(root), "classes": 3, "val_list": str(root / "val.txt")},
+        "TRAIN": {"layers": 18, "initmodel": None, "train_h": 41, "train_w": 49, "save_path": str(root), "precision": "bf16"},
+        "TEST": {"test_list": str(root / "val.txt"), "scales": [0.8, 1.25], "test_h": 33, "test_w": 41},
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(0)
+    state = trained(PSPNet(18, classes=3)).state_dict()
+    content = {"epoch": 7, "state_dict": state, "config": dump_config(load_config(root / "config.yaml"))}
+    save_checkpoint({**content, "names": NAMES, "palette": COLORS}, root / "a.pth")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(project):
+    """The ONNX file of that checkpoint."""
+    assert run(project, "--out", project / "out/a.onnx") == 0
+    return project / "out/a.onnx"
+
+
+def run(project, *options):
+    return export.main(["--model", str(project / "a.pth"), *map(str, options)])
+
+
+def test_file_holds_what_is_needed_to_predict_with_it(written, project):
+    assert files(written.parent) == ["a.onnx"]
+    session = __import__("onnxruntime").InferenceSession(written)
+    assert [(i.name, i.shape, i.type) for i in session.get_inputs()] == [("image", ["batch", 3, 33, 41], "tensor(float)")]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", ["batch", 3, 33, 41])]
+    exported = Exported(written)
+    assert (exported.names, exported.palette, exported.size, exported.epoch) == (NAMES, COLORS, [33, 41], 7)
+    assert (exported.mean, exported.std, exported.revision) == (MEAN, STD, git_revision())
+    config = yaml.safe_load(exported.config)
+    assert config["TEST"]["scales"] == [0.8, 1.25] and config["TRAIN"]["precision"] == "fp32"
+
+
+def test_export_reports_logits_pixels_and_scores(written, project, monkeypatch, capsys):
+    monkeypatch.setattr(export, "write_exported", lambda path, *_: shutil.copy(written, path))
+    assert run(project, "--out", project / "again/a.onnx") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"random windows, 1, 2 and 3 at once: logits of up to \d[\d.]* differ by at most \de-0[5-9]\n", said)
+    assert f"\r3 of the 3 images in {project}/val.txt: logits of each one's first windows differ by at most" in said
+    ours, theirs = re.search(r"mIoU: (0\.\d+) of the network, (0\.\d+) of the file\n", said).groups()
+    assert ours == theirs and "100.0000% of the pixels are equal" in said
+    assert said.endswith(f"written: {project}/again/a.onnx, onnx, windows of 33 x 41, 3 classes\n")
+
+    result = project / "scores"
+    assert test.main([str(project / "a.pth"), "precision", "fp32", "save_folder", str(result)]) == 0
+    assert f"{json.loads((result / 'result.json').read_text())['mIoU']:.6f}" == ours
+    assert run(project, "--out", project / "again/a.onnx", "--images", 2, "flip", False) == 0
+    assert "2 of the 3 images in" in capsys.readouterr().out
+
+
+def test_programs_predict_with_the_file_as_with_the_network(written, project, tmp_path):
+    common = ["test_list", str(project / "val.txt"), "precision", "fp32"]
+    assert test.main([str(project / "a.pth"), *common, "save_folder", str(tmp_path / "network")]) == 0
+    assert test.main([str(written), *common, "save_folder", str(tmp_path / "file")]) == 0
+    config = ["--config", str(project / "config.yaml"), "--model", str(written)]
+    assert test.main([*config, *common, "save_folder", str(tmp_path / "config")]) == 0
+    assert demo.main(["--model", str(written), "--image", str(project / "1.png"), "--out", str(tmp_path / "demo")]) == 0
+    predictor = Predictor(written)
+    for name in "123":
+        network = np.asarray(Image.open(tmp_path / f"network/gray/{name}.png"))
+        assert len(np.unique(network)) == 3
+        assert np.array_equal(Image.open(tmp_path / f"file/gray/{name}.png"), network)
+        assert np.array_equal(Image.open(tmp_path / f"config/gray/{name}.png"), network)
+        assert np.array_equal(predictor(project / f"{name}.png"), network)
+    assert np.array_equal(Image.open(tmp_path / "demo/1_gray.png"), Image.open(tmp_path / "network/gray/1.png"))
+    scores = [json.loads((tmp_path / f"{kind}/result.json").read_text()) for kind in ("network", "file")]
+    assert scores[0]["mIoU"] == scores[1]["mIoU"] and scores[1]["classes"][2]["name"] == "traffic light"
+    assert scores[1]["protocol"]["checkpoint"].endswith("a.onnx") and scores[1]["protocol"]["epoch"] == 7
+
+
+def test_code_of_the_documentation_runs(written, project, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+    shutil.copy(written, tmp_path / "street.onnx")
+    Image.open(project / "1.png").resize((41, 33)).save(tmp_path / "street.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    expected = Predictor(written, flip=False, scales=(1.0,))(tmp_path / "street.png")
+    assert np.array_equal(names["ids"], expected) and names["names"] == NAMES
+
+
+# ---- what must not pass ----
+
+
+def tamper(path):
+    """Change one number of the last layer, as a faulty exporter might."""
+    model = onnx.load(path)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "network.cls.4.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([0, 0.5, 0]), bias.name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("tolerance, message", [(1e-4, "its logits are not those of the network"), (9, "its mIoU differs")])
+def test_a_file_that_is_not_the_network_is_not_written(written, project, tmp_path, tolerance, message, monkeypatch, capsys):
+    def write_another(path, *_):
+        shutil.copy(written, path)
+        tamper(path)
+
+    monkeypatch.setattr(export, "write_exported", write_another)
+    monkeypatch.setattr(export, "LOGITS", tolerance)
+    out = tmp_path / "a.onnx"
+    out.write_text("earlier")
+    assert run(project, "--out", out) == 1
+    assert f"error: {out}: not written, since {message}" in capsys.readouterr().err
+    assert files(tmp_path) == ["a.onnx"] and out.read_text() == "earlier"
+
+
+def test_a_failed_export_leaves_nothing(project, tmp_path, monkeypatch):
+    def fail(path, *_):
+        path.write_text("half")
+        raise RuntimeError("of the exporter")
+
+    monkeypatch.setattr(export, "write_exported", fail)
+    with pytest.raises(RuntimeError, match="of the exporter"):
+        run(project, "--out", tmp_path / "a.onnx")
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--out", "a.xml"], "--out a.xml: the name of a file of --format onnx ends with .onnx"),
+        (["--out", "a.onnx", "--model", "a.onnx"], "--model a.onnx: expected a checkpoint, .pth"),
+        (["--out", "a.onnx", "val_list", "/no.txt"], "DATA.val_list: /no.txt does not exist, and the mIoU of the exported file "
+         "cannot be compared without it; give `val_list PATH`, or --images 0 to compare logits of random windows alone"),
+        (["--out", "a.onnx", "arch", "psa"], "TRAIN.train_h: 41 is not of the form 16n+1"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_the_export(project, tmp_path, options, message, monkeypatch, capsys):
+    monkeypatch.setattr(export, "write_exported", None)
+    monkeypatch.chdir(tmp_path)
+    assert run(project, *options) == 1
+    assert message in capsys.readouterr().err and not files(tmp_path)
+
+
+def test_a_size_that_the_network_refuses_is_found_before_the_export(project, tmp_path, monkeypatch, capsys):
+    sizes = {"arch": "psa", "compact": True, "mask_h": 3, "mask_w": 4, "train_h": 33, "train_w": 49}
+    config = yaml.safe_load((project / "config.yaml").read_text()) | {"TEST": {}}
+    config["TRAIN"] |= sizes
+    (tmp_path / "psa.yaml").write_text(yaml.safe_dump(config))
+    network = PSANet(18, classes=3, compact=True, mask_h=3, mask_w=4)
+    save_checkpoint({"state_dict": network.state_dict()}, tmp_path / "psa.pth")
+    monkeypatch.setattr(export, "write_exported", None)
+    options = ["--model", str(tmp_path / "psa.pth"), "--config", str(tmp_path / "psa.yaml"), "--out", str(tmp_path / "a.onnx")]
+    assert export.main([*options, "--size", "65x65"]) == 1
+    assert "error: compact: needs mask_h x mask_w = 5 x 5" in capsys.readouterr().err and not (tmp_path / "a.onnx").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named(written, project, tmp_path, package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "onnxruntime":
+        assert test.main([str(written), "save_folder", str(tmp_path / "scores")]) == 1
+    else:
+        assert run(project, "--out", tmp_path / "a.onnx", "--images", 0) == 1
+    assert f": needs a package that cannot be imported (import of {package} halted" in (said := capsys.readouterr().err)
+    assert said.endswith(f"pip install {package}\n") and not files(tmp_path)
+
+
+def test_files_that_are_cut_or_foreign_are_named(written, tmp_path, capsys):
+    whole = written.read_bytes()
+    path = tmp_path / "a.onnx"
+    for cut in (0, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert_refused(path, "")
+    foreign = onnx.load(written)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, path)
+    assert_refused(path, "was not written by tool/export.py: it has no version, config, names")
+    onnx.helper.set_model_props(foreign, dict.fromkeys(KEYS, "2"))
+    onnx.save(foreign, path)
+    assert_refused(path, "version 2 of the format, and this program reads 1; export it again")
+    assert_refused(tmp_path / "b.onnx", "no such file")
+    path.write_text("no graph")
+    assert test.main([str(path)]) == 1 and f"error: {path}: damaged, or not" in capsys.readouterr().err
+
+
+def test_a_config_that_does_not_fit_the_file_is_refused(written, project, tmp_path):
+    exported, cfg = Exported(written), replace(load_config(project / "config.yaml"), precision="fp32")
+    exported.check_config(cfg)
+    with pytest.raises(Mistake, match=r"test_h, TEST.test_w: 33 x 49, but .* takes windows of 33 x 41; set them to 33 and 41"):
+        exported.check_config(replace(cfg, test_w=None))
+    with pytest.raises(Mistake, match=r"DATA.classes: 4, but .*a.onnx has 3"):
+        exported.check_config(replace(cfg, classes=4))
+    with pytest.raises(Mistake, match=r"TRAIN.precision: bf16, but .*a.onnx computes in fp32"):
+        exported.check_config(replace(cfg, precision="bf16"))
+
+
+def test_whole_images_must_have_the_size_of_the_file(written, project):
+    image = np.zeros((33, 41, 3), np.uint8)
+    whole = Predictor(written, test_mode="whole", scales=(1.0,))
+    assert np.array_equal(whole(image), Predictor(written, scales=(1.0,))(image))
+    with pytest.raises(Mistake, match="takes windows of 33 x 41, not 40 x 57: test_mode whole"):
+        whole(project / "1.png")
+
+
+def test_window_resizes_logits_as_the_engine_does():
+    coarse = lambda x: x[:, :, ::4, ::4]
+    x = torch.randn(1, 3, 33, 41)
+    expected = torch.nn.functional.interpolate(x[:, :, ::4, ::4], (33, 41), mode="bilinear", align_corners=True)
+    assert torch.equal(Window(coarse)(x), expected) and torch.equal(Window(lambda x: x)(x), x)
+
+
+def test_benchmark_times_each_runtime(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(benchmark, "write_exported", lambda *_: None)
+    monkeypatch.setattr(benchmark, "Exported", lambda path: lambda image: image)
+    assert benchmark.main(["exported", "--quick"]) == 0
+    said = capsys.readouterr().out
+    for name in ("PyTorch", "torch.compile", "ONNX Runtime", "OpenVINO"):
+        assert re.search(rf"\n\| {name} \| \d+\.\d\d s \| \d+\.\d\d \|\n", said)
