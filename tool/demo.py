@@ -31,7 +31,7 @@ from model import check_config
 from util import distributed
 from util.command import find_model
 from util.common import Mistake, first_few
-from util.config import SECTION_OF
+from util.config import SECTION_OF, Config
 from util.image import read_image
 from util.inference import Predictor, is_model, load_model_config
 from util.log import ProgressBar, build_logger, report_errors
@@ -47,13 +47,14 @@ def main(argv=None) -> int:
 
 
 def demo(args) -> None:
+    cfg = load_cfg(args)
     sources, out = find_sources(args.image), Path(args.out)
     names = output_names([camera_name(source) if isinstance(source, int) else source for source in sources])
     outputs = {os.path.realpath(out / f"{name}_{kind}") for name in names
                for kind in ("gray.png", "color.png", "overlay.png", "overlay.mp4")}  # fmt: skip
     if overwritten := outputs & {os.path.realpath(source) for source in sources if isinstance(source, Path)}:
         raise Mistake(f"--out {out}: {min(overwritten)} is one of the inputs and would be overwritten; name another folder")
-    predictor = load_predictor(args)
+    predictor = Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, config=cfg)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,14 +80,13 @@ def demo(args) -> None:
         raise Mistake(f"{len(faults)} of {len(sources)} inputs could not be read:\n" + first_few(faults, 20, "\n"))
 
 
-def load_predictor(args) -> Predictor:
+def load_cfg(args) -> Config:
     model = args.model or (args.config if args.config and is_model(args.config) else None)
     if not args.config and not (model and is_model(model)):
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
     overrides = [*args.opts, *(["model_path", find_model(model)] if model else [])]
     experiment = find_model(model) if args.config in (None, model) else args.config
-    cfg = load_model_config(experiment, overrides, must_exist=["model_path"], check=check_config)
-    return Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, config=cfg)
+    return load_model_config(experiment, overrides, must_exist=["model_path"], check=check_config)
 
 
 def show_picture(predictor, image, place, args, log) -> None:
