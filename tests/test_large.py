@@ -1,7 +1,6 @@
 """Large images are predicted in strips, in the memory of a row of windows."""
 
-import subprocess
-import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,8 +8,9 @@ import torch
 from test_inference import MEAN, STD, convolution, layers
 
 from util import inference
-from util.config import ROOT
 from util.inference import predict, predict_probability, probability_strips
+from util.memory import Memory
+from util.visual import overlay
 
 
 def settings(rng, **changes):
@@ -106,21 +106,42 @@ def test_whole_images_in_one_window_stay_whole(strips):
     assert np.array_equal(predict(layers(), image, **how), predict_probability(layers(), image, **how).argmax(0))
 
 
-@pytest.mark.parametrize("limit, bound", [(0, 0.35), (2**31, 1.5)])
-def test_a_strip_takes_a_fraction_of_the_memory(limit, bound):
-    """The peak of a process beyond its image, as a share of the (K, H, W) tensor, here 342 MB; whole, it is more than one."""
-    program = f"""
-import resource, sys, numpy as np, torch
-sys.path.insert(0, {str(ROOT)!r})
-from util import inference
-inference.WHOLE = {limit}
-image = np.full((3000, 1500, 3), 7, np.uint8)
-model = lambda x: x.repeat(1, 7, 1, 1)[:, :19]
-how = dict(classes=19, base_size=None, crop_h=129, crop_w=129, scales=(1.0,), mean=(1, 1, 1), std=(1, 1, 1), test_batch=4)
-inference.predict(model, image[:200], **how)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-inference.predict(model, image, **how)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * 19 * 3000 * 1500))
-"""
-    share = float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
-    assert (share < bound) if limit == 0 else (1 < share < bound)
+@pytest.mark.parametrize("limit, least, most", [(0, 0.05, 0.15), (2**31, 1, 1.6)])
+def test_strips_take_a_fraction_of_the_memory(monkeypatch, limit, least, most):
+    """The most bytes that tensors have at one time, as a share of those of all probabilities."""
+    monkeypatch.setattr(inference, "WHOLE", limit)
+    monkeypatch.setattr(inference, "STRIP", 8)
+    image = photograph(np.random.default_rng(0), 1500, 200)
+    how = settings(np.random.default_rng(0), classes=19, crop_h=65, crop_w=65, average="prob", test_batch=1, stride_rate=2 / 3)
+    with Memory() as memory:
+        predict(lambda x: x.repeat(1, 7, 1, 1)[:, :19], image, **how)
+    assert least < memory.peak / (4 * 19 * 1500 * 200) < most
+
+
+def test_several_models_are_averaged_in_strips_and_as_a_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    image, how, models = photograph(rng, 90, 80), settings(rng, scales=(1.0, 0.7)), [layers(), convolution]
+    expected = sum(predict_probability(model, image, **how) for model in models).argmax(0)
+    assert np.array_equal(predict(models, image, **how), expected)
+    monkeypatch.setattr(inference, "WHOLE", 0)
+    assert (predict(models, image, **how) == expected.numpy()).mean() > 0.999
+    assert not np.array_equal(predict(models[0], image, **how), expected)
+
+
+@pytest.mark.parametrize("classes, dtype", [(19, np.uint8), (300, np.uint16)])
+def test_colours_over_a_large_picture_are_those_over_its_rows(classes, dtype):
+    rng = np.random.default_rng(0)
+    image, ids = photograph(rng, 700, 3), rng.integers(0, classes + 2, (700, 3)).astype(dtype)
+    palette = rng.integers(0, 256, (classes, 3)).astype(np.uint8)
+    tracemalloc.start()
+    rows = [overlay(image[i : i + 1], ids[i : i + 1], palette) for i in range(700)]
+    assert np.array_equal(overlay(image, ids, palette), np.concatenate(rows))
+    row, i = rows[9], 9
+    expected = [np.rint((a + (palette[c] if c < classes else 0)) / 2) for a, c in zip(image[i].astype(float), ids[i])]
+    assert np.array_equal(row[0], np.uint8(expected))
+    image, ids = np.repeat(image, 500, 1), np.repeat(ids, 500, 1)
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    picture = overlay(image, ids, palette)
+    assert picture.nbytes < tracemalloc.get_traced_memory()[1] - before < 8 * picture.nbytes
+    tracemalloc.stop()

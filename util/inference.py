@@ -73,19 +73,32 @@ def predict(model, image, **settings):
     Where one tensor of probabilities would take more than WHOLE bytes, the memory is, for each scale, that of crop_h rows of
     it, 4 * K * crop_h * width bytes, with mode "slide". The classes are the same; where a scale is resized, or with average
     "logit", only but for probabilities that are equal within rounding.
-    Raises FloatingPointError if a probability is not finite: argmax would take NaN for the largest.
+    model: as of `probability_strips`, or a list of them, whose probabilities are averaged.
+    Raises FloatingPointError if a probability is not finite.
     """
-    best, row = np.empty(image.shape[:2], np.uint8 if settings["classes"] <= 256 else np.uint16), 0
-    for probability in probability_strips(model, image, **settings, limit=WHOLE):
-        ids = probability.argmax(0)
-        if not probability.sum().isfinite():
-            raise FloatingPointError(
-                "the network's output is NaN or infinite: its weights are damaged, or its values exceed the range of "
-                "`precision`: fp16 ends at 65504; fp32 and bf16 go further"
-            )
-        best[row : row + len(ids)] = ids.to(torch.uint8 if best.dtype == np.uint8 else torch.int32).cpu().numpy()
-        row += len(ids)
-    return best
+    models = model if isinstance(model, list | tuple) else [model]
+    ids = []
+    for strip, *others in zip(*(probability_strips(model, image, **settings, limit=WHOLE) for model in models)):
+        for other in others:
+            strip.add_(other)
+        ids.append(most_probable(strip.div_(len(models)) if others else strip))
+    return np.concatenate(ids)
+
+
+def most_probable(probability):
+    """The class of every pixel, as `predict` returns it, of probabilities (K, H, W).
+
+    Raises FloatingPointError if one is not finite: argmax would take NaN for the largest.
+    """
+    best = probability.argmax(0)
+    if not probability.sum().isfinite():
+        raise FloatingPointError(
+            "the network's output is NaN or infinite: its weights are damaged, or its values exceed the range of `precision`: "
+            "fp16 ends at 65504; fp32 and bf16 go further"
+        )
+    if len(probability) <= 256:
+        return best.to(torch.uint8).cpu().numpy()
+    return best.to(torch.int32).cpu().numpy().astype(np.uint16)
 
 
 def probability_strips(
