@@ -145,3 +145,4 @@ def test_colours_over_a_large_picture_are_those_over_its_rows(classes, dtype):
     picture = overlay(image, ids, palette)
     assert picture.nbytes < tracemalloc.get_traced_memory()[1] - before < 8 * picture.nbytes
     tracemalloc.stop()
+    assert overlay(image, ids, palette, out=image) is image and np.array_equal(image, picture)

@@ -74,7 +74,7 @@ def demo(args) -> None:
             raise Mistake(f"{path}: {error}") from error
         save_png(out / f"{name}_gray.png", pred)
         save_png(out / f"{name}_color.png", colorize(pred, palette))
-        save_png(out / f"{name}_overlay.png", overlay(image, pred, palette))
+        save_png(out / f"{name}_overlay.png", overlay(image, pred, palette, out=image))
         ids, pixels = np.unique(pred, return_counts=True)
         largest = [f"{names[ids[i]]} {pixels[i] / pred.size:.0%}" for i in pixels.argsort()[::-1][:5]]
         log.info(f"{out / name}_overlay.png: {', '.join(largest)} ({time.time() - start:.1f} s)")

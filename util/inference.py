@@ -211,9 +211,10 @@ def window_starts(side, crop, stride_rate):
 
 def _normalised(image, mean, std, device, a, b):
     """Rows a to b of an image (H, W, 3) as (1, 3, b - a, W)."""
-    x = torch.from_numpy(np.require(image[a:b], requirements=["C", "W"])).to(device).permute(2, 0, 1)[None].float()
+    x = torch.from_numpy(np.require(image[a:b], requirements=["C", "W"])).to(device).permute(2, 0, 1)[None]
+    x = x.to(torch.float32, copy=True)  # the image stays as it is
     # Normalising is linear, so once before resizing does for all windows, and padding with the mean becomes zeros.
-    return (x - x.new_tensor(mean).view(3, 1, 1)).div_(x.new_tensor(std).view(3, 1, 1))
+    return x.sub_(x.new_tensor(mean).view(3, 1, 1)).div_(x.new_tensor(std).view(3, 1, 1))
 
 
 def _slide(window, read, size, classes, crop_h, crop_w, stride_rate, test_batch, step):
@@ -228,13 +229,15 @@ def _slide(window, read, size, classes, crop_h, crop_w, stride_rate, test_batch,
     corners = [(i, j) for i in rows for j in cols]
     block = h + pad_h if step >= h else crop_h  # rows kept at a time: all, or those of one row of windows
 
-    @lru_cache(1)
-    def images(first):
-        return F.pad(read(first, min(first + block, h)), (left, pad_w - left, top, pad_h - top))
+    images = {}  # the rows of the windows that are cut out at present, by the first
 
     def cut(i, j):
         first = 0 if step >= h else i
-        return images(first)[:, :, i - first : i - first + crop_h, j : j + crop_w]
+        if first not in images:
+            images.clear()
+            x = read(first, min(first + block, h))
+            images[first] = F.pad(x, (left, pad_w - left, top, pad_h - top)) if pad_h or pad_w else x
+        return images[first][:, :, i - first : i - first + crop_h, j : j + crop_w]
 
     def finished(a, b):
         for first in range(a, b, step):

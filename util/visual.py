@@ -82,9 +82,12 @@ def paint(gray, palette):
     return picture
 
 
-def overlay(image, gray, palette, alpha=0.5):
-    """Image (H, W, 3), 0..255, mixed with the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours."""
-    picture = np.empty((*gray.shape, 3), np.uint8)
+def overlay(image, gray, palette, alpha=0.5, out=None):
+    """Image (H, W, 3), 0..255, mixed with the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours.
+
+    out: the array for it, which may be the image itself if that is uint8 and no longer needed.
+    """
+    picture = np.empty((*gray.shape, 3), np.uint8) if out is None else out
     for rows in _strips(gray):
         mixed = (1 - alpha) * np.float32(image[rows]) + alpha * np.float32(paint(gray[rows], palette))
         picture[rows] = np.uint8(np.rint(mixed))
