@@ -294,7 +294,8 @@ def show(project, *words):
 
 
 def test_demo_predicts_a_folder_with_every_scale(project, tmp_path, capsys):
-    assert show(project, "--image", project / "image/bonn", "--out", tmp_path, "scales", "[0.5, 1.0, 1.5]") == 0
+    words = ("--no-legend", "scales", "[0.5, 1.0, 1.5]")
+    assert show(project, "--image", project / "image/bonn", "--out", tmp_path, *words) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"{i}_{kind}.png" for i in (1, 2) for kind in ("color", "gray", "overlay")
     ]
@@ -338,7 +339,7 @@ def test_demo_predicts_the_pictures_that_it_can_read_and_lists_the_others(projec
         (tmp_path / name).write_bytes(content)
     assert show(project, "--image", tmp_path, "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "3 of 4 pictures could not be read:" in error
+    assert "3 of 4 inputs could not be read:" in error
     assert all(f"{tmp_path / name}: " in error for name in ("a.jpg", "b.png", "d.png")) and "c.png" not in error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c_color.png", "c_gray.png", "c_overlay.png"]
 
@@ -348,7 +349,7 @@ def test_demo_reads_a_16_bit_picture_as_the_test_does(project, tmp_path):
     cv2.imwrite(str(tmp_path / "deep.png"), pixels)
     (tmp_path / "list.txt").write_text(f"{tmp_path}/deep.png\n")
     assert run(project, "save_folder", tmp_path / "out", "split", "test", "test_list", tmp_path / "list.txt") == 0
-    assert show(project, "--image", tmp_path / "deep.png", "--out", tmp_path / "seen") == 0
+    assert show(project, "--image", tmp_path / "deep.png", "--out", tmp_path / "seen", "--no-legend") == 0
     by_test, by_demo = (np.asarray(Image.open(tmp_path / name)) for name in ("out/gray/deep.png", "seen/deep_gray.png"))
     assert np.array_equal(by_test, by_demo)
     shown = np.asarray(Image.open(tmp_path / "seen/deep_overlay.png"))

@@ -1,108 +1,239 @@
-"""Predict pictures that need no labels and no list.
+"""Predict pictures and videos that need no labels and no list.
 
-    python tool/demo.py --config config/toy/toy_pspnet18.yaml --image picture.jpg
-    python tool/demo.py --config config/ade20k/ade20k_pspnet50.yaml --image "holiday/*.jpg" --out seen scales "[0.75, 1.0]"
+    python tool/demo.py --model exp/toy/pspnet18/model/model_best.pth --image picture.jpg drive.mp4
+    python tool/demo.py ade20k_pspnet50 --image "holiday/*.jpg" --out seen scales "[0.75, 1.0]"
+    python tool/demo.py --model model_best.pth --image 0 scales "[1.0]" flip False
 
-Writes NAME_gray.png (class ids), NAME_color.png (the same in colours) and NAME_overlay.png (colours over the picture) into
---out. Pictures that cannot be read are listed at the end, with exit status 1. A GPU is used if the config's `test_gpu` names
-one and there is one.
+A checkpoint of tool/train.py is enough; CONFIG (a YAML file, or the name of a shipped one) is for checkpoints that carry none,
+or says another protocol. KEY VALUE overrides keys of either.
+
+Of a picture it writes NAME_gray.png (class ids), NAME_color.png (the same in colours) and NAME_overlay.png (colours over the
+picture), of a video NAME_overlay.mp4, into --out. A number is a camera: Ctrl-C ends it and completes camera_overlay.mp4. What
+cannot be read is listed at the end, with exit status 1. A GPU is used if the config's `test_gpu` names one and there is one.
 """
 
 import argparse
 import glob
 import os
+import re
+import signal
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
+import cv2
 import numpy as np
 
-from model import build_model
-from model.fold import for_test
-from model.weights import load_network_weights
+from model import check_config
 from util import distributed
-from util.checkpoint import load_checkpoint
-from util.command import find_config
+from util.command import find_model
 from util.common import Mistake, first_few
-from util.config import load_config
+from util.config import SECTION_OF
 from util.image import read_image
-from util.inference import predict, prediction_settings
-from util.log import build_logger, report_errors
-from util.precision import Precision
-from util.visual import class_names, colorize, output_names, overlay, palette_of, save_png
+from util.inference import Predictor, is_model, load_model_config
+from util.log import ProgressBar, build_logger, report_errors
+from util.video import VIDEO_SUFFIXES, VideoReader, write_video
+from util.visual import below, colorize, legend, output_names, overlay, save_png
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+WINDOW = "camera, q ends"
 
 
 def main(argv=None) -> int:
-    args = parse_args(argv)
-    return report_errors(lambda: demo(args))
+    return report_errors(lambda: demo(parse_args(argv)))
 
 
 def demo(args) -> None:
-    overrides = [*args.opts, *(["model_path", str(Path(args.model_path).resolve())] if args.model_path else [])]
-    cfg = load_config(find_config(args.config), overrides, must_exist=["model_path"])
-    names, palette = class_names(cfg), palette_of(cfg)
-    paths, out = find_images(args.image), Path(args.out)
-    outputs = output_names(paths)
-    written = {os.path.realpath(out / f"{name}_{kind}.png") for name in outputs for kind in ("gray", "color", "overlay")}
-    if overwritten := written & set(map(os.path.realpath, paths)):
-        raise Mistake(f"--out {out}: {min(overwritten)} is one of the pictures and would be overwritten; name another folder")
+    sources, out = find_sources(args.image), Path(args.out)
+    names = output_names([camera_name(source) if isinstance(source, int) else source for source in sources])
+    outputs = {os.path.realpath(out / f"{name}_{kind}") for name in names
+               for kind in ("gray.png", "color.png", "overlay.png", "overlay.mp4")}  # fmt: skip
+    if overwritten := outputs & {os.path.realpath(source) for source in sources if isinstance(source, Path)}:
+        raise Mistake(f"--out {out}: {min(overwritten)} is one of the inputs and would be overwritten; name another folder")
+    predictor = load_predictor(args)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Mistake(f"--out {out}: no folder for the results ({error})") from error
-    device = distributed.pick_device(cfg.test_gpu)
-    network = build_model(cfg)
-    load_network_weights(network, cfg.model_path, read=load_checkpoint)
-    network = for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile)
-    precision = Precision(cfg.precision, device)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
 
     log, faults = build_logger(), []
-    for path, name in zip(paths, outputs):
-        start = time.time()
+    for source, name in zip(sources, names):
+        moving = isinstance(source, int) or source.suffix.lower() in VIDEO_SUFFIXES
         try:
-            image = read_image(path)
+            content = VideoReader(source) if moving else read_image(source)
         except Mistake as error:
             faults.append(str(error))
             continue
         try:
-            with precision.autocast():
-                pred = predict(network, image, **prediction_settings(cfg))
+            if moving:
+                faults += show_video(predictor, source, content, out / f"{name}_overlay.mp4", args, log)
+            else:
+                show_picture(predictor, content, out / name, args, log)
         except FloatingPointError as error:
-            raise Mistake(f"{path}: {error}") from error
-        save_png(out / f"{name}_gray.png", pred)
-        save_png(out / f"{name}_color.png", colorize(pred, palette))
-        save_png(out / f"{name}_overlay.png", overlay(image, pred, palette, out=image))
-        ids, pixels = np.unique(pred, return_counts=True)
-        largest = [f"{names[ids[i]]} {pixels[i] / pred.size:.0%}" for i in pixels.argsort()[::-1][:5]]
-        log.info(f"{out / name}_overlay.png: {', '.join(largest)} ({time.time() - start:.1f} s)")
+            raise Mistake(f"{source}: {error}") from error
     if faults:
-        raise Mistake(f"{len(faults)} of {len(paths)} pictures could not be read:\n" + first_few(faults, 20, "\n"))
+        raise Mistake(f"{len(faults)} of {len(sources)} inputs could not be read:\n" + first_few(faults, 20, "\n"))
 
 
-def find_images(pattern) -> list[Path]:
-    """The pictures of a file, a folder or a glob pattern (`**` reaches into sub-folders), sorted."""
+def load_predictor(args) -> Predictor:
+    model = args.model or (args.config if args.config and is_model(args.config) else None)
+    if not args.config and not (model and is_model(model)):
+        raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
+    overrides = [*args.opts, *(["model_path", find_model(model)] if model else [])]
+    experiment = find_model(model) if args.config in (None, model) else args.config
+    cfg = load_model_config(experiment, overrides, must_exist=["model_path"], check=check_config)
+    return Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, config=cfg)
+
+
+def show_picture(predictor, image, place, args, log) -> None:
+    start = time.time()
+    ids = predictor(image)
+    rows = range(0, len(ids), 256)  # a few at a time: bincount makes eight bytes of each pixel
+    pixels = sum(np.bincount(ids[i : i + 256].ravel(), minlength=len(predictor.names)) for i in rows)
+    present = [k for k in pixels.argsort(kind="stable")[::-1] if pixels[k]]
+    shown = compose(image, ids, predictor.palette, args)
+    if args.legend:
+        shown = below(shown, legend([predictor.names[k] for k in present], predictor.palette[present], shown.shape[:2]))
+    save_png(f"{place}_gray.png", ids)
+    save_png(f"{place}_color.png", colorize(ids, predictor.palette))
+    save_png(f"{place}_overlay.png", shown)
+    log.info(f"{place}_overlay.png: {largest(pixels, predictor.names)} ({time.time() - start:.1f} s)")
+
+
+def show_video(predictor, source, video, path, args, log) -> list[str]:
+    """Write the overlay of every frame; returns what is wrong with the video, [] if nothing is.
+
+    Ctrl-C or SIGTERM: what is done so far is a whole file; for a camera that is the end, else the program ends with it.
+    """
+    camera, interrupted = isinstance(source, int), False
+    bar = ProgressBar(path.name, min(filter(None, (args.frames, video.count)), default=0))
+    pixels, strip, done, written, start = 0, None, 0, 0, time.time()
+    window = camera and open_window()
+    with write_video(path, video.rate) as append:
+        try:
+            for frame in islice(video, args.frames):
+                ids = predictor(frame)
+                pixels = pixels + np.bincount(ids.ravel(), minlength=len(predictor.names))
+                shown = compose(frame, ids, predictor.palette, args)
+                if args.legend:  # the same below every frame, so of the classes of the network, in their order
+                    if strip is None:
+                        strip = legend(predictor.names, predictor.palette, shown.shape[:2], max_rows=10)
+                    shown = below(shown, strip)
+                # A camera's pictures last as long as they were on: the video plays at the speed of life.
+                due = round((time.time() - start) * video.rate) - written if camera else 1
+                for _ in range(max(due, 1)):
+                    append(shown)
+                    written += 1
+                done += 1
+                bar.total = max(bar.total, done)
+                bar.show(done)
+                if window and not in_window(shown):
+                    break
+        except KeyboardInterrupt:
+            if not written:
+                raise
+            interrupted = True
+    bar.clear()
+    seconds = time.time() - start
+    shares = largest(pixels, predictor.names)
+    log.info(f"{path}: {done} frames, {shares} ({seconds:.1f} s, {done / seconds:.2f} frames/s)")
+    if interrupted and not camera:
+        log.info(f"interrupted: {path} holds the first {done} frames of {source}")
+        raise KeyboardInterrupt
+    if args.frames or not video.missing():
+        return []
+    return [f"{source}: {video.missing():.1f} seconds are missing at its end (cut short or damaged?); {path} holds the {done} "
+            "frames before"]  # fmt: skip
+
+
+def compose(image, ids, palette, args):
+    if args.side_by_side:
+        return np.hstack([image, overlay(image, ids, palette)])
+    return overlay(image, ids, palette, out=image)
+
+
+def largest(pixels, names) -> str:
+    """`road 41%, sky 12%, ...`: the five classes with the most pixels."""
+    order = [k for k in pixels.argsort(kind="stable")[::-1][:5] if pixels[k]]
+    return ", ".join(f"{names[k]} {pixels[k] / pixels.sum():.0%}" for k in order)
+
+
+def open_window() -> bool:
+    """Open a window for the camera, where there is a screen and OpenCV is built with windows."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        return False  # Qt would end the program
+    try:
+        cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
+    except cv2.error:
+        return False
+    return True
+
+
+def in_window(frame) -> bool:
+    """Show a frame; False if q or Esc was pressed."""
+    cv2.imshow(WINDOW, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    return cv2.waitKey(1) & 255 not in (ord("q"), 27)
+
+
+def camera_name(number) -> Path:
+    return Path(f"camera{number or ''}")
+
+
+def find_sources(patterns) -> list:
+    """The pictures and videos of files, folders and glob patterns (`**` reaches into sub-folders), each sorted, as paths, and
+    the numbers of cameras."""
+    found = []
+    for pattern in patterns:
+        camera = re.fullmatch("[0-9]{1,4}", pattern) and not os.path.exists(pattern)  # noqa: PTH110, as below
+        found += [int(pattern)] if camera else find_files(pattern)
+    return list(dict.fromkeys(found))
+
+
+def find_files(pattern) -> list[Path]:
     if os.path.isfile(pattern):  # noqa: PTH113, Path.is_file raises where the name is too long
         return [Path(pattern)]
     folder = os.path.isdir(pattern)  # noqa: PTH112, likewise
     found = Path(pattern).iterdir() if folder else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207, absolute
-    images = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not images:
-        what = "this folder holds no pictures" if folder else "no such picture, and no pictures match it"
-        raise Mistake(f"--image {pattern}: {what} ({' '.join(sorted(SUFFIXES))})")
-    return images
+    files = sorted(path for path in found if path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and path.is_file())
+    if not files:
+        what = "this folder holds no pictures or videos" if folder else "no such picture or video, and none match it"
+        raise Mistake(f"--image {pattern}: {what} ({' '.join(sorted(SUFFIXES | VIDEO_SUFFIXES))})")
+    return files
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")
-    parser.add_argument("--image", required=True, help="a picture, a folder of pictures, or a quoted pattern with *")
-    parser.add_argument("--out", default="demo", help="folder for the results (default: %(default)s)")
-    parser.add_argument("--model_path", "--model-path", help="checkpoint; default: the config's model_path")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config: scales [0.5,1.0]")
-    return parser.parse_args(argv)
+    parser = argparse.ArgumentParser(
+        usage="python tool/demo.py [--model FILE.pth] [CONFIG] --image FILE [FILE ...] [flags] [KEY VALUE ...]",
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--model", "--model_path", "--model-path", metavar="FILE",
+                        help="checkpoint; default: CONFIG's model_path")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="the same as CONFIG")
+    parser.add_argument("--image", required=True, nargs="+", action="extend", metavar="FILE",
+                        help="pictures, videos, folders of them, quoted patterns with *, a camera's number")  # fmt: skip
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for the results (default: %(default)s)")
+    parser.add_argument("--no-legend", dest="legend", action="store_false", help="overlays without the names of the classes")
+    parser.add_argument("--side-by-side", action="store_true", help="overlays beside the picture itself")
+    parser.add_argument("--frames", type=int, metavar="N", help="end a video or a camera after N frames")
+    args, words = parser.parse_known_args(argv)
+    wrong = [word for word in words if re.match(r"--?[A-Za-z]", word)]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if args.frames is not None and args.frames < 1:
+        parser.error(f"--frames {args.frames}: must be 1 or more")
+    for i, word in enumerate(args.image):  # KEY VALUE may follow the pictures
+        if word.rpartition(".")[2] in SECTION_OF and not os.path.exists(word):  # noqa: PTH110, as below
+            args.image, words = args.image[:i], words + args.image[i:]
+            break
+    if not args.image:
+        parser.error("argument --image: expected at least one file")
+    if not args.config and len(words) % 2:
+        args.config = words.pop(0)
+    args.opts = words
+    return args
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
     torchrun --nproc_per_node 8 tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml
     python tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml has_prediction True boundary_iou True
     python tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml --format cityscapes
+    python tool/test.py exp/cityscapes/pspnet50/model/model_best.pth save_folder exp/best
+
+The last line needs no config, since a checkpoint carries that of its run.
 
 Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log; with labels
 result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv, images.csv
@@ -22,24 +25,22 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import numpy as np
 import torch
 
 from dataset.server import save_for_server, server_files
-from model import build_model, check_config
-from model.fold import for_test
-from model.weights import load_network_weights
+from model import check_config
 from util import distributed
-from util.checkpoint import load_checkpoint
 from util.command import parse_test
 from util.common import Mistake, first_few
-from util.config import Config, load_config
+from util.config import Config
 from util.dataset import SemData, check_ids
 from util.image import read_label, size_text
-from util.inference import predict, prediction_protocol, prediction_settings
+from util.inference import Predictor, load_model_config, prediction_protocol
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_scores
-from util.precision import Precision, shared_precision
+from util.precision import shared_precision
 from util.report import Example, Result, earlier_protocol, log_result, shown, write_images, write_report, write_result
 from util.visual import class_names, colorize, output_names, palette_of, save_png
 
@@ -58,8 +59,7 @@ class Evaluation:
     protocol: dict  # how the predictions are made, for people who compare numbers
     log: logging.Logger = field(default_factory=build_logger)
     device: torch.device = torch.device("cpu")
-    network: torch.nn.Module | None = None  # None: the predictions were made before
-    precision: Precision | None = None
+    predictor: Predictor | None = None  # None: the predictions were made before
 
     def __post_init__(self):
         K = self.cfg.classes
@@ -87,7 +87,7 @@ def test(argv) -> int | None:
     distributed.adopt_launcher()
     with distributed.same_errors():
         path, overrides, notes = parse_test(argv, __doc__)
-        cfg = load_config(path, overrides, needed_files, check_config)
+        cfg = load_model_config(path, overrides, needed_files, check_config)
         run = plan(cfg)
     status = distributed.launch(Path(__file__).resolve(), argv, cfg.test_gpu)
     if status is not None:
@@ -103,12 +103,13 @@ def test(argv) -> int | None:
     if cfg.has_prediction:
         predictions = ahead(partial(read_prediction, run), mine)
     else:
-        run.precision = shared_precision(cfg.precision, run.device)
-        run.log.info(f"Precision: {run.precision.label}")
+        precision = shared_precision(cfg.precision, run.device)
+        run.log.info(f"Precision: {precision.label}")
         with distributed.same_errors():
-            load_network(run)
+            load_network(run, precision)
         predictions = predict_images(run, mine)
-    count_images(run, predictions)
+    with distributed.first_error():
+        count_images(run, predictions)
 
     if cfg.format != "none":
         run.log.info(f"Wrote {len(run.indices)} PNGs for the {cfg.format} server into {run.exports[0].parent}")
@@ -177,16 +178,18 @@ def open_log(folder):
         raise Mistake(f"TEST.save_folder: no results can be written to {folder} ({error})") from error
 
 
-def load_network(run):
-    cfg, network = run.cfg, build_model(run.cfg)
-    weights = load_network_weights(network, cfg.model_path, read=load_checkpoint)
-    run.log.info(f"Weights {cfg.model_path}:\n{weights}")
-    run.network = for_test(network, run.device, channels_last=cfg.channels_last, compile=cfg.compile)
+def load_network(run, precision):
+    cfg = run.cfg
+    run.predictor = Predictor(cfg.model_path, run.device, precision, cfg)
+    checkpoints = cfg.model_path if isinstance(cfg.model_path, tuple) else (cfg.model_path,)
+    for path, weights in zip(checkpoints, run.predictor.weights):
+        run.log.info(f"Weights {path}:\n{weights}")
+    files, epochs = [shown(path) for path in checkpoints], [weights.epoch for weights in run.predictor.weights]
     run.protocol = {
         "config": shown(cfg.path),
-        "checkpoint": shown(cfg.model_path),
-        "epoch": weights.epoch,
-        **prediction_protocol(cfg, run.precision.label),
+        "checkpoint": files[0] if len(files) == 1 else files,
+        "epoch": epochs[0] if len(epochs) == 1 else epochs,
+        **prediction_protocol(cfg, precision.label),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": environment(run.device),
     }
@@ -202,8 +205,7 @@ def predict_images(run, indices):
     for done, (index, image, label) in enumerate(ahead(lambda i: (i, *run.data.read(i)), indices), 1):
         data_time.update(time.time() - end)
         try:
-            with run.precision.autocast():
-                pred = predict(run.network, image, **prediction_settings(run.cfg))
+            pred = run.predictor(image)
         except FloatingPointError as error:
             raise Mistake(f"{run.data.data_list[index][0]}: {error}") from error
         batch_time.update(time.time() - end)

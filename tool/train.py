@@ -12,6 +12,7 @@ the run is complete; 1 = an error; 75 = stopped by a signal and saved: start aga
 """
 
 import glob
+import logging
 import math
 import random
 import signal
@@ -24,6 +25,7 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback; later see StopSignal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
 
 from model import build_model, check_config, images_needed
@@ -54,7 +56,11 @@ def main(argv=None) -> int:
 
     def program():
         with end_workers():
-            return train(argv)
+            try:
+                return train(argv)
+            except distributed.StoppedEarly as name:
+                logging.getLogger("semseg").warning(f"Stopped by {name} before the first iteration: start again")
+                return REQUEUE
 
     return report_errors(program)
 
@@ -77,6 +83,7 @@ def train(argv) -> int:
         run.log.info(f"The run has reached its end ({run.plan.max_iter} iterations) already: there is nothing to do")
         distributed.close()
         return 0
+    run.stop.early = False
     open_output(run)
     while not run.has_ended:
         stopped = not (train_interval(run) and finish_interval(run))
@@ -99,7 +106,7 @@ def read_config(argv):
 def needed_files(cfg) -> list[str]:
     weights = [key for key in ("weight", "resume") if getattr(cfg, key) not in (None, "auto", "best")]
     if cfg.resume in ("auto", "best") and any(glob.iglob("*.pth", root_dir=cfg.save_path)):  # noqa: PTH207, silent without the folder
-        weights = []  # a run that goes on needs none; they may have been moved aside with an earlier run
+        weights = []  # a run that resumes needs none; they may have been moved aside with an earlier run
     elif not weights and cfg.initmodel not in (None, "torchvision"):
         weights = ["initmodel"]
     return ["data_root", "train_list", *weights, *(["val_list"] if cfg.evaluate else [])]
@@ -121,7 +128,9 @@ def open_run(cfg) -> Run:
     distributed.init_process_group(device, cfg.dist_backend)
     with distributed.same_errors():
         check_batch(cfg)
-    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), stop=distributed.StopSignal())
+        names, palette = class_names(cfg), palette_of(cfg)
+    stop = distributed.StopSignal(early=True)
+    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), names, palette, stop=stop)
     run.lock = distributed.on_main(lambda: lock_folder(run.folder))
     if distributed.is_main():
         run.log_file = run.folder / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log"
@@ -371,7 +380,6 @@ def validate(run) -> dict | None:
     network.eval()
     images = build_val_loader(cfg, run.val_data)
     how = prediction_settings(cfg) | {"scales": (1.0,), "flip": False, "test_batch": cfg.batch_size_val}
-    palette = palette_of(cfg)
     confusion = torch.zeros(cfg.classes, cfg.classes, dtype=torch.int64, device=run.device)
     loss = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum of -log p over the labelled pixels, their number
     bar = ProgressBar("Validation", len(images))
@@ -385,7 +393,7 @@ def validate(run) -> dict | None:
         p = probability.gather(0, label.long().where(labelled, 0)[None])[0][labelled]
         loss += torch.stack([-p.clamp(min=1e-12).log().double().sum(), labelled.sum().double()])
         if run.out.writer is not None and i < PANELS:
-            picture = panel(image, label.cpu().numpy(), pred.cpu().numpy(), palette, cfg.ignore_label)
+            picture = panel(image, label.cpu().numpy(), pred.cpu().numpy(), run.palette, cfg.ignore_label)
             run.out.writer.add_image(f"val/{i}_input_label_prediction", picture, step, dataformats="HWC")
         bar.show(i + 1)
         if run.stop.received:

@@ -25,11 +25,10 @@ class Damaged(Mistake):
 
 def save_checkpoint(content: dict, path) -> None:
     """Write a checkpoint so that `path` is always the old file or the whole new one, also when the power fails."""
-    with write_aside(path, sync=True) as aside, aside.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # of a writer that was interrupted: by a full disk, or by the death of a loader worker
-            raise error.__context__ or error from None
+    data = io.BytesIO()  # not the file itself: where that is closed by an error, the writer's end would kill the process
+    torch.save(content, data)
+    with write_aside(path, sync=True) as aside:
+        aside.write_bytes(data.getbuffer())
 
 
 def load_checkpoint(path) -> dict:
@@ -107,7 +106,7 @@ def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
 def set_aside(folder, new_log, position=None, data_iters=1, recounted=False) -> Path | None:
     """Move what an earlier run left in `folder` into folder/earlier-N, and return that; None if there is nothing to move.
 
-    position: (iteration, finished) where a resumed run goes on: only the checkpoints beyond it are moved, with a copy of
+    position: (iteration, finished) where a run resumes: only the checkpoints beyond it are moved, with a copy of
     metrics.jsonl; None moves all. recounted: the iterations of the earlier run were of another size, `data_iters` an epoch
     now; its metrics and events are moved too. new_log: the log file of the run that starts, which stays. Files left
     half-written by a killed run are deleted. Raises Mistake if something cannot be moved.

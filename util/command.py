@@ -11,10 +11,12 @@ from types import NoneType
 from typing import get_origin
 
 from util.common import Mistake, did_you_mean
-from util.config import SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, load_config, value_of
+from util.config import ROOT, SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, value_of
+from util.inference import MODEL_SUFFIXES, is_model, load_model_config
 
 WIDTH = 100  # of the help
 PAIRS = "KEY VALUE"
+MODELS = "CHECKPOINT"  # the words that name trained networks
 GPU, OPTIONS = "train_gpu or test_gpu", "any key"  # what some flags set
 
 
@@ -29,19 +31,25 @@ class Flag:
     several: str | None = None  # if several words may follow, the pattern of one
 
 
+SEVERAL_MODELS = rf".*({'|'.join(map(re.escape, MODEL_SUFFIXES))})$"
+TRAINED, SUBMISSION = "Trained network", "Submission"  # of the test alone
 START, SEEDS = "Where a run starts and what it does", "Reproducibility"
 FLAGS = {  # by group
     "Experiment": (
         Flag("--config", "FILE", None, "the same as CONFIG"),
         Flag("--work-dir", "DIR", "save_path", "where checkpoints and logs go, and what the test writes: DIR/result/..."),
     ),
-    "Submission": (
+    TRAINED: (
+        Flag("--model", "FILE [FILE ...]", "model_path", "the same as CHECKPOINT", several=SEVERAL_MODELS),
+        Flag("--model-path", "FILE [FILE ...]", "model_path", "the same", several=SEVERAL_MODELS),
+    ),
+    SUBMISSION: (
         Flag("--format", "SERVER", "format", "also write the PNGs that this server takes: cityscapes, ade20k or voc2012"),
     ),
     START: (
         Flag("--load-from", "FILE", "weight", "start from these weights of a whole network"),
-        Flag("--resume-from", "FILE", "resume", "go on from this checkpoint: weights, optimizer, position"),
-        Flag("--auto-resume", None, "resume=auto", "go on from the newest checkpoint in the work dir unless --resume-from "
+        Flag("--resume-from", "FILE", "resume", "resume from this checkpoint: weights, optimizer, position"),
+        Flag("--auto-resume", None, "resume=auto", "resume from the newest checkpoint in the work dir unless --resume-from "
              "names one; if there is none, start anew with a warning"),
         Flag("--no-validate", None, "evaluate=False", "do not validate while training"),
     ),
@@ -69,6 +77,8 @@ FLAGS = {  # by group
 ABOUT = {
     "Experiment": "CONFIG is a YAML file, the name of a shipped one (cityscapes_pspnet50), or MMSegmentation's name for it "
     "(pspnet_r50-d8_512x1024_40k_cityscapes).",
+    TRAINED: "CHECKPOINT, a file of tool/train.py, replaces the config's model_path. It carries its own config, so CONFIG may "
+    "be left out. Of several checkpoints the probabilities are averaged.",
     "Settings": 'KEY VALUE overrides a key of the config: base_lr 0.02 scales "[0.5, 1.0]" resume null. VALUE is text for keys '
     "of text, else YAML. A key that is set in two ways must have one value. Relative paths start at the project's root.",
 }
@@ -105,7 +115,7 @@ class Setting:
     source: str  # PAIRS, or a flag: the last of one source counts, two sources must agree
     written: str
     name: str  # for load_config: with or without a section
-    value: str
+    value: str | list
 
     @property
     def key(self) -> str:
@@ -127,11 +137,12 @@ def parse_train(argv, doc) -> tuple[Path, list[str], list[str]]:
     Call it after util.distributed.adopt_launcher. Sets LOCAL_RANK from --local-rank where the environment has none.
     Raises Mistake for words that are not understood or contradict each other.
     """
-    return _parse(argv, doc, "tool/train.py", "train_gpu", [title for title in FLAGS if title != "Submission"])
+    return _parse(argv, doc, "tool/train.py", "train_gpu", [title for title in FLAGS if title not in (TRAINED, SUBMISSION)])
 
 
 def parse_test(argv, doc) -> tuple[Path, list[str], list[str]]:
-    """The same for tool/test.py. It accepts the flags of training too, since train.sh gives the same ones to both."""
+    """The same for tool/test.py; the path may be that of a checkpoint, for load_model_config. Flags of training are accepted
+    too, since train.sh gives the same ones to both."""
     return _parse(argv, doc, "tool/test.py", "test_gpu", FLAGS, hidden=(START, SEEDS))
 
 
@@ -145,10 +156,12 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=()):
     given = {name: value for name, value in vars(args).items() if value is not None}
     if "--local-rank" in given:
         os.environ.setdefault("LOCAL_RANK", str(given["--local-rank"]))
-    config = given.get("--config") or (words.pop(0) if words else None)
+    takes_models = TRAINED in titles
+    config, models = _which_experiment(given, words, takes_models)
     if config is None:
-        raise Mistake(f"command line: which experiment? Give `python {program} CONFIG`, or `--config FILE`")
-    config, launcher = find_config(config), given.get("--launcher", "none")
+        more = ", or a checkpoint" if takes_models else ""
+        raise Mistake(f"command line: which experiment? Give `python {program} CONFIG`, or `--config FILE`{more}")
+    launcher = given.get("--launcher", "none")
     missing = [name for name in LAUNCHERS[launcher][0] if name not in os.environ]
     if missing:
         raise Mistake(
@@ -157,6 +170,8 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=()):
         )
     of_flags = [s for name, value in given.items() for s in _settings(flags[name], value, gpu_key, launcher)]
     settings = [Setting(PAIRS, f"{key} {value}", key, value) for key, value in key_value_pairs(words)] + of_flags
+    if models:
+        settings.append(Setting(MODELS, " ".join(map(str, models)), "model_path", _one_or_all(models)))
     if any(s.key == "resume" and s.source not in (PAIRS, "--auto-resume") for s in settings):
         settings = [s for s in settings if s.source != "--auto-resume"]  # it gives way
     _check_agreement(settings)
@@ -171,6 +186,34 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=()):
     return config, overrides, notes
 
 
+def _which_experiment(given, words, takes_models):
+    """(path of the config, checkpoints that stand without a flag), which it takes from the beginning of `words`.
+
+    Without CONFIG the path is that of the first checkpoint; it is None if there is none either.
+    """
+    config, flagged = given.get("--config"), given.get("--model") or given.get("--model-path") or []
+    if not config and words and (not flagged or len(words) % 2):  # what follows are pairs
+        config = words.pop(0)
+    if config and takes_models and is_model(config):
+        words.insert(0, config)
+        config = None
+    models = []
+    while takes_models and words and is_model(words[0]):
+        models.append(find_model(words.pop(0)))
+    first = next(iter(models or map(find_model, flagged)), None)
+    return find_config(config) if config else first and Path(first), models
+
+
+def find_model(path) -> str:
+    """The absolute path of a file of the command line, from here or, like all paths of a config, from the project's root."""
+    here = os.path.abspath(path)  # noqa: PTH100, of an existing file; Path.exists raises where the name is too long
+    return here if os.path.exists(here) else str(ROOT / path)  # noqa: PTH110, likewise
+
+
+def _one_or_all(items):
+    return items[0] if len(items) == 1 else items
+
+
 # ---- words ----
 
 
@@ -181,9 +224,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _build_parser(doc, program, titles, hidden):
     fill = lambda text, width=WIDTH: text if text[0] == " " else textwrap.fill(text, width, break_on_hyphens=False)
+    what = "CONFIG [CHECKPOINT ...] or CHECKPOINT ..." if TRAINED in titles else "CONFIG"
     parser = _Parser(
         prog=program,
-        usage=f"python {program} CONFIG [flags] [KEY VALUE ...]\n       python {program} --config FILE [KEY VALUE ...] [flags]",
+        usage=f"python {program} {what} [flags] [KEY VALUE ...]\n       python {program} --config FILE [KEY VALUE ...] [flags]",
         description="\n\n".join(map(fill, doc.strip().split("\n\n"))),  # indented paragraphs are commands
         epilog="Flags may stand anywhere, and have dashes or underscores.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=WIDTH),
@@ -235,6 +279,8 @@ def _settings(flag, value, gpu_key, launcher):
         several = value if isinstance(value, list) else [value]
         written = " ".join(map(str, (flag.name, *several)))
         yield Setting(flag.name, written, gpu_key, f"[{0 if flag.name == '--gpus' else several[0]}]")
+    elif flag.sets == "model_path":
+        yield Setting(flag.name, " ".join([flag.name, *value]), flag.sets, _one_or_all([find_model(path) for path in value]))
     elif flag.sets:
         key, equals, fixed = flag.sets.partition("=")
         yield Setting(flag.name, flag.name if equals else f"{flag.name} {value}", key, fixed if equals else str(value))
@@ -274,7 +320,7 @@ def _check_agreement(settings):
 def _into_work_dir(config, given) -> list[str]:
     """Overrides that put into the work dir what the config keeps in its save_path or beside it (`{save_path}/../result`), so
     that two work dirs share nothing. given: keys that the command line sets itself."""
-    file, overrides = load_cfg_from_cfg_file(config), []
+    file, overrides = vars(load_model_config(config)) if is_model(config) else load_cfg_from_cfg_file(config), []
     for key in {"model_path", "save_folder"} - given:
         if isinstance(file.get(key), str) and isinstance(file.get("save_path"), str):
             place = os.path.relpath(file[key].replace("{save_path}", file["save_path"]), file["save_path"])
@@ -293,7 +339,7 @@ def _fit_gpus(given, config, overrides, gpu_key, fixed) -> list[int] | None:
     launched = given.get("--launcher", "none") != "none"
     if not launched and "--one-gpu" not in given:
         return None
-    gpus = getattr(load_config(config, overrides), gpu_key) or ()
+    gpus = getattr(load_model_config(config, overrides), gpu_key) or ()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if launched:
         return list(range(processes)) if not fixed and gpus and processes > len(gpus) else None

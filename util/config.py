@@ -169,7 +169,7 @@ class Test:
     index_start: Whole = 0  # first image of the list
     index_step: Whole = 0  # how many; 0 = to the end
     test_gpu: Gpus | None = None  # empty = CPU
-    model_path: File | None = None
+    model_path: File | tuple[File, ...] | None = None  # of several checkpoints the probabilities are averaged
     save_folder: File | None = None
     name_by: Literal["image", "label"] = "image"  # whose name a prediction gets
     colors_path: File | None = None
@@ -180,8 +180,10 @@ class Test:
 class Config(Test, Distributed, Train, Data):
     """Every key of every section as an attribute; paths are absolute; `notes` lists what was assumed while reading."""
 
-    path: str  # the YAML file
+    path: str  # the YAML file, or the checkpoint that carries the config
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None  # of the classes, and their colours R, G, B, where a checkpoint carries them;
+    palette: tuple[tuple[int, ...], ...] | None = None  # names_path and colors_path are empty then
 
 
 SECTIONS = {"DATA": Data, "TRAIN": Train, "Distributed": Distributed, "TEST": Test}
@@ -196,22 +198,25 @@ REMOVED = {  # keys of earlier versions: files that hold them still load
 }
 
 
-def load_config(path, overrides=(), must_exist=(), check=None) -> Config:
+def load_config(path, overrides=(), must_exist=(), check=None, checkpoint=None) -> Config:
     """Read, override, check and freeze.
 
-    path: a YAML file or a name that `find_config` knows. overrides: `[KEY, VALUE, KEY, VALUE, ...]`, KEY with or without its
+    path: a YAML file or a name that `find_config` knows; or a checkpoint, whose content is then given as `checkpoint` and
+    whose class names and colours come with the config. overrides: `[KEY, VALUE, KEY, VALUE, ...]`, KEY with or without its
     section (`TRAIN.base_lr`), VALUE as in `read_value`. must_exist: keys whose files the program is about to need, or a
     function of the config that returns them; names_path and colors_path are then checked too. check: a function of the config
     that yields (key, message) for further mistakes. Relative paths in file and overrides start at the project's root.
 
     Raises Mistake with one line for every mistake, `file: SECTION.key: what is wrong (what to do)`.
     """
-    path, errors = find_config(path), []
+    path, errors = find_config(path) if checkpoint is None else path, []
 
     def error(key, message):
         errors.append(config_error(path, key, message))
 
-    values = _flatten(_read_file(path), error) | _parse_overrides(overrides, error)
+    content = _read_file(path) if checkpoint is None else _carried_config(path, checkpoint)
+    given = _parse_overrides(overrides, error)
+    values = _flatten(content, error) | given
     checked = {}
     for key, field in FIELDS.items():
         if key in values:
@@ -223,7 +228,8 @@ def load_config(path, overrides=(), must_exist=(), check=None) -> Config:
             error(key, "this key must be set")
     notes = [] if errors else _resolve_paths(checked, error)
     if not errors:
-        cfg = Config(**checked, path=str(path), notes=tuple(notes))
+        carried = {} if checkpoint is None else _carried_classes(checkpoint, checked, given, error, notes)
+        cfg = Config(**checked, **carried, path=str(path), notes=tuple(notes))
         cfg = dataclasses.replace(cfg, notes=(*notes, *_notes_on_removed(values, cfg)))
         keys = must_exist(cfg) if callable(must_exist) else must_exist
         for key, message in (*_mistakes(cfg), *_missing_files(cfg, keys), *(check(cfg) if check else ())):
@@ -269,10 +275,14 @@ def dump_config(cfg: Config) -> str:
     sections = {}
     for key, section in SECTION_OF.items():
         value = getattr(cfg, key)
-        if key in PATHS and value and Path(value).is_relative_to(ROOT):
-            value = str(Path(value).relative_to(ROOT))
+        if key in PATHS and value:
+            value = [_below_root(path) for path in value] if isinstance(value, tuple) else _below_root(value)
         sections.setdefault(section, {})[key] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(sections, sort_keys=False)
+
+
+def _below_root(path) -> str:
+    return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
 
 
 def changed_keys(old: str, cfg: Config) -> dict:
@@ -280,6 +290,49 @@ def changed_keys(old: str, cfg: Config) -> dict:
     before = _settings(old if isinstance(old, str) else "", "config of the checkpoint")
     after = _settings(dump_config(cfg), cfg.path)
     return {key: (before.get(key), value) for key, value in after.items() if before.get(key) != value}
+
+
+# ---- out of a checkpoint ----
+
+
+def carries_config(content) -> bool:
+    """Does this content of a checkpoint have a whole config? tool/convert.py writes the keys of the network alone."""
+    needed = {key for key, field in FIELDS.items() if field.default is dataclasses.MISSING}
+    text = content.get("config")
+    return isinstance(text, str) and needed <= _settings(text, "config of the checkpoint").keys()
+
+
+def _carried_config(path, content) -> dict:
+    if not carries_config(content):
+        raise Mistake(
+            f"{path}: carries no config of a run, as checkpoints of tool/train.py do; name the experiment with --config, and "
+            "this file as its model_path"
+        )
+    return parse_yaml(content["config"], path)
+
+
+def _carried_classes(content, values, given, error, notes) -> dict:
+    """`names` and `palette` of a Config out of a checkpoint. They take the place of the files of the machine that trained,
+    which are left out of `values`, unless the command line names files. Earlier checkpoints carry neither."""
+    carried, classes = {}, values["classes"]
+    names, palette = content.get("names"), content.get("palette")
+    if names is not None and "names_path" not in given:
+        if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+            error("names", f"expected {classes} names of classes, found {shown(names)}")
+        else:
+            values["names_path"], carried["names"] = None, tuple(names)
+    if palette is not None and "colors_path" not in given:
+        colour = lambda c: isinstance(c, list) and len(c) == 3 and all(type(v) is int and 0 <= v <= 255 for v in c)
+        if not isinstance(palette, list) or len(palette) != classes or not all(map(colour, palette)):
+            error("palette", f"expected {classes} colours [R, G, B] of 0..255, found {shown(palette)}")
+        else:
+            values["colors_path"], carried["palette"] = None, tuple(map(tuple, palette))
+    for key, what in (("names_path", "names of its classes"), ("colors_path", "colours")):
+        path = None if key in given else values.get(key)
+        if path and not os.path.exists(path):  # noqa: PTH110, as in find_config
+            notes.append(f"{key}: {path} does not exist, and this checkpoint of an earlier version carries no {what}")
+            values[key] = None
+    return carried
 
 
 # ---- for scripts written for the original repository ----
@@ -339,7 +392,10 @@ def read_value(key, text, kinds=None):
     """VALUE of a command line: for a key of text the text itself (`null` and nothing: empty), else YAML (`[0, 1]`, `1e-2`)."""
     if not isinstance(text, str):
         return text
-    if str in (kinds_of(key) if kinds is None else kinds):
+    kinds = kinds_of(key) if kinds is None else kinds
+    if str in kinds and any(get_origin(kind) is tuple for kind in kinds) and re.match(r"\[.*\]$", text.strip()):
+        return [path.strip(" '\"") for path in text.strip()[1:-1].split(",")]
+    if str in kinds:
         return None if text.strip() in ("", "~", "null", "Null", "NULL", "None") else text
     return parse_yaml(text, shown_as=shown(text))
 
@@ -425,13 +481,20 @@ def _resolve_paths(values, error) -> list[str]:
     known = {key: field.default for key, field in FIELDS.items()} | values
 
     def filled(key, outer=()):
-        """The absolute path of `key`. outer: the keys whose paths name this one."""
+        """The absolute path of `key`, or a tuple of them. outer: the keys whose paths name this one."""
         if key not in done:
-            text = re.sub(r"\{(\w+)\}", lambda match: named(match[1], (*outer, key)), known[key])
-            if len(text) > 4000:
-                raise Mistake(f"the path has {len(text)} characters, more than any file system allows")
-            done[key] = os.path.normpath(ROOT / os.path.expanduser(text))  # noqa: PTH111, Path's raises for an unknown user
+            several = isinstance(known[key], tuple)
+            paths = [absolute(text, (*outer, key)) for text in (known[key] if several else [known[key]])]
+            done[key] = tuple(paths) if several else paths[0]
         return done[key]
+
+    def absolute(text, outer):
+        if re.search(r"[{}]", re.sub(r"\{\w+\}", "", text)):
+            raise Mistake(f"{text}: braces may hold only the name of another key")
+        text = re.sub(r"\{(\w+)\}", lambda match: named(match[1], outer), text)
+        if len(text) > 4000:
+            raise Mistake(f"the path has {len(text)} characters, more than any file system allows")
+        return os.path.normpath(ROOT / os.path.expanduser(text))  # noqa: PTH111, Path's raises for an unknown user
 
     def named(name, outer):
         value = known.get(name)
@@ -443,8 +506,6 @@ def _resolve_paths(values, error) -> list[str]:
         if known[key] is None or (key, known[key]) in WORDS:
             continue
         try:
-            if re.search(r"[{}]", re.sub(r"\{\w+\}", "", known[key])):
-                raise Mistake(f"{known[key]}: braces may hold only the name of another key")
             values[key] = filled(key)
         except Mistake as mistake:
             error(key, mistake)
@@ -460,15 +521,18 @@ def _resolve_paths(values, error) -> list[str]:
 def _missing_files(cfg, keys):
     """Yield (key, message) for each of these keys whose file is not there."""
     for key in dict.fromkeys((*keys, *(key for key in ("names_path", "colors_path") if keys and getattr(cfg, key)))):
-        path = getattr(cfg, key)
-        if path is None:
+        paths = getattr(cfg, key)
+        if paths is None:
             yield key, "this key must be set for what you are about to do"
-        elif not os.path.exists(path):  # noqa: PTH110, as in find_config
+        for path in paths if isinstance(paths, tuple) else [paths] if paths else []:
+            if os.path.exists(path):  # noqa: PTH110, as in find_config
+                continue
             remedy = ""
             if key == "initmodel":
                 remedy = "; initmodel/README.md has its source, and an empty `initmodel:` starts from random weights"
             elif key in ("data_root", "train_list", "val_list", "test_list"):
-                remedy = f"; prepare the data (python tool/prepare.py --help) or correct {cfg.path}"
+                correct = f"correct {cfg.path}" if Path(cfg.path).suffix == ".yaml" else f"give {key} PATH on the command line"
+                remedy = f"; prepare the data (python tool/prepare.py --help) or {correct}"
             elif key == "model_path":
                 there = []
                 with suppress(OSError):  # a folder whose name is too long
@@ -493,6 +557,8 @@ def _mistakes(cfg: Config):
             yield "class_weights", f"{len(cfg.class_weights)} numbers for {cfg.classes} classes; give one per class"
         elif not any(cfg.class_weights):
             yield "class_weights", "all are 0, so nothing would be learned"
+    if cfg.model_path == ():
+        yield "model_path", "the list is empty; name at least one checkpoint"
     for low, high in (("scale_min", "scale_max"), ("rotate_min", "rotate_max")):
         if getattr(cfg, low) > getattr(cfg, high):
             yield low, f"{getattr(cfg, low)} is greater than {high}, {getattr(cfg, high)}"

@@ -27,6 +27,34 @@ def read_image(path, lossless=False):
     return cv2.cvtColor(_decode(path, data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
+def rgb_of(image):
+    """(H, W, 3) RGB array of a picture in any form: a path, a Pillow image (as `read_image` reads its file), or such an array.
+
+    An array is uint8 or float, 0..255. Mistake for any other, since a picture of 0..1 would be taken for a black one.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return _rgb_of_pillow(ImageOps.exif_transpose(image))
+    found = f"{type(image).__name__} {getattr(image, 'dtype', '')} {list(getattr(image, 'shape', []))}"
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise Mistake(f"image: expected a path, a Pillow image or an RGB array (H, W, 3), found {found}")
+    if image.dtype == np.uint8:
+        return image
+    low, high = (image.min(), image.max()) if image.dtype.kind == "f" else (np.nan, np.nan)
+    if not (low >= 0 and (1 < high <= 255 or high == 0)):
+        raise Mistake(f"image: expected uint8, or float of 0..255, found {found} of {low:g}..{high:g}")
+    return image
+
+
+def _rgb_of_pillow(image):
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion cuts them off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise Mistake("image: a Pillow image of mode F has no range of values; give an RGB array (H, W, 3) of 0..255")
+    return np.asarray(image.convert("RGB"))
+
+
 def read_label(path):
     """The label map as (H, W) uint8, or uint16 from a 16-bit file, turned by its EXIF orientation.
 

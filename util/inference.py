@@ -6,8 +6,11 @@ float32, without waiting for it. For a network in half precision, call in an aut
 
 `predict` goes through a large image from top to bottom, in every scale at once: the sums of the windows are kept only for
 the rows that a later window still adds to, and classes are chosen in strips of finished rows.
+
+`Predictor` is the engine with a trained network, as a checkpoint holds it.
 """
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from math import ceil, inf
 
@@ -15,10 +18,122 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from util.checkpoint import load_checkpoint
+from util.common import Mistake, did_you_mean, first_few
+from util.config import Config, carries_config, load_config, value_of
+from util.image import rgb_of
+from util.precision import Precision
 from util.transform import MEAN, STD
+from util.visual import class_names, palette_of
 
 WHOLE = 2**31  # bytes; `predict` works in strips where the class probabilities of an image or a scale of it would take more
 STRIP = 32  # rows that are averaged over the scales and decided at a time, then
+MODEL_SUFFIXES = (".pth", ".pt")  # what tells a checkpoint from a YAML file
+# The keys of the config that say how to predict and may be different for each Predictor.
+PROTOCOL = ("base_size", "test_h", "test_w", "test_mode", "scales", "flip", "average", "test_batch", "channels_last", "compile")
+
+
+class Predictor:
+    """A trained network, and all that it needs to predict pictures.
+
+        predictor = Predictor("exp/toy/pspnet18/model/model_best.pth")
+        ids = predictor("street.jpg")
+
+    checkpoint: a file, the content of one, or a list of these, whose probabilities are averaged.
+    device: None = a GPU if there is one.
+    precision: fp32, bf16, fp16 or a Precision; None = auto, bf16 if the device has instructions for it.
+    config: a YAML file or a Config, for checkpoints that carry none.
+    protocol: keys of PROTOCOL, in place of the config's.
+    Raises Mistake for what does not fit together.
+    """
+
+    def __init__(self, checkpoint, device=None, precision=None, config=None, **protocol):
+        from model import check_config  # here alone does util know the networks
+
+        for key in protocol:
+            if key not in PROTOCOL:
+                raise Mistake(f"Predictor: {key}: unknown{did_you_mean(key, PROTOCOL)}; settings are {', '.join(PROTOCOL)}")
+        files = [*checkpoint] if isinstance(checkpoint, list | tuple) else [checkpoint]
+        if not files:
+            raise Mistake("Predictor: the list of checkpoints is empty; name at least one")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.cfg = None
+        if isinstance(config, Config):
+            self.cfg = replace(config, **{key: value_of(key, value) for key, value in protocol.items()})
+        self.networks, self.weights = [], []  # with the report of what was loaded into each
+        for file in files:
+            path, content = ("checkpoint", file) if isinstance(file, dict) else (file, read_model(file))
+            if self.cfg is None:
+                overrides = [word for pair in protocol.items() for word in pair]
+                carried = content if config is None else None
+                self.cfg = load_config(config or path, overrides, check=check_config, checkpoint=carried)
+            cfg = self.cfg
+            if self.networks and carries_config(content):  # an ensemble may have networks of different kinds
+                cfg = load_config(path, check=check_config, checkpoint=content)
+                _check_same_classes(cfg, self.cfg)
+            network, weights = load_predicting_network(path, content, cfg, self.device)
+            self.networks.append(network)
+            self.weights.append(weights)
+        self.names, self.palette = class_names(self.cfg), palette_of(self.cfg)
+        if not isinstance(precision, Precision):
+            precision = Precision(precision or "auto", self.device)
+        self.precision = precision
+
+    def __call__(self, image):
+        """The most probable class of every pixel, (H, W) uint8 array (uint16 from 257 classes on).
+
+        image: a path, a Pillow image, or an RGB array (H, W, 3), uint8 or float, 0..255.
+        Raises Mistake for an image that cannot be read, FloatingPointError if the network's output is not finite.
+        """
+        with self.precision.autocast():
+            return predict(self.networks, rgb_of(image), **prediction_settings(self.cfg))
+
+    @torch.inference_mode()
+    def probability(self, image):
+        """Class probabilities (K, H, W) float32 on the device, which sum to 1 over K: the mean over the networks."""
+        image, total = rgb_of(image), None
+        for network in self.networks:
+            with self.precision.autocast():
+                prob = predict_probability(network, image, **prediction_settings(self.cfg))
+            total = prob if total is None else total.add_(prob)
+        return total.div_(len(self.networks)) if len(self.networks) > 1 else total
+
+
+def load_model_config(path, overrides=(), must_exist=(), check=None):
+    """`load_config` of a YAML file, or of the config that a trained network's file carries."""
+    content = read_model(path) if is_model(path) else None
+    return load_config(path, overrides, must_exist, check, content)
+
+
+def is_model(path) -> bool:
+    """Is this the file of a trained network, and not a YAML file?"""
+    return str(path).endswith(MODEL_SUFFIXES)
+
+
+def read_model(path) -> dict:
+    """What the file of a trained network holds: `state_dict`, and `config`, `names`, `palette` if it carries them."""
+    return load_checkpoint(path)
+
+
+def load_predicting_network(path, content, cfg, device):
+    """(network ready to predict on `device`, report of its weights), of the content of `path`."""
+    from model import build_model
+    from model.fold import for_test
+    from model.weights import load_network_weights
+
+    network = build_model(cfg)
+    weights = load_network_weights(network, path, read=lambda _: content)
+    return for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile), weights
+
+
+def _check_same_classes(cfg, first):
+    """Raise Mistake unless the probabilities of two checkpoints can be averaged."""
+    names, firsts = class_names(cfg), class_names(first)
+    if cfg.classes != first.classes:
+        raise Mistake(f"{cfg.path}: {cfg.classes} classes, but {first.path} has {first.classes}; only the same can be averaged")
+    other = [f"{k} is {a!r} and {b!r}" for k, (a, b) in enumerate(zip(names, firsts)) if a != b]
+    if other and cfg.names and first.names:
+        raise Mistake(f"{cfg.path}: other classes than {first.path} ({first_few(other)}); only the same can be averaged")
 
 
 def prediction_settings(cfg):
@@ -77,12 +192,13 @@ def predict(model, image, **settings):
     Raises FloatingPointError if a probability is not finite.
     """
     models = model if isinstance(model, list | tuple) else [model]
-    ids = []
+    ids, row = np.empty(image.shape[:2], np.uint8 if settings["classes"] <= 256 else np.uint16), 0
     for strip, *others in zip(*(probability_strips(model, image, **settings, limit=WHOLE) for model in models)):
         for other in others:
             strip.add_(other)
-        ids.append(most_probable(strip.div_(len(models)) if others else strip))
-    return np.concatenate(ids)
+        rows = slice(row, row := row + strip.shape[1])
+        ids[rows] = most_probable(strip.div_(len(models)) if others else strip)
+    return ids
 
 
 def most_probable(probability):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -82,6 +83,8 @@ class Run:
     cfg: Config
     device: torch.device
     log: logging.Logger
+    names: list[str] = field(default_factory=list)  # of the classes
+    palette: Any = None  # (K, 3) uint8
     log_file: Path | None = None  # of the main process
     lock: Any = None  # on save_path; it lasts as long as this object
     stop: distributed.StopSignal | None = None
@@ -174,6 +177,8 @@ def checkpoint_of(run) -> dict:
         "precision": run.precision.state_dict(),
         "state": asdict(run.state),
         "config": dump_config(run.cfg),
+        "names": run.names,
+        "palette": np.asarray(run.palette).tolist(),
     }
 
 
@@ -219,7 +224,7 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
     if missing:
         raise Mistake(
             f"{cfg.path}: TRAIN.resume: {cfg.resume}: not a checkpoint of this program (it has no {' and no '.join(missing)}), "
-            "so no run can go on from it; give the file as `weight`"
+            "so no run can resume from it; give the file as `weight`"
         )
     for key, (old, new) in changed_keys(content["config"], cfg).items():
         if key == "resume":
@@ -229,10 +234,10 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
 
 
 def state_of(cfg, plan, content) -> State:
-    """The state in a checkpoint, for the plan that goes on from it.
+    """The state in a checkpoint, for the plan of the run that resumes.
 
-    One rule: the run goes on at its iteration, whatever its length and intervals are now. If an epoch has another number of
-    iterations now, a run that counts epochs goes on at its epoch, and only from the end of one.
+    One rule: the run resumes at its iteration, whatever its length and intervals are now. If an epoch has another number of
+    iterations now, a run that counts epochs resumes at its epoch, and only from the end of one.
     """
     where = f"{cfg.path}: TRAIN.resume: {cfg.resume}"
     try:

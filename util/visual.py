@@ -1,29 +1,44 @@
 """Class names, colours, and label maps as pictures: palettes, overlays, panels, image files and their names."""
 
 import colorsys
+import math
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from util.common import Mistake, write_aside
 from util.image import read_lines
 
 PANEL = 512  # pixels, the longest side of a picture in a panel
+NAME = 40  # letters of a name in a legend, the longest
+FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc")  # for what Pillow's own font lacks: all but ASCII
 
 
 def class_names(cfg):
-    """The names in the file names_path, or `class 0`, `class 1`, ... without one."""
-    return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
+    """The names that the checkpoint carries or those in the file names_path, else `class 0`, `class 1`, ..."""
+    if cfg.names:
+        return list(cfg.names)
+    return _load(cfg, "names_path", load_names) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
 
 
 def palette_of(cfg):
-    """The colours in the file colors_path, or the default ones without one: (K, 3) uint8."""
-    return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
+    """The colours that the checkpoint carries or those in the file colors_path, else the default ones: (K, 3) uint8."""
+    if cfg.palette:
+        return np.array(cfg.palette, np.uint8)
+    return _load(cfg, "colors_path", load_colors) if cfg.colors_path else default_palette(cfg.classes)
+
+
+def _load(cfg, key, load):
+    try:
+        return load(getattr(cfg, key), cfg.classes)
+    except Mistake as error:
+        raise Mistake(f"{cfg.path}: TEST.{key}: {error}") from None
 
 
 def load_names(path, classes):
@@ -97,6 +112,55 @@ def overlay(image, gray, palette, alpha=0.5, out=None):
 def _strips(picture):
     """Slices of its rows: what is computed for a few of them takes little memory, however large the picture is."""
     return (slice(first, first + 256) for first in range(0, len(picture), 256))
+
+
+def legend(names, colors, shape, max_rows=None):
+    """A strip of names (strings) beside patches of their colours (K, 3), to stand below a picture: (H, W, 3) uint8 RGB.
+
+    shape: (h, w) of the picture, which the letters scale with. The strip is as wide, or as one entry if that is wider.
+    max_rows: what would need more is counted in the last entry.
+    """
+    h, w = shape
+    size = max(12, round(math.sqrt(h * w) / 45))
+    line, patch = round(1.5 * size), size
+    entries = [(*_lettering(name, size), tuple(map(int, color))) for name, color in zip(names, colors)]
+    cell = line + patch + max((math.ceil(font.getlength(text)) for text, font, _ in entries), default=0)
+    columns = max(w // cell, 1)
+    if max_rows and len(entries) > max_rows * columns:
+        shown = max_rows * columns - 1
+        entries = [*entries[:shown], (*_lettering(f"and {len(entries) - shown} more", size), None)]
+    rows = math.ceil(len(entries) / columns)
+    strip = Image.new("RGB", (max(w, cell), rows * line + line // 2), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, (text, font, color) in enumerate(entries):
+        x, y = i % columns * cell + line // 4, i // columns * line + line // 4 + (line - patch) // 2
+        if color:
+            draw.rectangle((x, y, x + patch - 1, y + patch - 1), fill=color, outline="gray")
+        draw.text((x + patch + line // 4, y + patch / 2), text, "black", font, anchor="lm")
+    return np.array(strip)
+
+
+def below(picture, strip):
+    """A strip below a picture, (H, W, 3) uint8 both, white beside the narrower one."""
+    h, w = len(picture), max(picture.shape[1], strip.shape[1])
+    both = np.full((h + len(strip), w, 3), 255, np.uint8)
+    both[:h, : picture.shape[1]], both[h:, : strip.shape[1]] = picture, strip
+    return both
+
+
+def _lettering(name, size):
+    """A name as one line of text, and a font that has all its letters; where none has, they are written as escapes."""
+    text = " ".join(name.split())
+    text = text if len(text) <= NAME else f"{text[: NAME - 3]}..."
+    own = ImageFont.load_default(size)
+    if text.isascii():
+        return text, own
+    for file in FONTS:
+        with suppress(OSError, UnicodeError):  # the machine has no such font; half a character, which no font has
+            font = ImageFont.truetype(file, size)
+            if not any(bytes(font.getmask(letter)) == bytes(font.getmask("\uffff")) for letter in text):
+                return text, font
+    return text.encode("ascii", "backslashreplace").decode(), own
 
 
 def panel(image, label, pred, palette, ignore_label=255):

@@ -1,0 +1,442 @@
+"""tool/demo.py from a checkpoint alone: pictures, videos, a camera, legends. Its ids: tests/test_test_and_demo.py."""
+
+import os
+import re
+import resource
+import shlex
+import signal
+import struct
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from model import build_model
+from tool import demo
+from util.checkpoint import save_checkpoint
+from util.config import ROOT, dump_config, load_config
+from util.inference import Predictor
+from util.log import ProgressBar
+from util.visual import NAME, below, default_palette, legend, overlay
+
+NAMES = ["road", "sky", "traffic light", "Straße"]
+PALETTE = np.uint8([[128, 64, 128], [0, 0, 255], [255, 255, 0], [0, 200, 0]])
+RATE, COUNT, H, W = 7.5, 6, 48, 64
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """(COUNT, H, W, 3) RGB: three patches that move over a ramp."""
+    ramp = np.linspace(0, 255, W, dtype=np.uint8)[None, :, None]
+    frames = np.repeat(np.broadcast_to(ramp, (1, H, W, 3)), COUNT, 0).copy()
+    for t in range(COUNT):
+        for i, color in enumerate(((220, 30, 30), (30, 220, 30), (30, 30, 220))):
+            frames[t, 2 + 15 * i : 15 + 15 * i, 4 + 6 * t : 24 + 6 * t] = color
+    return frames
+
+
+@pytest.fixture(scope="module")
+def project(narrow, frames, tmp_path_factory):
+    """A checkpoint as a training writes it, whose network tells the patches apart, a picture and a video of the frames."""
+    root = tmp_path_factory.mktemp("project")
+    sizes = {"classes": 4, "train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
+    sizes |= {"scales": [1.0], "flip": False}
+    options = [str(word) for pair in (sizes | {"names_path": "null", "colors_path": "null"}).items() for word in pair]
+    cfg = load_config("toy_pspnet18", options)
+    torch.manual_seed(0)
+    network = build_model(cfg)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean over the batches below: random weights answer differently to different pixels
+    with torch.no_grad():
+        x = torch.from_numpy(frames).permute(0, 3, 1, 2)[..., :33, :33].float()
+        network.train()((x - 120) / 60, torch.zeros(len(x), 33, 33, dtype=torch.int64))
+        network.cls[4].bias.zero_()
+    content = {"config": dump_config(cfg), "names": NAMES, "palette": PALETTE.tolist(), "state_dict": network.state_dict()}
+    save_checkpoint(content, root / "best.pth")
+    Image.fromarray(frames[0]).save(root / "picture.png")
+    write(root / "drive.mp4", frames)
+    return root
+
+
+def write(path, frames, code="mp4v", rate=RATE):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), rate, frames.shape[2:0:-1])
+    for frame in frames:
+        writer.write(np.ascontiguousarray(frame[..., ::-1]))
+    writer.release()
+    return path
+
+
+def read(path):
+    """The frames (T, H, W, 3) RGB of a video, and its rate."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (frame := capture.read()[1]) is not None:
+        frames.append(frame[..., ::-1])
+    return np.array(frames), capture.get(cv2.CAP_PROP_FPS)
+
+
+def show(project, *words):
+    return demo.main(["--model", str(project / "best.pth"), *map(str, words)])
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def expected(project, frames):
+    """(ids, overlay) of each frame."""
+    predictor = Predictor(project / "best.pth", device="cpu")
+    return [(ids, overlay(frame, ids, PALETTE)) for frame in frames for ids in [predictor(frame)]]
+
+
+def assert_shows(path, pictures, rate=RATE):
+    """The video is what its codec makes of the pictures, (H, W, 3) RGB with even sides."""
+    shown, found = read(path)
+    again = read(write(path.with_name("again.mp4"), np.array(pictures), rate=rate))[0]
+    path.with_name("again.mp4").unlink()
+    assert found == rate and shown.shape == np.shape(pictures) and np.array_equal(shown, again)
+
+
+def even(picture):
+    return np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), "edge")
+
+
+def test_a_checkpoint_is_enough_and_a_config_may_be_named(project, frames, tmp_path, monkeypatch):
+    ids, seen = expected(project, frames[:1])[0]
+    assert len(np.unique(ids)) > 1
+    monkeypatch.chdir(tmp_path)
+    picture = project / "picture.png"
+    assert show(project, "--image", picture, "--no-legend", "--out", "a") == 0
+    color = Image.open("a/picture_color.png")
+    assert np.array_equal(Image.open("a/picture_gray.png"), ids) and np.array_equal(Image.open("a/picture_overlay.png"), seen)
+    assert color.getpalette()[:12] == PALETTE.ravel().tolist()
+    options = ["classes", "4", "names_path", "null", "colors_path", "null", "test_h", "33", "test_w", "33", "flip", "False"]
+    for i, words in enumerate((["toy_pspnet18", "--model_path"], ["--config", "toy_pspnet18", "--model-path"])):
+        assert demo.main([*words, str(project / "best.pth"), "--image", str(picture), "--out", str(i), *options]) == 0
+        assert np.array_equal(Image.open(f"{i}/picture_gray.png"), ids)
+    assert demo.main([str(project / "best.pth"), "--image", str(picture)]) == 0
+    assert np.array_equal(Image.open("demo/picture_gray.png"), ids)
+
+
+def test_several_pictures_and_keys_may_follow_image(project, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes((project / "picture.png").read_bytes())
+    assert show(project, "--out", tmp_path / "out", "--image", tmp_path / "a.png", tmp_path, "scales", "[0.5]") == 0
+    assert names_in(tmp_path / "out") == [f"{x}_{kind}.png" for x in "ab" for kind in ("color", "gray", "overlay")]
+    half = Predictor(project / "best.pth", device="cpu", scales=[0.5])(project / "picture.png")
+    assert np.array_equal(Image.open(tmp_path / "out/b_gray.png"), half)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--image", "x.png", "--lgend"], "unrecognized arguments: --lgend"),
+    (["--image", "x.mp4", "--frames", "0"], "--frames 0: must be 1 or more"),
+    (["--image", "scales", "[1.0]"], "argument --image: expected at least one file"),
+])  # fmt: skip
+def test_wrong_usage_ends_with_status_2(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(words)
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_network_it_asks_for_one(project, tmp_path, capsys):
+    assert demo.main(["--image", str(project / "picture.png"), "--out", str(tmp_path / "out")]) == 1
+    assert "error: command line: which network? Give --model FILE.pth" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("video", [".mp4 mp4v", ".avi MJPG", ".mov mp4v", ".mkv mp4v", ".webm VP80"])
+def test_a_video_becomes_one_of_its_overlays(project, frames, tmp_path, capsys, video):
+    suffix, code = video.split()
+    path = write(tmp_path / f"drive{suffix}", frames, code)
+    assert show(project, "--image", path, "--out", tmp_path / "out", "--no-legend") == 0
+    assert names_in(tmp_path / "out") == ["drive_overlay.mp4"]
+    results = expected(project, read(path)[0])
+    assert len(results) == COUNT
+    assert_shows(tmp_path / "out/drive_overlay.mp4", [seen for _, seen in results])
+    pixels = np.bincount(np.ravel([ids for ids, _ in results]), minlength=4)
+    best = pixels.argmax()
+    line = rf"drive_overlay.mp4: 6 frames, {NAMES[best]} {pixels[best] / pixels.sum():.0%}.* frames/s\)"
+    assert re.search(line, capsys.readouterr().out)
+
+
+def test_a_video_has_the_legend_below_every_frame(project, frames, tmp_path):
+    assert show(project, "--image", project / "drive.mp4", "--out", tmp_path) == 0
+    strip = legend(NAMES, PALETTE, (H, W))
+    overlays = [seen for _, seen in expected(project, read(project / "drive.mp4")[0])]
+    assert_shows(tmp_path / "drive_overlay.mp4", [even(below(seen, strip)) for seen in overlays])
+
+
+def test_side_by_side_shows_the_picture_and_its_overlay(project, frames, tmp_path):
+    inputs = (project / "picture.png", project / "drive.mp4")
+    assert show(project, "--image", *inputs, "--out", tmp_path, "--side-by-side", "--no-legend") == 0
+    picture = np.hstack([frames[0], expected(project, frames[:1])[0][1]])
+    assert np.array_equal(Image.open(tmp_path / "picture_overlay.png"), picture)
+    decoded = read(project / "drive.mp4")[0]
+    pairs = [np.hstack([frame, seen]) for frame, (_, seen) in zip(decoded, expected(project, decoded))]
+    assert_shows(tmp_path / "drive_overlay.mp4", pairs)
+
+
+def test_a_video_with_odd_sides_gets_one_pixel_more(project, frames, tmp_path):
+    path = write(tmp_path / "odd.avi", frames[:, :-1, :-1], "FFV1")
+    assert show(project, "--image", path, "--out", tmp_path / "out", "--no-legend") == 0
+    overlays = [seen for _, seen in expected(project, read(path)[0])]
+    assert overlays[0].shape == (H - 1, W - 1, 3)
+    assert_shows(tmp_path / "out/odd_overlay.mp4", [even(seen) for seen in overlays])
+
+
+def test_a_video_is_turned_upright(project, frames, tmp_path):
+    data = bytearray((project / "drive.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44  # after version, flags, times, id, duration, layer and volume
+    assert data[matrix : matrix + 4] == struct.pack(">i", 1 << 16)
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, H << 16, 0, 1 << 30)
+    (tmp_path / "phone.mp4").write_bytes(data)
+    upright = np.rot90(read(project / "drive.mp4")[0], -1, (1, 2))
+    assert show(project, "--image", tmp_path / "phone.mp4", "--out", tmp_path / "out", "--no-legend") == 0
+    assert_shows(tmp_path / "out/phone_overlay.mp4", [seen for _, seen in expected(project, upright)])
+
+
+def test_frames_ends_a_video_early(project, tmp_path):
+    assert show(project, "--image", project / "drive.mp4", "--out", tmp_path, "--frames", 2) == 0
+    assert len(read(tmp_path / "drive_overlay.mp4")[0]) == 2
+
+
+def test_a_bar_shows_how_far_a_video_is(project, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(ProgressBar, "show", lambda bar, done: told.append((bar.title, done, bar.total)))
+    assert show(project, "--image", project / "drive.mp4", "--out", tmp_path) == 0
+    assert told == [("drive_overlay.mp4", i + 1, COUNT) for i in range(COUNT)]
+
+
+def test_bad_videos_are_named_and_the_others_done(project, tmp_path, capfd):
+    whole = (project / "drive.mp4").read_bytes()
+    bad = {"text.mp4": b"no video at all" * 99, "cut.mp4": whole[: len(whole) // 2], "empty.avi": b""}
+    for name, content in {**bad, "whole.mp4": whole}.items():
+        (tmp_path / name).write_bytes(content)
+    inputs = [tmp_path / name for name in ("text.mp4", "cut.mp4", "empty.avi", "whole.mp4")]
+    assert show(project, "--image", *inputs, "--out", tmp_path / "out") == 1
+    error = capfd.readouterr().err
+    assert error == (
+        "error: 3 of 4 inputs could not be read:\n"
+        f"{tmp_path}/text.mp4: no frame of a video in it (not a video, cut short, or of a kind that OpenCV does not read)\n"
+        f"{tmp_path}/cut.mp4: no frame of a video in it (not a video, cut short, or of a kind that OpenCV does not read)\n"
+        f"{tmp_path}/empty.avi: the file is empty (0 bytes): copy or download it again\n"
+    )
+    assert names_in(tmp_path / "out") == ["whole_overlay.mp4"] and len(read(tmp_path / "out/whole_overlay.mp4")[0]) == COUNT
+
+
+def test_of_a_video_that_is_cut_short_the_frames_before_are_kept(project, frames, tmp_path, capfd):
+    whole = write(tmp_path / "whole.avi", np.concatenate([frames] * 4), "MJPG").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    assert show(project, "--image", tmp_path / "cut.avi", "--out", tmp_path / "out") == 1
+    kept = len(read(tmp_path / "out/cut_overlay.mp4")[0])
+    error = capfd.readouterr().err
+    assert 8 <= kept <= 13 and names_in(tmp_path / "out") == ["cut_overlay.mp4"]
+    assert f"{tmp_path}/cut.avi: {(24 - kept) / RATE:.1f} seconds are missing at its end (cut short or damaged?)" in error
+    assert f"{tmp_path}/out/cut_overlay.mp4 holds the {kept} frames before" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_video_is_a_whole_file_of_the_frames_so_far(project, frames, tmp_path, capsys, monkeypatch, number):
+    predict, calls = Predictor.__call__, []
+
+    def interrupted(self, image):
+        calls.append(image)
+        if len(calls) == 4:
+            os.kill(os.getpid(), number)
+        return predict(self, image)
+
+    monkeypatch.setattr(Predictor, "__call__", interrupted)
+    inputs = (project / "drive.mp4", project / "picture.png")
+    assert show(project, "--image", *inputs, "--out", tmp_path) == 130
+    assert len(read(tmp_path / "drive_overlay.mp4")[0]) == 3 and names_in(tmp_path) == ["drive_overlay.mp4"]
+    said = capsys.readouterr()
+    assert f"interrupted: {tmp_path}/drive_overlay.mp4 holds the first 3 frames of {inputs[0]}" in said.out
+    assert said.err == "interrupted\n"
+
+
+def test_a_video_interrupted_before_its_first_frame_leaves_nothing(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    (tmp_path / "drive_overlay.mp4").write_bytes(b"of an earlier run")
+    assert show(project, "--image", project / "drive.mp4", "--out", tmp_path) == 130
+    assert names_in(tmp_path) == ["drive_overlay.mp4"]
+    assert (tmp_path / "drive_overlay.mp4").read_bytes() == b"of an earlier run"
+
+
+def test_a_video_that_the_disk_does_not_take_is_named(project, frames, tmp_path, capfd):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # as a full disk: the write fails
+    try:
+        status = show(project, "--image", project / "drive.mp4", "--out", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1 and not names_in(tmp_path)
+    assert f"error: {tmp_path}/drive_overlay.mp4: could not be written whole (is the disk full?)" in capfd.readouterr().err
+
+
+def test_an_input_is_never_overwritten(project, tmp_path, capsys):
+    (tmp_path / "drive_overlay.mp4").write_bytes(b"precious")
+    (tmp_path / "drive.mp4").write_bytes((project / "drive.mp4").read_bytes())
+    assert show(project, "--image", tmp_path, "--out", tmp_path) == 1
+    assert f"{tmp_path}/drive_overlay.mp4 is one of the inputs and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "drive_overlay.mp4").read_bytes() == b"precious"
+
+
+class Camera:
+    """In the place of cv2.VideoCapture: frames half a second apart, of which the third is of another size; then `last()`."""
+
+    def __init__(self, frames, clock, last):
+        self.frames, self.clock, self.last = [frame[..., ::-1] for frame in frames], clock, last
+        self.frames[2] = cv2.resize(self.frames[2], (W // 2, H // 2))
+
+    def read(self):
+        self.clock[0] += 0.5
+        if not self.frames:
+            self.last()
+            return False, None
+        return True, self.frames.pop(0)
+
+    def get(self, key):
+        return {cv2.CAP_PROP_FPS: 10.0}.get(key, -1.0)
+
+
+@pytest.fixture
+def camera(frames, monkeypatch):
+    """A function: camera 0 gives the frames, then calls `last`."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    clock, capture = [1000.0], cv2.VideoCapture
+    monkeypatch.setattr(demo.time, "time", lambda: clock[0])
+
+    def plug_in(last):
+        plugged = Camera(frames, clock, last)
+        monkeypatch.setattr(cv2, "VideoCapture", lambda source, *api: plugged if source == 0 else capture(source, *api))
+
+    return plug_in
+
+
+def test_a_camera_is_written_at_the_speed_of_life_until_ctrl_c(project, frames, tmp_path, capsys, camera):
+    camera(last=lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert show(project, "--image", 0, "--out", tmp_path, "--no-legend") == 0
+    assert names_in(tmp_path) == ["camera_overlay.mp4"]
+    frames = frames.copy()
+    frames[2] = cv2.resize(cv2.resize(frames[2], (W // 2, H // 2)), (W, H), interpolation=cv2.INTER_AREA)
+    times = [1, 4, 5, 5, 5, 5]  # at ten a second: the first is there at once, the next half a second later
+    overlays = [seen for n, (_, seen) in zip(times, expected(project, frames)) for _ in range(n)]
+    assert_shows(tmp_path / "camera_overlay.mp4", overlays, rate=10)
+    assert "camera_overlay.mp4: 6 frames, " in capsys.readouterr().out
+
+
+def test_a_camera_is_shown_in_a_window_where_there_is_a_screen_and_q_ends_it(project, tmp_path, monkeypatch, camera):
+    seen = []
+    for name, answer in (("namedWindow", None), ("imshow", None), ("waitKey", -1)):
+        monkeypatch.setattr(cv2, name, lambda *words, name=name, answer=answer: seen.append(name) or answer)
+    camera(last=lambda: None)
+    assert show(project, "--image", 0, "--out", tmp_path) == 0 and not seen
+    monkeypatch.setenv("DISPLAY", ":0")
+    camera(last=lambda: None)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if seen.count("imshow") == 3 else -1)
+    assert show(project, "--image", 0, "--out", tmp_path) == 0
+    assert seen == ["namedWindow"] + 3 * ["imshow"] and len(read(tmp_path / "camera_overlay.mp4")[0]) == 10
+
+
+def test_a_camera_that_is_not_there_is_named(project, tmp_path, capfd):
+    assert show(project, "--image", 977, "--out", tmp_path) == 1
+    said = capfd.readouterr().err
+    assert said == (
+        "error: 1 of 1 inputs could not be read:\n"
+        "camera 977: no frame comes from it (not connected, or another program uses it)\n"
+    )
+
+
+def test_the_legend_of_a_picture_names_what_is_in_it_largest_first(project, frames, tmp_path):
+    assert show(project, "--image", project / "picture.png", "--out", tmp_path) == 0
+    ids, seen = expected(project, frames[:1])[0]
+    present, pixels = np.unique(ids, return_counts=True)
+    order = present[np.argsort(-pixels)]
+    assert len(set(pixels.tolist())) == len(pixels)
+    strip = legend([NAMES[i] for i in order], PALETTE[order], (H, W))
+    assert np.array_equal(Image.open(tmp_path / "picture_overlay.png"), below(seen, strip))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "picture_overlay.png"))[:H, :W], seen)
+    patches = [color for row in strip.reshape(-1, 3).tolist() if (color := tuple(row)) in set(map(tuple, PALETTE.tolist()))]
+    assert list(dict.fromkeys(patches)) == [tuple(PALETTE[i].tolist()) for i in order]
+
+
+def colours_of(strip, palette):
+    """Which colours of the palette have a patch in it."""
+    found = {tuple(color) for color in np.unique(strip.reshape(-1, 3), axis=0).tolist()}
+    return [tuple(color) in found for color in palette.tolist()]
+
+
+@pytest.mark.parametrize("dataset, classes", [("toy", 9), ("camvid", 11), ("cityscapes", 19), ("ade20k", 150)])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 57), (360, 480), (300, 3000)])
+def test_a_legend_holds_every_class_of_every_dataset(dataset, classes, shape):
+    names = (ROOT / f"dataset/{dataset}/{dataset}_names.txt").read_text().splitlines()
+    palette = np.loadtxt(ROOT / f"dataset/{dataset}/{dataset}_colors.txt", dtype=np.uint8)
+    strip = legend(names, palette, shape)
+    assert len(names) == classes and all(colours_of(strip, palette)) and strip.shape[1] >= shape[1]
+    picture = np.full((*shape, 3), 7, np.uint8)
+    assert np.array_equal(below(picture, strip)[: shape[0], : shape[1]], picture)
+
+
+def letters(strip):
+    """Height of the text of a legend with one entry, right of its patch."""
+    dark = (strip[:, strip.shape[0] :].max(2) < 128).any(1).nonzero()[0]
+    return dark[-1] - dark[0] + 1
+
+
+def test_letters_grow_with_the_picture_and_are_never_too_small_to_read():
+    height = {side: letters(legend(["Hg"], default_palette(1), (side, side))) for side in (1, 500, 1000, 4000)}
+    assert 8 <= height[1] == height[500] < height[1000] / 1.5 < height[4000] / 4
+
+
+def test_a_legend_of_few_rows_counts_the_rest():
+    palette = default_palette(150)
+    names = [f"name {i}" for i in range(150)]
+    strip = legend(names, palette, (360, 480), max_rows=10)
+    shown = colours_of(strip, palette)
+    count = sum(shown)
+    assert strip.shape[0] == 10 * 18 + 9 and count % 10 == 9 and shown == [True] * count + [False] * (150 - count)
+    assert np.array_equal(legend(names[:20], palette, (360, 480), 10), legend(names[:20], palette, (360, 480)))
+
+
+def test_a_long_name_is_shortened_and_stays_one_line():
+    palette = default_palette(1)
+    strip = legend(["x" * 500], palette, (10, 10))
+    assert np.array_equal(strip, legend(["x" * (NAME - 3) + "..."], palette, (10, 10)))
+    assert np.array_equal(legend(["two\n  lines"], palette, (10, 10)), legend(["two lines"], palette, (10, 10)))
+
+
+def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
+    palette = default_palette(1)
+    own, truetype = ImageFont.load_default(12), ImageFont.truetype
+    monkeypatch.setattr("util.visual.FONTS", ("no such font.ttf",))
+    assert np.array_equal(legend(["道路"], palette, (9, 9)), legend([r"\u9053\u8def"], palette, (9, 9)))
+    # A font of the machine that has the letters is used: here one that stands for it, with ASCII alone.
+    monkeypatch.setattr(ImageFont, "truetype", lambda file, size: own if file == "no such font.ttf" else truetype(file, size))
+    assert np.array_equal(legend(["Größe"], palette, (9, 9)), legend([r"Gr\xf6\xdfe"], palette, (9, 9)))
+    monkeypatch.setattr(own, "getmask", lambda text: ImageFont.FreeTypeFont.getmask(own, {"ö": "o", "ß": "s"}.get(text, text)))
+    assert not np.array_equal(legend(["Größe"], palette, (9, 9)), legend([r"Gr\xf6\xdfe"], palette, (9, 9)))
+
+
+def test_the_commands_of_the_documentation_run(project, tmp_path, monkeypatch, camera):
+    section = (ROOT / "docs/running.md").read_text().split("## Predict pictures and videos\n")[1].split("\n## ")[0]
+    commands = re.search("```sh\n(.*?)```", section, re.S)[1].splitlines()
+    monkeypatch.chdir(tmp_path)
+    for name, source in {
+        "exp/toy/pspnet18/model/model_best.pth": "best.pth",
+        "weights.pth": "best.pth",
+        "picture.jpg": "picture.png",
+        "holiday/a.png": "picture.png",
+        "more/b.jpg": "picture.png",
+        "drive.mp4": "drive.mp4",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((project / source).read_bytes())
+    camera(last=lambda: os.kill(os.getpid(), signal.SIGINT))
+    for command in commands:
+        program, *words = shlex.split(command)[1:]
+        options = ["classes", "4", "names_path", "null", "colors_path", "null"] if "toy_pspnet18" in words else []
+        assert program == "tool/demo.py" and demo.main([*words, *options]) == 0, command
+    assert (tmp_path / "seen/picture_overlay.png").is_file()
+    assert {"a_overlay.png", "b_overlay.png", "drive_overlay.mp4", "camera_overlay.mp4"} <= {*names_in(tmp_path / "demo")}

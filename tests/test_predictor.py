@@ -1,0 +1,356 @@
+"""A checkpoint is enough: to predict in Python, and to test."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from processes import CONFIG, finish, said, small_training, start
+
+from model import build_model
+from tool import convert, test, train
+from util.checkpoint import load_checkpoint, save_checkpoint
+from util.common import Mistake
+from util.config import ROOT, load_config
+from util.image import read_image
+from util.inference import Predictor, predict, predict_probability, prediction_settings
+
+pytestmark = pytest.mark.usefixtures("narrow")
+TOY_NAMES = (ROOT / "dataset/toy/toy_names.txt").read_text().split("\n")[:9]
+
+
+@pytest.fixture(scope="module")
+def runs(toy, tmp_path_factory, narrow):
+    """Folders `a` and `b` with model_best.pth of two little trainings, and `result` where their test writes."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, layers in (("a", 18), ("b", 34)):
+        own = {"save_path": root / name, "save_folder": root / f"result_{name}", "epochs": 1, "eval_freq": 1, "layers": layers}
+        assert train.main(["--config", CONFIG, *small_training(toy, **own)]) == 0
+        content = load_checkpoint(root / name / "model_best.pth")
+        content["state_dict"]["cls.4.bias"].zero_()  # three iterations have taught it the most frequent class
+        content["state_dict"]["cls.4.weight"] *= 30
+        save_checkpoint(content, root / name / "model_best.pth")
+    return root
+
+
+@pytest.fixture
+def picture(toy):
+    return sorted((toy / "image/val").iterdir())[0]
+
+
+def network_of(path, **changes):
+    """Network and config of a checkpoint, without Predictor."""
+    content = load_checkpoint(path)
+    cfg = load_config(path, [word for pair in changes.items() for word in pair], checkpoint=content)
+    network = build_model(cfg).eval()
+    network.load_state_dict(content["state_dict"])
+    return network, cfg
+
+
+def without(path, target, *keys):
+    """A copy of a checkpoint that lacks these keys."""
+    save_checkpoint({key: value for key, value in load_checkpoint(path).items() if key not in keys}, target)
+    return target
+
+
+def refusal(function, *words, **more):
+    with pytest.raises(Mistake) as error:
+        function(*words, **more)
+    return str(error.value)
+
+
+def test_checkpoint_carries_config_names_and_palette(runs):
+    content = load_checkpoint(runs / "a/model_best.pth")
+    assert content["names"] == TOY_NAMES and yaml.safe_load(content["config"])["TRAIN"]["layers"] == 18
+    assert content["palette"] == np.loadtxt(ROOT / "dataset/toy/toy_colors.txt", dtype=int).tolist()
+
+
+def test_predictor_predicts_as_the_engine_does(runs, picture):
+    """Equal up to the rounding of folded BatchNorms; and bit for bit with the folded network."""
+    network, cfg = network_of(runs / "a/model_best.pth")
+    predictor = Predictor(runs / "a/model_best.pth", "cpu", "fp32")
+    settings, image = prediction_settings(cfg), read_image(picture)
+    ids, probability = predictor(picture), predictor.probability(picture)
+    assert ids.shape == image.shape[:2] and ids.dtype == np.uint8 and probability.dtype == torch.float32
+    torch.testing.assert_close(probability, predict_probability(network, image, **settings), rtol=0, atol=1e-5)
+    assert np.array_equal(ids, predict(predictor.networks[0], image, **settings))
+    assert torch.equal(probability, predict_probability(predictor.networks[0], image, **settings))
+    assert predictor.names == TOY_NAMES and predictor.palette.shape == (9, 3) and predictor.palette.dtype == np.uint8
+    assert predictor.device == torch.device("cpu") and predictor.cfg.layers == 18
+
+
+def test_a_path_a_pillow_image_and_arrays_are_the_same_picture(runs, picture):
+    predictor, image = Predictor(str(runs / "a/model_best.pth")), read_image(picture)
+    expected = predictor(image)
+    assert len(np.unique(expected)) > 1
+    for form in (picture, str(picture), Image.open(picture), image.astype(np.float32), image.astype(np.float64)):
+        assert np.array_equal(predictor(form), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+def test_a_pillow_image_is_seen_as_its_file_is(runs, picture, tmp_path, mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 65536, (48, 64)).astype(np.uint16))
+    else:
+        image = Image.open(picture).convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64)).astype(np.uint8)))
+    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    image.save(path)
+    predictor = Predictor(runs / "a/model_best.pth")
+    by_path, by_image = predictor.probability(path), predictor.probability(Image.open(path))
+    largest = 0.01 if mode == "CMYK" else 0  # decoders mix its colours differently
+    torch.testing.assert_close(by_path, by_image, rtol=0, atol=largest)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_orientation_is_applied_to_paths_and_to_pillow_images(runs, picture, tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.open(picture).save(tmp_path / "turned.png", exif=exif)
+    turned = np.rot90(np.asarray(Image.open(picture)), {3: 2, 6: 3, 8: 1}[orientation])
+    predictor = Predictor(runs / "a/model_best.pth")
+    expected = predictor(np.ascontiguousarray(turned))
+    assert np.array_equal(predictor(tmp_path / "turned.png"), expected)
+    assert np.array_equal(predictor(Image.open(tmp_path / "turned.png")), expected)
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (np.zeros((5, 5), np.uint8), "expected a path, a Pillow image or an RGB array (H, W, 3), found ndarray uint8 [5, 5]"),
+        (np.zeros((5, 5, 4), np.uint8), "found ndarray uint8 [5, 5, 4]"),
+        (np.zeros((0, 5, 3), np.uint8), "found ndarray uint8 [0, 5, 3]"),
+        (np.ones((5, 5, 3), np.uint16), "expected uint8, or float of 0..255, found ndarray uint16"),
+        (np.full((5, 5, 3), 0.5), "expected uint8, or float of 0..255, found ndarray float64 [5, 5, 3] of 0.5..0.5"),
+        (np.full((5, 5, 3), 300.0), "of 300..300"),
+        (np.full((5, 5, 3), np.nan), "of nan..nan"),
+        (torch.zeros(3, 5, 5), "found Tensor torch.float32 [3, 5, 5]"),
+        (None, "found NoneType"),
+        (Image.new("F", (5, 5)), "a Pillow image of mode F"),
+        ("nowhere.jpg", "nowhere.jpg: no such file"),
+    ],
+)
+def test_what_is_no_picture_is_refused(runs, image, message):
+    assert message in refusal(Predictor(runs / "a/model_best.pth"), image)
+
+
+def test_a_black_picture_of_floats_is_taken(runs):
+    assert Predictor(runs / "a/model_best.pth")(np.zeros((5, 7, 3))).shape == (5, 7)
+
+
+def test_probabilities_of_several_checkpoints_are_averaged(runs, picture):
+    """Also of networks of different depth: each is built as its own config says."""
+    files = [runs / "a/model_best.pth", runs / "b/model_best.pth"]
+    both, single = Predictor(files, scales=[1.0]), [Predictor(file, scales=[1.0]) for file in files]
+    expected = sum(predictor.probability(picture) for predictor in single) / 2
+    assert torch.equal(both.probability(picture), expected)
+    assert np.array_equal(both(picture), expected.argmax(0).numpy())
+    assert both.cfg.layers == 18 and [weights.epoch for weights in both.weights] == [1, 1]
+
+
+def test_protocol_of_the_config_holds_unless_told_otherwise(runs, picture):
+    network, cfg = network_of(runs / "a/model_best.pth", scales="[0.5, 1.5]", flip="False", test_h="41")
+    assert prediction_settings(cfg)["scales"] == (0.5, 1.5)
+    predictor = Predictor(runs / "a/model_best.pth", precision="fp32", scales=[0.5, 1.5], flip=False, test_h=41)
+    assert prediction_settings(predictor.cfg) == prediction_settings(cfg)
+    expected = predict_probability(network, read_image(picture), **prediction_settings(cfg))
+    torch.testing.assert_close(predictor.probability(picture), expected, rtol=0, atol=1e-5)
+    again = Predictor(runs / "a/model_best.pth", config=Predictor(runs / "a/model_best.pth").cfg, scales=[0.5, 1.5], flip=False)
+    assert again.cfg.scales == (0.5, 1.5) and again.cfg.test_h == 33
+
+
+@pytest.mark.parametrize(
+    "protocol, message",
+    [
+        ({"scale": 1}, "Predictor: scale: unknown (did you mean scales?); settings are base_size, "),
+        ({"layers": 50}, "Predictor: layers: unknown; settings are base_size, "),
+        ({"scales": [0]}, "TEST.scales: 0.0 must be in [0.01, 100]"),
+        ({"scales": []}, "TEST.scales: the list is empty"),
+        ({"test_mode": "slid"}, "TEST.test_mode: 'slid' is not one of slide, whole"),
+    ],
+)
+def test_wrong_protocol_is_named(runs, protocol, message):
+    assert message in refusal(Predictor, runs / "a/model_best.pth", **protocol)
+
+
+def test_names_and_colours_of_a_checkpoint_need_no_files(runs, tmp_path):
+    content = load_checkpoint(runs / "a/model_best.pth")
+    content["config"] = re.sub(r"dataset/toy/toy_(names|colors).txt", r"/elsewhere/\1", content["config"])
+    predictor = Predictor(content)
+    assert predictor.names == TOY_NAMES and predictor.palette.tolist() == content["palette"]
+    cfg = load_config("x.pth", must_exist=["data_root"], checkpoint=content)  # names_path is not asked for either
+    assert cfg.names_path is cfg.colors_path is None and cfg.path == "x.pth"
+    (tmp_path / "names").write_text("\n".join("abcdefghi"))
+    cfg = load_config("x.pth", ["names_path", str(tmp_path / "names")], checkpoint=content)
+    assert cfg.names is None and cfg.names_path == str(tmp_path / "names")  # the command line's file comes first
+
+
+def test_earlier_checkpoint_without_names_takes_the_files_of_its_config(runs, tmp_path, picture):
+    old = without(runs / "a/model_best.pth", tmp_path / "old.pth", "names", "palette")
+    assert Predictor(old).names == TOY_NAMES
+    content = load_checkpoint(old)
+    content["config"] = re.sub(r"dataset/toy/toy_(names|colors).txt", r"/elsewhere/\1", content["config"])
+    predictor = Predictor(content)
+    assert predictor.names[:2] == ["class 0", "class 1"] and predictor.palette.shape == (9, 3)
+    assert sum("carries no" in note for note in predictor.cfg.notes) == 2
+    assert np.array_equal(predictor(picture), Predictor(runs / "a/model_best.pth")(picture))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("names", "road"), ("names", ["road"]), ("names", [1] * 9), ("palette", [[0, 0, 256]] * 9), ("palette", [[1, 2]] * 9),
+     ("palette", [[1, 2, 3]]), ("palette", torch.zeros(9, 3)), ("config", "TEST: ["), ("config", "[1]"), ("config", 3)],
+)  # fmt: skip
+def test_damaged_names_colours_and_configs_are_named(runs, key, value):
+    content = load_checkpoint(runs / "a/model_best.pth") | {key: value}
+    message = refusal(Predictor, content)
+    assert message.startswith(("checkpoint: ", "config of the checkpoint: ")) and key in message
+
+
+@pytest.mark.parametrize("kind", ["semseg", "convert"])
+def test_checkpoint_without_a_config_asks_for_one(runs, tmp_path, picture, kind, capsys):
+    path = without(runs / "a/model_best.pth", tmp_path / "plain.pth", "config", "names", "palette", "state")
+    if kind == "convert":
+        path = tmp_path / "converted.pth"
+        assert convert.main([str(tmp_path / "plain.pth"), str(path)]) == 0
+        assert "config" in load_checkpoint(path)  # the keys of the network
+    assert f"{path}: carries no config" in refusal(Predictor, path)
+    assert test.main([str(path)]) == 1
+    assert f"{path}: carries no config of a run" in capsys.readouterr().err
+    cfg = load_config(runs / "a/config.yaml")
+    for config in (runs / "a/config.yaml", cfg):
+        assert np.array_equal(Predictor(path, config=config)(picture), Predictor(runs / "a/model_best.pth")(picture))
+    both = Predictor([path, runs / "a/model_best.pth"], config=cfg)
+    assert np.array_equal(both(picture), Predictor(path, config=cfg)(picture))
+
+
+def test_what_does_not_fit_together_is_refused(runs, tmp_path):
+    best = runs / "a/model_best.pth"
+    assert "the list of checkpoints is empty" in refusal(Predictor, [])
+    assert "nowhere.pth: no such checkpoint" in refusal(Predictor, "nowhere.pth")
+    assert "weights of another network" in refusal(Predictor, best, config=runs / "b/config.yaml")
+    content = load_checkpoint(best)
+    renamed = content | {"names": ["street", *content["names"][1:]]}
+    assert f"checkpoint: other classes than {best} (0 is 'street' and 'road')" in refusal(Predictor, [best, renamed])
+    fewer = content | {"names": content["names"][:8], "palette": content["palette"][:8]}
+    fewer["config"] = content["config"].replace("classes: 9", "classes: 8")
+    assert "8 classes, but" in refusal(Predictor, [best, fewer])
+
+
+def test_output_that_is_not_finite_raises_as_predict_does(runs, picture):
+    content = load_checkpoint(runs / "a/model_best.pth")
+    content["state_dict"]["cls.4.weight"].fill_(3e38)
+    for checkpoint in (content, [runs / "a/model_best.pth", content]):
+        with pytest.raises(FloatingPointError, match="NaN or infinite"):
+            Predictor(checkpoint, precision="fp32")(picture)
+
+
+def test_the_lines_of_the_readme_run(runs, toy, tmp_path):
+    block = next(b for b in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "Predictor(" in b)
+    (tmp_path / "exp/toy/pspnet18/model").mkdir(parents=True)
+    (tmp_path / "exp/toy/pspnet18/model/model_best.pth").symlink_to(runs / "a/model_best.pth")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/toy").symlink_to(toy)
+    check = "assert ids.shape == (48, 64) and (probability.argmax(0).cpu().numpy() == ids).all()"
+    narrow = "from model import resnet; resnet.WIDTH = 8\n"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", narrow + block + check]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() in TOY_NAMES, done.stderr
+
+
+# ---- tool/test.py ----
+
+
+def grays(folder):
+    return {path.name: np.asarray(Image.open(path)) for path in (folder / "gray").iterdir()}
+
+
+def tested(folder, *words):
+    """(protocol, predictions) of a test that writes into `folder`."""
+    assert test.main([*map(str, words), "save_folder", str(folder)]) == 0
+    return json.loads((folder / "result.json").read_text()), grays(folder)
+
+
+@pytest.mark.parametrize("form", [["{}"], ["--model", "{}"], ["--model_path", "{}"], ["--config", "{}"], ["{}", "--model={}"]])
+def test_test_needs_no_yaml(runs, tmp_path, form):
+    best = str(runs / "a/model_best.pth")
+    words = [word.format(best) for word in form]
+    result, predictions = tested(tmp_path / "out", *words, "scales", "[1.0]", "flip", "False")
+    predictor = Predictor(best, scales=[1.0], flip=False, precision="fp32")
+    data_root = predictor.cfg.data_root
+    for path in sorted((ROOT / data_root / "image/val").iterdir()):
+        assert np.array_equal(predictions[path.name], predictor(path))
+    assert result["protocol"]["checkpoint"] == result["protocol"]["config"] == best and result["protocol"]["epoch"] == 1
+    assert [c["name"] for c in result["classes"]] == TOY_NAMES
+
+
+def test_test_of_a_checkpoint_writes_where_its_config_says_and_gives_the_numbers_of_the_yaml(runs, tmp_path):
+    best = str(runs / "a/model_best.pth")
+    shutil.rmtree(runs / "result_a", ignore_errors=True)
+    assert test.main([best]) == 0
+    by_yaml, predictions = tested(tmp_path / "yaml", "--config", runs / "a/config.yaml", "model_path", best)
+    by_position, _ = tested(tmp_path / "position", runs / "a/config.yaml", best)
+    by_itself = json.loads((runs / "result_a/result.json").read_text())
+    assert by_itself["classes"] == by_yaml["classes"] == by_position["classes"] and by_itself["mIoU"] == by_yaml["mIoU"]
+    assert all(np.array_equal(a, predictions[name]) for name, a in grays(runs / "result_a").items())
+
+
+def test_test_moves_the_results_of_a_checkpoint_into_the_work_dir(runs, tmp_path):
+    assert test.main([str(runs / "a/model_best.pth"), "--work-dir", str(tmp_path / "work"), "--launcher", "none"]) == 0
+    assert (tmp_path / "work/result_a/result.json").is_file()
+
+
+def test_two_checkpoints_are_averaged_and_named_in_the_protocol(runs, tmp_path):
+    a, b = (str(runs / name / "model_best.pth") for name in "ab")
+    result, predictions = tested(tmp_path / "pair", a, b)
+    both = Predictor([a, b], precision="fp32")
+    for path in sorted((ROOT / both.cfg.data_root / "image/val").iterdir()):
+        assert np.array_equal(predictions[path.name], both(path))
+    assert result["protocol"]["checkpoint"] == [a, b] and result["protocol"]["epoch"] == [1, 1]
+    markdown = (tmp_path / "pair/result.md").read_text()
+    assert a in markdown and b in markdown
+    flagged, _ = tested(tmp_path / "flag", "--model", a, b)
+    keyed, _ = tested(tmp_path / "key", runs / "a/config.yaml", "model_path", f"[{{save_path}}/model_best.pth, {b}]")
+    assert result["classes"] == flagged["classes"] == keyed["classes"]
+    assert keyed["protocol"]["checkpoint"] == [a, b]
+
+
+def test_one_and_two_processes_score_two_checkpoints_the_same(runs, toy, tmp_path):
+    files = f"[{runs}/a/model_best.pth, {runs}/b/model_best.pth]"
+    results = []
+    for world in (1, 2):
+        options = small_training(toy, model_path=files, save_folder=tmp_path / f"{world}")
+        log = tmp_path / f"log{world}"
+        assert finish(start(options, log=log, world=world, program="tool.test")) == [0] * world, said(log)
+        results.append(json.loads((tmp_path / f"{world}/result.json").read_text()))
+    assert results[0]["classes"] == results[1]["classes"] and len(results[0]["protocol"]["checkpoint"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["{a}", "model_path", "other.pth"], "both set model_path; give one"),
+        (["{a}", "--model", "other.pth"], "both set model_path; give one"),
+        (["{a}", "scale", "1"], "did you mean scales?"),
+        (["{a}", "test_list", "/nowhere.txt"], "give test_list PATH on the command line"),
+        (["nowhere.pth"], "nowhere.pth: no such checkpoint"),
+        (["{yaml}", "model_path", "[]"], "TEST.model_path: "),
+        (["{yaml}", "model_path", "[{a}, nowhere.pth]"], "nowhere.pth does not exist"),
+        (["{yaml}", "model_path", "[{{data_rot}}/a.pth, b.pth]"], "{data_rot} is not the name of another key with one value"),
+        (["model_path", "x"], "model_path: no such config file"),
+        ([], "which experiment? Give `python tool/test.py CONFIG`, or `--config FILE`, or a checkpoint"),
+    ],
+)
+def test_mistakes_in_naming_the_network_end_with_one_message(runs, capsys, words, message):
+    names = {"a": runs / "a/model_best.pth", "yaml": runs / "a/config.yaml"}
+    assert test.main([word.format(**names) for word in words]) == 1
+    assert message in capsys.readouterr().err
