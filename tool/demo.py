@@ -92,7 +92,8 @@ def load_cfg(args) -> Config:
 def show_picture(predictor, image, place, args, log) -> None:
     start = time.time()
     ids = predictor(image)
-    pixels = np.bincount(ids.ravel(), minlength=len(predictor.names))
+    rows = range(0, len(ids), 256)  # a few at a time: bincount makes eight bytes of each pixel
+    pixels = sum(np.bincount(ids[i : i + 256].ravel(), minlength=len(predictor.names)) for i in rows)
     present = [k for k in pixels.argsort(kind="stable")[::-1] if pixels[k]]
     shown = compose(image, ids, predictor.palette, args)
     if args.legend:
@@ -150,8 +151,9 @@ def show_video(predictor, source, video, path, args, log) -> list[str]:
 
 
 def compose(image, ids, palette, args):
-    seen = overlay(image, ids, palette)
-    return np.hstack([image, seen]) if args.side_by_side else seen
+    if args.side_by_side:
+        return np.hstack([image, overlay(image, ids, palette)])
+    return overlay(image, ids, palette, out=image)
 
 
 def largest(pixels, names) -> str:

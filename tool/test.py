@@ -9,9 +9,9 @@
 The last line needs no config, since a checkpoint carries that of its run.
 
 Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log; with labels
-result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv and
-overlay/NAME.jpg of the images that the report links; with `format` the files of that evaluation server. Several processes
-share the images; the scores are the same.
+result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv, images.csv
+(the scores of each image) and overlay/NAME.jpg of the images that the report links; with `format` the files of that evaluation
+server. Several processes share the images; the scores are the same.
 """
 
 import logging
@@ -40,9 +40,9 @@ from util.fetch import local_file
 from util.image import read_label, size_text
 from util.inference import Predictor, load_model_config, prediction_protocol
 from util.log import build_logger, environment, report_errors
-from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU
+from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_scores
 from util.precision import shared_precision
-from util.report import Example, Result, earlier_protocol, log_result, shown, write_report, write_result
+from util.report import Example, Result, earlier_protocol, log_result, shown, write_images, write_report, write_result
 from util.visual import class_names, colorize, output_names, palette_of, save_png
 
 
@@ -66,7 +66,7 @@ class Evaluation:
         K = self.cfg.classes
         self.confusion = np.zeros((K, K + 1), np.int64)  # the last column: predictions that are no class
         self.contours = np.zeros((3, K), np.int64)  # of `boundary_areas`
-        self.image_scores = np.zeros(len(self.data))
+        self.image_scores = np.zeros((len(self.data), 2 + K))  # of `image_scores`
 
     @property
     def folder(self) -> Path:
@@ -234,17 +234,17 @@ def read_prediction(run, index):
 
 def count_images(run, predictions):
     """Write the files of each image and add up its counts, over all processes."""
-    for index, confusion, contours, image_score in ahead(lambda item: finish_image(run, *item), predictions):
+    for index, confusion, contours, scores in ahead(lambda item: finish_image(run, *item), predictions):
         run.confusion += confusion
         run.contours += contours
-        run.image_scores[index] = image_score
+        run.image_scores[index] = scores
     for name in ("confusion", "contours", "image_scores"):  # each process filled in its own images
         total = distributed.all_reduce_sum(torch.from_numpy(getattr(run, name)).to(run.device))
         setattr(run, name, total.cpu().numpy())
 
 
 def finish_image(run, index, pred, label):
-    """Write the files of one image; returns index, confusion (K, K + 1), contours (3, K) and the image's mIoU."""
+    """Write the files of one image; returns index, confusion (K, K + 1), contours (3, K) and the image's scores (2 + K,)."""
     cfg = run.cfg
     if not cfg.has_prediction:
         save_png(run.gray(index), pred)
@@ -255,7 +255,7 @@ def finish_image(run, index, pred, label):
         return index, 0, 0, 0
     confusion = confusion_matrix(pred, label, cfg.classes, cfg.ignore_label, other=True).numpy()
     contours = boundary_areas(pred, label, cfg.classes, cfg.ignore_label) if cfg.boundary_iou else 0
-    return index, confusion, contours, image_mIoU(confusion)
+    return index, confusion, contours, image_scores(confusion)
 
 
 def ahead(function, items, threads=2, depth=4):
@@ -286,12 +286,13 @@ def write_results(run):
     result = Result(shown(cfg.path), run.names, run.palette, cfg.ignore_label, run.confusion, contours, protocol)
     log_result(log, result)
     write_result(run.folder, result)
-    log.info(f"Wrote {run.folder / 'result.md'}, result.json and confusion.csv")
+    write_images(run.folder, run.names, [(run.outputs[i], run.image_scores[i]) for i in run.indices])
+    log.info(f"Wrote {run.folder / 'result.md'}, result.json, confusion.csv and images.csv")
 
     def read(index):
         return *run.data.read(index), read_label(run.gray(index))
 
-    examples = [Example(run.outputs[i], run.image_scores[i], partial(read, i)) for i in run.indices]
+    examples = [Example(run.outputs[i], run.image_scores[i, 0], partial(read, i)) for i in run.indices]
     write_report(run.folder, result, examples)
     log.info(f"Wrote {run.folder / 'report.html'}: open it in a browser")
 

@@ -90,12 +90,28 @@ def colorize(gray, palette):
 
 def paint(gray, palette):
     """Class ids (H, W) in the colours (K, 3) of a palette as an RGB array, (H, W, 3) uint8."""
-    return np.vstack([palette, np.zeros((1, 3), np.uint8)])[np.where(gray < len(palette), gray, np.uint16(len(palette)))]
+    colors = np.vstack([palette, np.zeros((1, 3), np.uint8)])
+    picture = np.empty((*gray.shape, 3), np.uint8)
+    for rows in _strips(gray):
+        picture[rows] = colors[np.where(gray[rows] < len(palette), gray[rows], np.uint16(len(palette)))]
+    return picture
 
 
-def overlay(image, gray, palette, alpha=0.5):
-    """Image (H, W, 3), 0..255, mixed with the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours."""
-    return np.uint8(np.rint((1 - alpha) * np.float32(image) + alpha * np.float32(paint(gray, palette))))
+def overlay(image, gray, palette, alpha=0.5, out=None):
+    """Image (H, W, 3), 0..255, mixed with the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours.
+
+    out: the array for it, which may be the image itself if that is uint8 and no longer needed.
+    """
+    picture = np.empty((*gray.shape, 3), np.uint8) if out is None else out
+    for rows in _strips(gray):
+        mixed = (1 - alpha) * np.float32(image[rows]) + alpha * np.float32(paint(gray[rows], palette))
+        picture[rows] = np.uint8(np.rint(mixed))
+    return picture
+
+
+def _strips(picture):
+    """Slices of its rows: what is computed for a few of them takes little memory, however large the picture is."""
+    return (slice(first, first + 256) for first in range(0, len(picture), 256))
 
 
 def legend(names, colors, shape, max_rows=None):
@@ -127,8 +143,10 @@ def legend(names, colors, shape, max_rows=None):
 
 def below(picture, strip):
     """A strip below a picture, (H, W, 3) uint8 both, white beside the narrower one."""
-    w = max(picture.shape[1], strip.shape[1])
-    return np.vstack([np.pad(x, ((0, 0), (0, w - x.shape[1]), (0, 0)), constant_values=255) for x in (picture, strip)])
+    h, w = len(picture), max(picture.shape[1], strip.shape[1])
+    both = np.full((h + len(strip), w, 3), 255, np.uint8)
+    both[:h, : picture.shape[1]], both[h:, : strip.shape[1]] = picture, strip
+    return both
 
 
 def _lettering(name, own):
