@@ -495,7 +495,7 @@ def test_any_value_anywhere_is_read_or_refused_with_words(mine, write, name):
     (mine / "a.png").rename(mine / "0.png")
     paths = write(mine, {"0": scene(0)})
     content, refused = json.loads((mine / name).read_text()), 0
-    some = [*spoiled(content)][::7]  # the values are 16, so all of them come
+    some = [*spoiled(content)][::7]  # of 17 values: each comes somewhere
     for copy in some:
         (mine / name).write_text(json.dumps(copy))
         try:
