@@ -164,7 +164,7 @@ WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
 
 def _kind(shape):
-    return shape.get("shape_type") or "polygon"
+    return str(shape.get("shape_type") or "polygon")
 
 
 def _labelme_objects(path, content=None):
@@ -326,7 +326,7 @@ def _uncompressed(text):
 def _yolo_data(path, names):
     """What data.yaml describes: its folders, or lists of images, with `images` in the path, and the texts with `labels`."""
     content = parse_yaml(read_text(path), path)
-    if not isinstance(content, dict) or "names" not in content or "train" not in content:
+    if not isinstance(content, dict) or not content.get("names") or not content.get("train"):
         raise Mistake(f"{path}: not YOLO's data.yaml: expected `train`, `val` and `names`")
     found = content["names"]
     if isinstance(found, dict):
@@ -507,7 +507,7 @@ def _train_and_val(samples):
 def _stated_size(where, h, w):
     if h is None or w is None:
         return None
-    if not all(isinstance(side, int) and 0 < side < 2**31 for side in (h, w)):
+    if not all(type(side) is int and 0 < side < 2**31 for side in (h, w)):
         raise Mistake(f"{where}: height {shown(h)} and width {shown(w)}, expected pixels")
     return h, w
 

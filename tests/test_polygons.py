@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.polygons import fill
+from dataset.polygons import fill, polygons
 from tool import prepare
+from util.common import Mistake
 from util.dataset import read_list
 from util.image import read_label, read_lines
 from util.log import report_errors
@@ -417,6 +418,7 @@ def test_a_fault_of_yolo_is_named_with_file_and_line(tmp_path, capsys, line, mes
 
 @pytest.mark.parametrize("yaml, message", [
     ("names: [a]\n", "expected `train`, `val` and `names`"), ("train: gone\nnames: [a]\n", "train: there is no"),
+    ("train:\nnames: [a]\n", "expected `train`, `val` and `names`"),
     ("train: images/train\nnames: {1: a}\n", "names: expected a list"),
     ("train: labels\nnames: [a]\n", "train: no images in labels"), ("train: [\n", "data.yaml: line 2"),
 ])  # fmt: skip
@@ -445,3 +447,61 @@ def test_polygons_do_not_go_with_the_flags_of_masks(mine, tmp_path, capsys):
     assert "gone: no such file or folder" in capsys.readouterr().err
     assert run("--polygons", mine, "--out", tmp_path / "out") == 1
     assert "no annotations: expected *.json of labelme or COCO" in capsys.readouterr().err
+
+
+# ---- files with any value anywhere
+
+ODD = [
+    None,
+    True,
+    -1,
+    1e400,
+    float("nan"),
+    "",
+    "x" * 300,
+    "\0",
+    "../../b",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    10**400,
+    2**63,
+    "\ud800",
+    "mask",
+]
+
+
+def spoiled(content):
+    """Copies of a JSON content with one of its values replaced, each value by each odd one."""
+
+    def places(node, path=()):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node[:2]) if isinstance(node, list) else ():
+            yield (*path, key)
+            yield from places(value, (*path, key))
+
+    for path in [*places(content)]:
+        for odd in ODD:
+            copy = json.loads(json.dumps(content))
+            node = copy
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = odd
+            yield copy
+
+
+@pytest.mark.parametrize("write, name", [(as_labelme, "0.json"), (as_coco, "annotations.json")])
+def test_any_value_anywhere_is_read_or_refused_with_words(mine, write, name):
+    (mine / "a.png").rename(mine / "0.png")
+    paths = write(mine, {"0": scene(0)})
+    content, refused = json.loads((mine / name).read_text()), 0
+    some = [*spoiled(content)][::7]  # of 17 values: each comes somewhere
+    for copy in some:
+        (mine / name).write_text(json.dumps(copy))
+        try:
+            plan = polygons(paths, names=("background", *NAMES))
+            for sample in plan.samples:
+                assert sample.fault or plan.read(sample.label, SIZE).dtype == np.uint8
+        except Mistake:
+            refused += 1
+    assert len(some) > 60 and refused > len(some) / 4
