@@ -246,17 +246,17 @@ def test_a_run_and_a_test_start_from_an_address(server, toy, tmp_path, monkeypat
     save_checkpoint({"state_dict": fill_(PSPNet(18, classes=9)).state_dict()}, tmp_path / "net.pth")
     server.files["/net.pth"] = (tmp_path / "net.pth").read_bytes()
     value = f"{server.url}/net.pth#sha256={hashlib.sha256(server.files['/net.pth']).hexdigest()}"
-    options = [*small_training(toy, epochs=1), "evaluate", "False"]
+    options = [*small_training(toy, max_iter=1, check_data=False), "evaluate", "False"]
     assert train.main(["--config", CONFIG, *options, "save_path", str(tmp_path / "a"), "weight", value]) == 0
     assert f"Weights {value}:\nformat: semseg" in capsys.readouterr().out
-    content = load_checkpoint(tmp_path / "a/train_epoch_1.pth")
+    content = load_checkpoint(tmp_path / "a/train_iter_1.pth")
     assert yaml.safe_load(content["config"])["TRAIN"]["weight"] == value
     assert train.main(["--config", CONFIG, *options, "save_path", str(tmp_path / "b"), "initmodel", value]) == 0
     options += ["model_path", value, "save_folder", str(tmp_path / "c"), "index_step", "1"]
     assert test.main(["--config", CONFIG, *options]) == 0
     assert f'"checkpoint": "{value}"' in (tmp_path / "c/result.json").read_text()
     options = ["save_folder", str(tmp_path / "d"), "index_step", "1", "test_list", str(toy / "list/val.txt")]
-    trained = (tmp_path / "a/train_epoch_1.pth").read_bytes()  # which carries its config
+    trained = (tmp_path / "a/train_iter_1.pth").read_bytes()  # which carries its config
     server.files["/trained.pth"] = trained
     value = f"{server.url}/trained.pth#sha256={hashlib.sha256(trained).hexdigest()}"
     assert test.main([value, *options]) == 0 and inference.Predictor(value).cfg.path == value

@@ -123,13 +123,13 @@ def test_a_file_of_another_program_gives_its_weights(tmp_path):
 
 
 def test_training_starts_from_it_and_does_not_resume_from_it(checkpoint, toy, tmp_path, capsys):
-    options = [*small_training(toy, epochs=1), "save_path", str(tmp_path)]
+    options = [*small_training(toy, max_iter=1, check_data=False), "save_path", str(tmp_path)]
     assert train.main(["--config", CONFIG, *options, "weight", str(checkpoint), "evaluate", "False"]) == 0
     assert f"Weights {checkpoint}:\nformat: semseg" in capsys.readouterr().out
     assert train.main(["--config", CONFIG, *options, "initmodel", str(checkpoint), "evaluate", "False"]) == 0
     assert f"Backbone {checkpoint}:\nformat: semseg" in capsys.readouterr().out
     assert train.main(["--config", CONFIG, *options, "resume", str(checkpoint)]) == 1
-    assert "(it has no state and no optimizer), so no run can go on from it; give the file as" in capsys.readouterr().err
+    assert "(it has no state and no optimizer), so no run can resume from it; give the file as" in capsys.readouterr().err
 
 
 def test_the_test_and_the_predictor_give_with_it_what_they_give_with_the_checkpoint(checkpoint, toy, tmp_path):
