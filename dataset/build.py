@@ -6,11 +6,12 @@ is repeated gives the same files.
 
 import filecmp
 import os
+import random
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,14 +25,24 @@ from util.metric import scores
 from util.visual import save_png
 
 
+@dataclass(frozen=True)
+class Built:
+    summary: str
+    train: int  # number of images to train on
+    sizes: list[tuple[int, int]]  # (H, W) of every image
+    example: str  # an image for the demo, relative to the folder
+
+
 def build(plan, out, copy=False, skip_bad=False):
-    """Make the folder `out` of a plan and return the summary, a text.
+    """Make the folder `out` of a plan.
 
     Labels are written as 8-bit PNGs of class ids, 255 for void; images are linked, or copied. Files that cannot be used raise
-    one Mistake that lists them; with `skip_bad` they are listed in skipped.txt instead and left out of the lists.
+    one Mistake that lists them; with `skip_bad` they are listed in skipped.txt instead and left out of the lists, before the
+    validation images are drawn.
     """
     out = Path(out).absolute()
-    _keep_sources(plan, out)
+    targets = (to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)
+    keep_sources(plan.sources, [out / file for file in (*plan.lists, *targets)])
     samples = _without_doubles(plan.samples)
     bar = ProgressBar(out.name, len(samples))
     done = []
@@ -42,7 +53,7 @@ def build(plan, out, copy=False, skip_bad=False):
                 bar.show(len(done))
     finally:
         bar.clear()
-    faults = [fault for _, fault in done if fault]
+    faults = [fault for *_, fault in done if fault]
     if faults and not skip_bad:
         listed = first_few(faults, 20, "\n  ")
         raise Mistake(f"{len(faults)} of {len(done)} samples cannot be used:\n  {listed}\n"
@@ -53,21 +64,35 @@ def build(plan, out, copy=False, skip_bad=False):
     if faults:
         write_text(skipped, "".join(f"{fault}\n" for fault in faults))
 
-    good = {split: [] for split in dict.fromkeys(sample.split for sample in samples)}
-    for sample, (count, fault) in zip(samples, done):
-        if not fault:
-            good[sample.split].append((sample, count))
-    if not all(good.values()):
-        raise Mistake(f"{out}: nothing is left of {', '.join(split for split in good if not good[split])}, see {skipped}")
-    lists = {name: splits for name, splits in plan.lists.items() if not good.keys().isdisjoint(splits)}
-    for name, splits in lists.items():
-        write_text(out / name, "".join(_line(sample) for split in splits for sample, _ in good.get(split, ())))
+    good = [(sample, *found) for sample, (*found, fault) in zip(samples, done) if not fault]
+    if plan.draw:
+        good = _drawn(good, *plan.draw)
+    splits = {split: [] for split in (["train", "val"] if plan.draw else [s.split for s in samples if s.split])}
+    for sample, count, _ in good:
+        splits[sample.split].append((sample, count))
+    if not all(splits.values()):
+        raise Mistake(f"{out}: nothing is left of {', '.join(split for split in splits if not splits[split])}, see {skipped}")
+    lists = {name: parts for name, parts in plan.lists.items() if not splits.keys().isdisjoint(parts)}
+    for name, parts in lists.items():
+        write_text(out / name, "".join(_line(sample) for split in parts for sample, _ in splits.get(split, ())))
     if plan.colors is not None:
         write_text(out / f"{out.name}_names.txt", "".join(f"{name}\n" for name in plan.names))
         write_text(out / f"{out.name}_colors.txt", "".join("{} {} {}\n".format(*colour) for colour in plan.colors))
-    counts = {split: (len(found), sum(count for _, count in found if count is not None)) for split, found in good.items()}
+    counts = {split: (len(found), sum(count for _, count in found if count is not None)) for split, found in splits.items()}
     notes = [*plan.notes, *([f"{len(faults)} left out: see {skipped}"] if faults else []), f"lists: {', '.join(lists)}"]
-    return "\n".join([f"{out}", frequency_table(plan.names, counts), *notes])
+    text = "\n".join([f"{out}", frequency_table(plan.names, counts), *notes])
+    example = splits.get("val", good)[0][0].image_to
+    return Built(text, len(splits.get("train", ())), [size for _, _, size in good], example)
+
+
+def _drawn(good, share, seed):
+    """The samples with their splits, a share of them val. good: tuples that begin with a sample."""
+    if len(good) < 2:
+        raise Mistake(f"images with a label: {len(good)}; at least 2 are needed, one to train on and one for val")
+    order = [*range(len(good))]
+    random.Random(seed).shuffle(order)
+    val = {*order[: min(max(round(len(good) * share), 1), len(good) - 1)]}
+    return [(replace(sample, split="val" if i in val else "train"), *more) for i, (sample, *more) in enumerate(good)]
 
 
 def _without_doubles(samples):
@@ -95,22 +120,22 @@ def _unlistable(sample):
 
 
 def _build_one(sample, read, out, copy):
-    """(pixels of each id (256,) int64 or None, fault or "")"""
+    """(pixels of each id (256,) int64 or None, (H, W) of the image or None, fault or "")"""
     fault = sample.fault or _unlistable(sample)
     if fault:
-        return None, fault
+        return None, None, fault
     try:
         image = read_image(sample.image)  # also where it is only linked: a broken one is a fault
-        label = None if sample.label is None else read(sample.label)
+        label = None if sample.label is None else read(sample.label, image.shape[:2])
         if label is not None:
             check_sizes(sample.image, image, sample.label, label)
     except Mistake as error:
-        return None, str(error)
+        return None, None, str(error)
     _place(sample.image, out / sample.image_to, copy)
     if label is None:
-        return None, ""
+        return None, image.shape[:2], ""
     save_png(out / sample.label_to, label)
-    return np.bincount(label.ravel(), minlength=256), ""
+    return np.bincount(label.ravel(), minlength=256), image.shape[:2], ""
 
 
 def _line(sample):
@@ -135,12 +160,11 @@ def _place(source, target, copy):
                 aside.symlink_to(source)
 
 
-def _keep_sources(plan, out):
-    """Refuse to write into a source, also through a link."""
-    files = [*plan.lists, *(to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)]
-    for part in sorted({(out / file).parent for file in files}):
+def keep_sources(sources, files):
+    """Refuse to write these files into one of the folders `sources`, also through a link."""
+    for part in sorted({file.parent for file in files}):
         try:
-            inside = [source for source in plan.sources if part.resolve().is_relative_to(source.resolve())]
+            inside = [source for source in sources if part.resolve().is_relative_to(source.resolve())]
         except (OSError, RuntimeError) as error:  # a loop of links is one or the other, by the version of Python
             raise Mistake(f"{part}: not a folder that can be written to ({error})") from error
         if inside:
@@ -190,12 +214,12 @@ def toy(out, train=160, val=40, height=192, width=256, seed=0):
             rows[job[-1].split("/")[0]] += count
             bar.show(n + 1)
     bar.clear()
-    for split in numbers:
-        names = [job[-1] for job in jobs if job[-1].startswith(f"{split}/")]
-        write_text(out / "list" / f"{split}.txt", "".join(f"image/{name} label/{name}\n" for name in names))
+    for name, parts in {"train": ["train"], "val": ["val"], "trainval": ["train", "val"]}.items():
+        names = [job[-1] for job in jobs if job[-1].split("/")[0] in parts]
+        write_text(out / "list" / f"{name}.txt", "".join(f"image/{name} label/{name}\n" for name in names))
     table = frequency_table(scene.CLASSES, {split: (n, rows[split].sum(0)) for split, n in numbers.items()})
     baseline = row_baseline(rows["train"], rows["val"], len(scene.CLASSES))
-    return "\n".join([f"{out}", table, "lists: list/train.txt, list/val.txt",
+    return "\n".join([f"{out}", table, "lists: list/train.txt, list/val.txt, list/trainval.txt",
                       f"Baseline, the most frequent class of each row: mIoU {baseline:.4f}"])  # fmt: skip
 
 

@@ -10,8 +10,11 @@ import numpy as np
 from dataset.build import frequency_table
 from util.common import Mistake
 from util.dataset import SemData
+from util.image import image_header
 from util.loader import class_weights, look_at, nothing_labelled
 from util.visual import class_names, palette_of
+
+MUCH = 6  # times longer than a crop is an image of which it shows little
 
 
 def check(cfg):
@@ -19,7 +22,7 @@ def check(cfg):
 
     Returns the report, a text, and the faults, a list of texts: unfit names or colours; files that are missing, cannot be
     decoded, differ in size or hold ids out of range; lists without a labelled pixel; images that are listed twice, or in the
-    training list and in another one.
+    training list and in another one. The report warns of crops and of a base_size that do not go with the sizes of the images.
     """
     faults, data = [], {}
 
@@ -54,6 +57,7 @@ def check(cfg):
     faults += _repeated(data)
 
     report = [frequency_table(names, counts, weights)] if counts else []
+    report += [f"warning: {text}" for text in _unfit_sizes(cfg, data)]
     if weights:
         report.append("auto: class_weights by median frequency (Eigen & Fergus 2015) of the training list; sqrt: their roots")
     for name, (_, total) in counts.items():
@@ -61,6 +65,50 @@ def check(cfg):
         if absent:
             report.append(f"{name} has no pixel of: {', '.join(absent)}")
     return "\n".join(report), faults
+
+
+def _unfit_sizes(cfg, data):
+    """What to warn of: crops and sizes of testing that do not go with the median image of the lists."""
+    median = {}
+    for name, samples in data.items():
+        with ThreadPoolExecutor() as pool:
+            sizes = [size for size in pool.map(_sides, [image for image, _ in samples.data_list]) if size]
+        if sizes:
+            median[name] = np.median(sizes, 0)
+    if "train" not in median or not isinstance(cfg.augmentation, str):  # of a pipeline of Albumentations we know nothing
+        return
+    long, short = median.pop("train")
+    unit = _fit(cfg.resize_box, long, short) if cfg.augmentation == "mmseg" else 1
+    low, high = cfg.scale_min * unit, cfg.scale_max * unit  # of the image's own size
+    scaled = f"the median image of {cfg.train_list}, {long:g} x {short:g} pixels, which is scaled by {low:.3g} to {high:.3g}"
+    crop = sorted((cfg.train_h, cfg.train_w))
+    if crop[1] * MUCH < np.sqrt(low * high) * long:
+        yield (f"train_h, train_w: {cfg.train_h} x {cfg.train_w} shows little of {scaled}: take a larger crop, or lower "
+               "scale_min and scale_max")  # fmt: skip
+    if crop[0] > high * short and crop[1] > high * long:
+        yield f"train_h, train_w: {cfg.train_h} x {cfg.train_w} is larger than {scaled}: take a smaller crop"
+    for name, (long, short) in median.items():
+        unit = _fit(cfg.base_size, long, short)
+        seen = unit * min(cfg.scales), unit * max(cfg.scales)
+        if seen[0] > high or seen[1] < low:
+            scales = " to ".join(f"{scale:.3g}" for scale in dict.fromkeys(seen))
+            yield (f"base_size: at {cfg.base_size} the median image of {name}, {long:g} x {short:g} pixels, is scaled by "
+                   f"{scales}, and in training by {low:.3g} to {high:.3g}: set base_size near {long:g}, or multiply scale_min "
+                   f"and scale_max by {unit:.3g}")  # fmt: skip
+
+
+def _fit(box, long, short):
+    """The scale at which an image fits into a box: a side, or (long, short), or None for the image's own size."""
+    sides = np.atleast_1d(box or long)
+    return max(sides) / long if len(sides) == 1 else min(max(sides) / long, min(sides) / short)
+
+
+def _sides(path):
+    """(long, short) in pixels, or None for a file that the decoding has reported."""
+    try:
+        return sorted(image_header(path)[:2], reverse=True)
+    except Mistake:
+        return None
 
 
 def _repeated(data):

@@ -1,26 +1,22 @@
 """Folder layouts of data sets as they are distributed: each function reads one and returns the `Plan` of a prepared folder.
 
-Nothing is written here, and pixels are read only to find the ids of one's own masks. A file without partner or of an unfit kind
-stays in the plan as a sample with a fault, so that `build` reports it.
+Nothing is written here, and no pixel is read. A file without partner or of an unfit kind stays in the plan as a sample with a
+fault, so that `build` reports it.
 """
 
 import json
-import random
-import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from util.common import Mistake, first_few
-from util.image import file_errors, image_header, pixel_counts, read_image, read_label, read_lines, read_text
-from util.visual import default_palette, line_colour
+from util.common import Mistake
+from util.image import file_errors, pixel_counts, read_label, read_lines, read_text
 
 VOID = 255
-MASK_ENDING = r"_(mask|label|gt)$"  # of a mask's name, after the name of its image
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Of Cityscapes' 34 label ids those that are evaluated, id -> class, and the names of the others, which are void.
@@ -34,10 +30,10 @@ CITYSCAPES_VOID = ("unlabeled", "ego vehicle", "rectification border", "out of r
 class Sample:
     """One image and its label; `*_to` are the files to make, relative to the output folder."""
 
-    split: str
+    split: str  # "": not drawn yet
     image: Path
     image_to: str
-    label: Path | None = None  # None: a test image
+    label: Any = None  # what `Plan.read` takes, its text names it in messages: mostly a path; None: a test image
     label_to: str | None = None
     fault: str = ""  # why it cannot be used
 
@@ -48,7 +44,8 @@ class Plan:
     samples: list[Sample]
     lists: dict[str, tuple[str, ...]]  # file of a list, relative to the output folder: the splits in it
     names: tuple[str, ...]  # of the classes
-    read: Callable  # path of a label -> (H, W) uint8 of classes and 255
+    read: Callable  # (label, (H, W) of its image) -> (H, W) uint8 of classes and 255
+    draw: tuple[float, int] | None = None  # share of the images that become val, and the seed of the draw; None: split already
     colors: np.ndarray | None = None  # (K, 3); set if names and colours are to be written too
     notes: tuple[str, ...] = ()
 
@@ -65,7 +62,7 @@ def camvid(source, names):
             # The lists hold absolute paths of another machine: only folder and name are used.
             image, label = (source.joinpath(*Path(entry).parts[-2:]) for entry in line.split())
             samples.append(Sample(split, image, f"image/{split}/{image.name}", label, f"label/{split}/{label.name}"))
-    return Plan((source,), samples, _list_each(splits), names, _by_id({**_numbered(range(len(names))), 11: VOID}))
+    return Plan((source,), samples, list_each(splits), names, by_id({**numbered(range(len(names))), 11: VOID}))
 
 
 def cityscapes(source, names):
@@ -76,13 +73,13 @@ def cityscapes(source, names):
     _need(source, "Cityscapes, leftImg8bit and gtFine in one folder", "leftImg8bit/train/", "leftImg8bit/val/",
           "gtFine/train/", "gtFine/val/")  # fmt: skip
     endings = {
-        "labelTrainIds.png": _by_id({**_numbered(range(len(names))), VOID: VOID}),
-        "polygons.json": lambda path: _cityscapes_polygons(path, names),
-        "labelIds.png": _by_id({**dict.fromkeys((*range(34), VOID), VOID), **CITYSCAPES_IDS}),
+        "labelTrainIds.png": by_id({**numbered(range(len(names))), VOID: VOID}),
+        "polygons.json": lambda path, _: _cityscapes_polygons(path, names),
+        "labelIds.png": by_id({**dict.fromkeys((*range(34), VOID), VOID), **CITYSCAPES_IDS}),
     }
 
-    def read(path):
-        return endings[path.name.rsplit("_", 1)[-1]](path)
+    def read(path, size):
+        return endings[path.name.rsplit("_", 1)[-1]](path, size)
 
     samples = []
     for split in ("train", "val", "test"):
@@ -108,7 +105,7 @@ def ade20k(source, names):
     for split in splits:
         images, labels = (_files(source / kind / split) for kind in ("images", "annotations"))
         samples += _pair(split, images, labels, f"images/{split}/{{}}", f"annotations/{split}/{{}}.png")
-    return Plan((source,), samples, _list_each(splits), names, _by_id({0: VOID, **_numbered(range(1, len(names) + 1))}))
+    return Plan((source,), samples, list_each(splits), names, by_id({0: VOID, **numbered(range(1, len(names) + 1))}))
 
 
 def voc2012(source, names):
@@ -138,7 +135,7 @@ def voc2012(source, names):
         notes = (f"no train_aug.txt: there is no {source / 'SegmentationClassAug'} with labels beyond train and val",)
     if "test" in stems:
         lists["list/test.txt"] = ("test",)
-    return Plan((source,), samples, lists, names, _by_id({**_numbered(range(len(names))), VOID: VOID}), notes=notes)
+    return Plan((source,), samples, lists, names, by_id({**numbered(range(len(names))), VOID: VOID}), notes=notes)
 
 
 def bdd(source, names):
@@ -146,7 +143,7 @@ def bdd(source, names):
     for root in (source, source / "bdd100k"):
         for images, labels, ending in (("images/10k", "labels/sem_seg/masks", ""), ("images/10k", "seg/labels", "_train_id"),
                                        ("seg/images", "seg/labels", "_train_id")):  # fmt: skip
-            if _is_dir(root / images) and _is_dir(root / labels):
+            if is_dir(root / images) and is_dir(root / labels):
                 _need(root, "BDD100K", *(f"{kind}/{split}/" for kind in (images, labels) for split in ("train", "val")))
                 samples, splits = [], ("train", "val", "test")
                 for split in splits:
@@ -154,126 +151,29 @@ def bdd(source, names):
                     pictures = _files(root / images / split, ending=".jpg")
                     samples += _pair(split, pictures, None if split == "test" else masks,
                                      f"image/{split}/{{}}", f"label/{split}/{{}}.png")  # fmt: skip
-                return Plan((source,), samples, _list_each(splits), names, _by_id({**_numbered(range(len(names))), VOID: VOID}))
+                return Plan((source,), samples, list_each(splits), names, by_id({**numbered(range(len(names))), VOID: VOID}))
     raise Mistake(f"{source}: not BDD100K's semantic segmentation: expected images/10k/ with labels/sem_seg/masks/, or "
                   "seg/images/ with seg/labels/ (*_train_id.png), here or in bdd100k/")  # fmt: skip
-
-
-def read_colour_table(path):
-    """A text file of `R G B name` lines as [(R, G, B, name)]; a name that is missing becomes class0, class1, ..."""
-    table = []
-    for number, line in enumerate(read_lines(path), 1):
-        parts = line.split(maxsplit=3)
-        colour = line_colour(parts[:3])
-        if colour is None:
-            raise Mistake(f"{path}: entry {number} is {line[:80]!r}, expected `R G B name` with numbers 0..255")
-        if colour in [tuple(entry[:3]) for entry in table]:
-            raise Mistake(f"{path}: entry {number}: the colour {' '.join(parts[:3])} is there twice")
-        table.append([*colour, parts[3] if len(parts) > 3 else f"class{len(table)}"])
-    if all(name == "void" for *_, name in table):
-        raise Mistake(f"{path}: no colours in it, expected `R G B name` lines")
-    return table
-
-
-def folder(images, masks, names=None, table=None, ids=None, void=(VOID,), val_ratio=0.2, seed=0):
-    """One's own images and masks, paired by their path below `images` and `masks`, without suffix.
-
-    names: class names. table: [(R, G, B, name)], the classes of colour masks; the name `void` marks colours to ignore. ids: the
-    values in the masks that are classes 0, 1, ...; without any of these the masks must hold 0, 1, ... and void values only.
-    Folders train and val on both sides are kept as the splits; else a share `val_ratio`, drawn with `seed`, is val.
-    """
-    for path in (images, masks):
-        if not _is_dir(path):
-            raise Mistake(f"{path}: no such folder")
-    pictures, notes = _own_files(images, masks == images, want_masks=False)
-    labels, more_notes = _own_files(masks, masks == images, want_masks=True)
-    labels = {key if key in pictures else re.sub(MASK_ENDING, "", key): path for key, path in labels.items()}
-    if not pictures:
-        raise Mistake(f"{images}: no images ({' '.join(IMAGE_TYPES)}) in it")
-    if not labels:
-        raise Mistake(f"{masks}: no masks in it; a mask is a PNG with the name of its image, and _mask, _label or _gt may "
-                      "follow the name")  # fmt: skip
-
-    keys = sorted({*pictures, *labels})
-    tops = {key.split("/")[0] for key in keys if "/" in key}
-    if {"train", "val"} <= tops <= {"train", "val", "test"} and all("/" in key for key in keys):
-        split_of = {key: key.split("/")[0] for key in keys}
-    else:
-        both = [key for key in keys if key in pictures and key in labels]
-        if len(both) < 2:
-            raise Mistake(f"{images}: {len(both)} image with a mask, at least 2 are needed, one to train on and one for val")
-        random.Random(seed).shuffle(both)
-        count = min(max(round(len(both) * val_ratio), 1), len(both) - 1)
-        split_of = {**dict.fromkeys(keys, "train"), **dict.fromkeys(both[:count], "val")}
-    splits = [split for split in ("train", "val", "test") if split in split_of.values()]
-    samples = []
-    for split in splits:
-        mine = [{key: path for key, path in files.items() if split_of[key] == split} for files in (pictures, labels)]
-        samples += _pair(split, *mine, "image/{}", "label/{}.png")
-
-    colors = None
-    if table is not None:
-        colour_of = {}  # of each class the first, for display
-        for *colour, name in table:
-            colour_of.setdefault(name, colour)
-        colour_of.pop("void", None)
-        if names is not None and tuple(names) != tuple(colour_of):
-            raise Mistake(f"the names ({', '.join(names)}) are not those of the colour table ({', '.join(colour_of)})")
-        names, colors = tuple(colour_of), np.array([*colour_of.values()], np.uint8)
-    if names is None:
-        count = _count_ids([s.label for s in samples if s.label], void) if ids is None else len(ids)
-        names = tuple(f"class{k}" for k in range(count))
-    ids = range(len(names)) if ids is None else ids
-    if len(set(ids)) < len(ids):
-        raise Mistake(f"--ids {' '.join(map(str, ids))}: an id is given twice, and one id cannot be two classes")
-    if len(ids) != len(names):
-        raise Mistake(f"{len(ids)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
-    if len(names) > VOID:
-        raise Mistake(f"{len(names)} classes; labels have 8 bits, so at most {VOID}")
-    by_id = _by_id({**dict.fromkeys(void, VOID), **_numbered(ids)})
-    read = by_id if table is None else _by_colour(table, by_id)
-    colors = default_palette(len(names)) if colors is None else colors
-    return Plan((images, masks), samples, _list_each(splits), names, read, colors, (*notes, *more_notes))
 
 
 # ---- reading labels
 
 
-def _numbered(ids):
+def numbered(ids):
     return {value: k for k, value in enumerate(ids)}
 
 
-def _by_id(ids):
-    """A reader of id masks. ids: value in the file -> class or 255; other values raise Mistake."""
+def by_id(ids):
+    """A reader of id masks for `Plan.read`. ids: value in the file -> class or 255; other values raise Mistake."""
     lookup = np.full(65536, -1, np.int16)
     lookup[list(ids)] = list(ids.values())
 
-    def read(path):
+    def read(path, _):
         label = read_label(path)
         classes = lookup[label]
         if (classes < 0).any():
             found = pixel_counts(label[classes < 0])
             raise Mistake(f"{path}: ids out of range: {found}; expected {_ranges(sorted(ids))}")
-        return classes.astype(np.uint8)
-
-    return read
-
-
-def _by_colour(table, by_id):
-    """A reader of colour masks; files of one channel go to `by_id`. table: [(R, G, B, name)]."""
-    names = [*dict.fromkeys(name for *_, name in table if name != "void")]
-    lookup = np.full(1 << 24, -1, np.int16)  # at R << 16 | G << 8 | B
-    for r, g, b, name in table:
-        lookup[r << 16 | g << 8 | b] = VOID if name == "void" else names.index(name)
-
-    def read(path):
-        if image_header(path)[2] not in ("P", "RGB", "RGBA"):
-            return by_id(path)
-        pixels = read_image(path, lossless=True).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-        classes = lookup[pixels]
-        if (classes < 0).any():
-            found = pixel_counts(pixels[classes < 0], lambda v: f"{v >> 16} {v >> 8 & 255} {v & 255}")
-            raise Mistake(f"{path}: colours that the colour table does not have: {found}")
         return classes.astype(np.uint8)
 
     return read
@@ -307,82 +207,37 @@ def _cityscapes_polygons(path, names):
     return np.array(label)
 
 
-def _count_ids(paths, void):
-    """The number of classes in id masks that hold 0, 1, ... without gaps; else Mistake with the ids found."""
-
-    def ids_of(path):
-        try:
-            return np.unique(read_label(path)).tolist()
-        except Mistake as error:
-            return error
-
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(ids_of, paths))
-    seen = sorted({value for ids in found if isinstance(ids, list) for value in ids} - {*void})
-    if not seen:
-        first = next((error for error in found if not isinstance(error, list)), "every pixel is void")
-        raise Mistake(f"no class ids in the masks: {first}; for colour masks give --colors FILE with `R G B name` lines")
-    if seen != list(range(len(seen))) or len(seen) < 2:
-        raise Mistake(f"the masks hold the ids {first_few(seen, 20)} and void ({first_few(void)}), not 0, 1, 2, ... without "
-                      "gaps: give the ids of the classes in their order with --ids ID ID ... (a value of --void may be among "
-                      "them), or --names FILE if ids without pixels are classes too")  # fmt: skip
-    return len(seen)
-
-
 # ---- reading folders
 
 
-def _list_each(splits):
-    return {f"list/{split}.txt": (split,) for split in splits}
+def list_each(splits):
+    """A list of each split, and one of the first two together, those to train and to validate on."""
+    return {**{f"list/{split}.txt": (split,) for split in splits}, "list/trainval.txt": tuple(splits[:2])}
 
 
 def _need(source, what, *parts):
     """Every part (a folder if it ends in /) must be there; the error names all that are not."""
-    if not _is_dir(source):
+    if not is_dir(source):
         raise Mistake(f"{source}: no such folder; expected {what}: {' '.join(parts)}")
     missing = [part for part in parts if not (Path.is_dir if part.endswith("/") else Path.is_file)(source / part)]
     if missing:
         raise Mistake(f"{source}: not {what}: {', '.join(missing)} missing; expected {' '.join(parts)}")
 
 
-def _is_dir(path):
+def is_dir(path):
     with file_errors(path):
         return path.is_dir()
 
 
 def _inside(source, mark, *below):
     """The source itself if it holds the folder `mark`, else the first folder below it that does."""
-    return next((root for root in (source, *(source / part for part in below)) if _is_dir(root / mark)), source)
+    return next((root for root in (source, *(source / part for part in below)) if is_dir(root / mark)), source)
 
 
 def _files(root, ending=""):
     """stem -> path of the images in a folder. Names that begin with a dot are the system's."""
     return {path.stem: path for path in sorted(root.glob(f"*{ending}"))
             if path.suffix.lower() in IMAGE_TYPES and not path.name.startswith(".")}  # fmt: skip
-
-
-def _own_files(root, shared, want_masks):
-    """({path below root without suffix: file}, notes) of images or masks.
-
-    In a shared folder a mask is what ends in _mask, _label or _gt, and a PNG that has a JPEG of the same name beside it.
-    """
-    files, others = {}, []
-    for path in sorted(root.rglob("*")):
-        if path.is_dir() or any(part.startswith(".") for part in path.relative_to(root).parts):
-            continue
-        if path.suffix.lower() not in IMAGE_TYPES:
-            others.append(path.name)
-            continue
-        twin = path.suffix.lower() == ".png" and any(path.with_suffix(end).exists() for end in (".jpg", ".jpeg", ".JPG"))
-        is_mask = twin or re.search(MASK_ENDING, path.stem) is not None
-        if shared and is_mask != want_masks:
-            continue
-        key = path.relative_to(root).with_suffix("").as_posix()
-        if key in files:
-            raise Mistake(f"{files[key]} and {path.name}: two files for one name; keep one of them")
-        files[key] = path
-    notes = (f"{root}: no images, left alone: {first_few(others)}",) if others and not (shared and want_masks) else ()
-    return files, notes
 
 
 def _pair(split, images, labels, image_to, label_to):

@@ -9,6 +9,8 @@ def init_as_mmseg(network):
     The last BatchNorm of each residual block starts with weight 0, which makes the block the identity (Goyal et al., Accurate,
     Large Minibatch SGD, 2017, section 5.1); weights of a backbone loaded later replace these.
     """
+    if next(network.parameters()).is_meta:
+        return  # as in model/resnet.py
     for m in network.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

@@ -146,7 +146,7 @@ class ResNet(nn.Module):
         self.layer3 = make_stage(block, p2 * wide, p3, blocks[2], dilation=2, contract_dilation=contract_dilation)
         self.layer4 = make_stage(block, p3 * wide, p4, blocks[3], dilation=4, contract_dilation=contract_dilation)
         for m in self.modules():
-            if isinstance(m, nn.Conv2d):
+            if isinstance(m, nn.Conv2d) and not m.weight.is_meta:  # drawing there imports torch's compiler: two seconds
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):

@@ -9,6 +9,8 @@ import importlib
 import json
 import multiprocessing
 import os
+import random
+import shutil
 import socket
 import sys
 import time
@@ -34,10 +36,29 @@ def small_training(toy, **changes) -> list[str]:
     return [str(word) for pair in options.items() for word in pair]
 
 
+def copy_project(root):
+    """The project's code and configs in another place, where the networks have an eighth of the channels, for tests that start
+    the programs as a user does."""
+    for name in ("model", "util", "tool", "config"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("dataset/*/*_*.txt"), *ROOT.glob("dataset/**/*.py")]:
+        (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / path.relative_to(ROOT))
+    code = (root / "model/resnet.py").read_text()
+    assert code.count("\nWIDTH = 64 ") == 1
+    (root / "model/resnet.py").write_text(code.replace("\nWIDTH = 64 ", "\nWIDTH = 8 "))
+    return root
+
+
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """None of those that the system gives to connections, which may take it before it is used; each of pytest's processes has
+    a thousand of its own."""
+    first = 10000 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            port = first + random.SystemRandom().randrange(1000)
+            tried.bind(("127.0.0.1", port))
+            return port
 
 
 def start(options, *more, log, world=1, program="tool.train", dtype=torch.float32, variables=(), pause=0, width=8):
@@ -45,7 +66,7 @@ def start(options, *more, log, world=1, program="tool.train", dtype=torch.float3
     the checksums of the samples they trained on to log.RANK.json. Their exit status is the program's. pause: seconds that each
     iteration takes longer, to leave time for what a test does to them. width: of the networks, 64 in what others start."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tool.train", "tool.test"])
+    context.set_forkserver_preload(["tool.train", "tool.test", "torch._dynamo"])  # the last is what an optimizer imports
     argv = ["--config", CONFIG, *options, *map(str, more)]
     variables = dict(variables)
     if world > 1:
@@ -74,7 +95,7 @@ def wait_for(condition, seconds=120):
     while time.monotonic() < end:
         if value := condition():
             return value
-        time.sleep(0.01)
+        time.sleep(0.003)  # what is waited for may last some milliseconds only
     raise TimeoutError(f"not within {seconds} seconds: {condition}")
 
 

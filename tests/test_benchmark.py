@@ -33,6 +33,18 @@ def test_speed_is_the_default(argv, command, quick):
     assert args.command.__name__ == command and args.quick == quick
 
 
+def test_model_takes_the_config_as_a_word_or_a_flag_and_keys_anywhere(capsys):
+    for argv in (["a.yaml", "--fit", "4", "layers", "18"], ["--fit", "4", "--config", "a.yaml", "layers", "18"],
+                 ["a.yaml", "layers", "18", "--fit", "4"]):  # fmt: skip
+        args = benchmark.parse_args(["model", *argv])
+        assert (args.config, args.opts, args.fit) == ("a.yaml", ["layers", "18"], 4)
+    for argv, words in ((["model"], "which experiment? Give CONFIG"), (["model", "a.yaml", "--ft"], "arguments: --ft"),
+                        (["--quick", "x"], "arguments: x")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            benchmark.parse_args(argv)
+        assert words in capsys.readouterr().err
+
+
 def test_forms_alternate_until_time_is_up():
     order = []
     forms = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}

@@ -1,13 +1,14 @@
 """`tool/prepare.py check`: faults of a data set and the table of classes."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dataset.check import check
+from dataset.check import _unfit_sizes, check
 from tool import prepare
-from util.config import load_config
+from util.config import ROOT, load_config
 from util.dataset import read_list
 from util.image import read_label
 from util.loader import automatic_class_weights, class_weights
@@ -207,3 +208,57 @@ def test_an_ignored_class_is_left_out_of_the_automatic_weights(data):
     assert weights[0] == 1 and automatic_class_weights("auto", pairs, 3) != weights
     frequency = np.mean([[(read_label(label) == k).mean() for k in (1, 2)] for _, label in pairs], 0)
     assert np.allclose(weights[1:], np.median(frequency) / frequency)
+
+
+# ---- sizes
+
+
+def warnings_of(data, *overrides):
+    report, faults = check(load_config(data / "config.yaml", overrides))
+    assert not faults
+    return [line for line in report.splitlines() if line.startswith("warning: ")]
+
+
+def test_a_config_that_fits_the_images_gives_no_warning(data):
+    assert warnings_of(data) == [] == warnings_of(data, "base_size", "16", "scales", "[0.5, 4.0]")
+
+
+def test_a_base_size_far_from_the_images_is_warned_of(data):
+    (warning,) = warnings_of(data, "base_size", "100")
+    assert "the median image of val, 16 x 12 pixels, is scaled by 6.25, and in training by 0.5 to 2" in warning
+    assert warnings_of(data, "base_size", "100", "scale_min", "3", "scale_max", "12") == []
+    (warning,) = warnings_of(data, "base_size", "[2, 8]")
+    assert "is scaled by 0.167" in warning  # of the two sides the one that is reached first
+
+
+def test_crops_that_do_not_go_with_the_images_are_warned_of(data):
+    (warning,) = warnings_of(data, "train_h", "33", "train_w", "41")
+    assert "train_h, train_w: 33 x 41 is larger than the median image of" in warning and "scaled by 0.5 to 2" in warning
+    more = ["scale_min", "10", "scale_max", "20", "base_size", "200"]
+    (warning,) = warnings_of(data, *more)
+    assert "train_h, train_w: 17 x 17 shows little of the median image" in warning
+    assert warnings_of(data, *more, "augmentation", "mmseg", "resize_box", "[16, 1]") != []
+
+
+def test_a_config_may_stand_alone_or_behind_a_flag(data, capsys):
+    for words in ([str(data / "config.yaml"), "base_size", "16"], ["--config", str(data / "config.yaml"), "base_size", "16"]):
+        assert report_errors(lambda words=words: prepare.main(["check", *words])) == 0
+    with pytest.raises(SystemExit):
+        prepare.main(["check"])
+    assert "which config? Give CONFIG" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        prepare.main(["check", str(data / "config.yaml"), "--bogus"])
+    assert "unrecognized arguments: --bogus" in capsys.readouterr().err
+
+
+MEDIAN = {"toy": (256, 192), "camvid": (480, 360), "cityscapes": (2048, 1024), "ade20k": (683, 512), "voc2012": (500, 375)}
+
+
+SHIPPED = [path for name in MEDIAN for path in sorted(ROOT.glob(f"config/{name}/*.yaml"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_no_shipped_config_is_warned_of_the_images_that_it_is_for(path, monkeypatch):
+    monkeypatch.setattr("dataset.check._sides", lambda image: MEDIAN[path.parent.name])
+    lists = {name: SimpleNamespace(data_list=[("image", "label")]) for name in ("train", "val")}
+    assert [*_unfit_sizes(load_config(path), lists)] == []

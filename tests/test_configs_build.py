@@ -128,9 +128,11 @@ def test_the_mask_of_every_shipped_psanet_covers_its_crop_exactly(path):
             assert (size - 1) % (8 * cfg.shrink_factor) == 0 and mask == 2 * ((size - 1) // 8 // cfg.shrink_factor + 1) - 1
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_trains_a_step(path):
-    """On the smallest crop that has something to attend to: the network is the config's own, masks included."""
+    """On the smallest crop that has something to attend to: the network is the config's own, masks included, but that its
+    backbone has an eighth of the channels."""
     size = 8 * load_config(path).shrink_factor + 1
     cfg = load_config(path, ["train_h", size, "train_w", size])
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ from util.checkpoint import save_checkpoint
 from util.config import ROOT, dump_config, load_config
 from util.inference import Predictor
 from util.log import ProgressBar
+from util.video import write_video
 from util.visual import NAME, below, default_palette, legend, overlay
 
 NAMES = ["road", "sky", "traffic light", "Straße"]
@@ -112,7 +113,7 @@ def test_a_checkpoint_is_enough_and_a_config_may_be_named(project, frames, tmp_p
     color = Image.open("a/picture_color.png")
     assert np.array_equal(Image.open("a/picture_gray.png"), ids) and np.array_equal(Image.open("a/picture_overlay.png"), seen)
     assert color.getpalette()[:12] == PALETTE.ravel().tolist()
-    options = ["classes", "4", "names_path", "null", "colors_path", "null", "test_h", "33", "test_w", "33", "flip", "False"]
+    options = "classes 4 names_path null colors_path null test_h 33 test_w 33 base_size 64 scales [1.0] flip False".split()
     for i, words in enumerate((["toy_pspnet18", "--model_path"], ["--config", "toy_pspnet18", "--model-path"])):
         assert demo.main([*words, str(project / "best.pth"), "--image", str(picture), "--out", str(i), *options]) == 0
         assert np.array_equal(Image.open(f"{i}/picture_gray.png"), ids)
@@ -178,12 +179,11 @@ def test_side_by_side_shows_the_picture_and_its_overlay(project, frames, tmp_pat
     assert_shows(tmp_path / "drive_overlay.mp4", pairs)
 
 
-def test_a_video_with_odd_sides_gets_one_pixel_more(project, frames, tmp_path):
-    path = write(tmp_path / "odd.avi", frames[:, :-1, :-1], "FFV1")
-    assert show(project, "--image", path, "--out", tmp_path / "out", "--no-legend") == 0
-    overlays = [seen for _, seen in expected(project, read(path)[0])]
-    assert overlays[0].shape == (H - 1, W - 1, 3)
-    assert_shows(tmp_path / "out/odd_overlay.mp4", [even(seen) for seen in overlays])
+def test_a_video_with_odd_sides_gets_one_pixel_more(frames, tmp_path):
+    with write_video(tmp_path / "odd.mp4", RATE) as append:
+        for frame in frames:
+            append(frame[:-1, :-1])
+    assert_shows(tmp_path / "odd.mp4", [even(frame[:-1, :-1]) for frame in frames])
 
 
 def test_a_video_is_turned_upright(project, frames, tmp_path):
@@ -364,12 +364,12 @@ def test_the_legend_of_a_picture_names_what_is_in_it_largest_first(project, fram
 
 def colours_of(strip, palette):
     """Which colours of the palette have a patch in it."""
-    found = {tuple(color) for color in np.unique(strip.reshape(-1, 3), axis=0).tolist()}
-    return [tuple(color) in found for color in palette.tolist()]
+    number = lambda colors: np.int64(colors) @ [65536, 256, 1]
+    return np.isin(number(palette), number(strip)).tolist()
 
 
 @pytest.mark.parametrize("dataset, classes", [("toy", 9), ("camvid", 11), ("cityscapes", 19), ("ade20k", 150)])
-@pytest.mark.parametrize("shape", [(1, 1), (40, 57), (360, 480), (300, 3000)])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 57), (360, 480), (100, 3000)])
 def test_a_legend_holds_every_class_of_every_dataset(dataset, classes, shape):
     names = (ROOT / f"dataset/{dataset}/{dataset}_names.txt").read_text().splitlines()
     palette = np.loadtxt(ROOT / f"dataset/{dataset}/{dataset}_colors.txt", dtype=np.uint8)
@@ -408,15 +408,17 @@ def test_a_long_name_is_shortened_and_stays_one_line():
 
 
 def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
-    palette = default_palette(1)
-    own, truetype = ImageFont.load_default(12), ImageFont.truetype
+    strip = lambda name: legend([name], default_palette(1), (9, 9))
     monkeypatch.setattr("util.visual.FONTS", ("no such font.ttf",))
-    assert np.array_equal(legend(["道路"], palette, (9, 9)), legend([r"\u9053\u8def"], palette, (9, 9)))
-    # A font of the machine that has the letters is used: here one that stands for it, with ASCII alone.
-    monkeypatch.setattr(ImageFont, "truetype", lambda file, size: own if file == "no such font.ttf" else truetype(file, size))
-    assert np.array_equal(legend(["Größe"], palette, (9, 9)), legend([r"Gr\xf6\xdfe"], palette, (9, 9)))
-    monkeypatch.setattr(own, "getmask", lambda text: ImageFont.FreeTypeFont.getmask(own, {"ö": "o", "ß": "s"}.get(text, text)))
-    assert not np.array_equal(legend(["Größe"], palette, (9, 9)), legend([r"Gr\xf6\xdfe"], palette, (9, 9)))
+    assert np.array_equal(strip("道路"), strip(r"\u9053\u8def"))
+    # A font of the machine that has the letters is used. Here Pillow's own stands for it, which has ASCII alone, and then ö.
+    own, truetype = ImageFont.load_default(12), ImageFont.truetype
+    load = lambda file, *more, **how: own if file == "no such font.ttf" else truetype(file, *more, **how)
+    monkeypatch.setattr(ImageFont, "truetype", load)
+    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe"))
+    getmask = own.getmask
+    monkeypatch.setattr(own, "getmask", lambda text: getmask({"ö": "o"}.get(text, text)))
+    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe")) and not np.array_equal(strip("Hö"), strip(r"H\xf6"))
 
 
 def test_the_commands_of_the_documentation_run(project, tmp_path, monkeypatch, camera):
@@ -436,7 +438,7 @@ def test_the_commands_of_the_documentation_run(project, tmp_path, monkeypatch, c
     camera(last=lambda: os.kill(os.getpid(), signal.SIGINT))
     for command in commands:
         program, *words = shlex.split(command)[1:]
-        options = ["classes", "4", "names_path", "null", "colors_path", "null"] if "toy_pspnet18" in words else []
+        options = "classes 4 names_path null colors_path null".split() if "toy_pspnet18" in words else []
         assert program == "tool/demo.py" and demo.main([*words, *options]) == 0, command
     assert (tmp_path / "seen/picture_overlay.png").is_file()
     assert {"a_overlay.png", "b_overlay.png", "drive_overlay.mp4", "camera_overlay.mp4"} <= {*names_in(tmp_path / "demo")}

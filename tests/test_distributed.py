@@ -71,6 +71,7 @@ def test_validation_and_test_score_the_same_to_the_last_digit_over_1_2_and_3_pro
         assert len(list((folder / "gray").iterdir())) == 5 and tested["protocol"]["images"] == 5
         results.append([validation[f"{name}_val"] for name in ("mIoU", "mAcc", "allAcc")])
         results[-1] += [tested[name] for name in ("mIoU", "mAcc", "allAcc")] + [c["intersection"] for c in tested["classes"]]
+        results[-1] += [(folder / "images.csv").read_bytes()]
     assert results[0] == results[1] == results[2] and results[0][0] > 0
 
 

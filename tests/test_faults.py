@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(damage, options
     newest.write_bytes(content if damage == "one bit" else content[:-1000])
     assert finish(start(options, "save_path", folder, "resume", "auto", log=tmp_path / "log")) == [0]
     text = said(tmp_path / "log")
-    assert "WARNING" in text and f"{newest}: " in text and "trying the one before" in text
+    assert f"{newest}: " in text and "trying the one before" in text
+    assert " WARNING " in max(folder.glob("train-*.log"), key=lambda file: file.stat().st_mtime).read_text()
     assert "resumed at iteration 3 (epoch 1)" in text and (folder / "earlier-1/train_epoch_2.pth").is_file()
     assert ended_alike(folder, uninterrupted)
 
@@ -153,7 +155,9 @@ def test_killed_loader_worker_is_reported(options, tmp_path):
     (worker,) = children(process.pid)
     os.kill(worker, signal.SIGKILL)
     assert finish([process], REPORTED) == [1]
-    assert f"error: DataLoader worker (pid {worker})" in said(log) and "lower `workers`" in said(log)
+    error = said(log).partition("error: ")[2]  # the second one if it was just sending a batch
+    assert error.startswith((f"DataLoader worker (pid {worker})", "another process of this run has ended"))
+    assert "lower `workers`" in error and "Traceback" not in said(log)
 
 
 def test_loader_worker_that_hangs_is_reported_after_the_time_out(toy, options, tmp_path):
@@ -284,10 +288,31 @@ def test_resuming_another_network_is_refused_with_the_remedy(change, narrow, opt
 def test_a_signal_in_the_first_seconds_leaves_no_traceback(number, seconds, options, tmp_path):
     command = [sys.executable, ROOT / "tool/train.py", "--config", CONFIG, *options, "save_path", tmp_path, "epochs", "99"]
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        wait_for(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())  # Python's own start is Python's
         time.sleep(seconds)
         process.send_signal(number)
         _, error = process.communicate(timeout=REPORTED)
     assert process.returncode in (-number, train.REQUEUE, 130) and "Traceback" not in error
+
+
+@pytest.mark.parametrize("number, cached", [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_while_the_data_is_looked_at_or_cached_ends_the_run_at_once(number, cached, toy, options, tmp_path):
+    image, label = (toy / "list/train.txt").read_text().splitlines()[0].split()
+    folder, log = tmp_path / "model", tmp_path / "log"
+    for i in range(60):  # names of one image: the cache has each once
+        os.link(toy / image, tmp_path / f"{i}.png")
+    lines = [f"{tmp_path}/{i % 60}.png {label}\n" for i in range(60 if cached else 20_000)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    more = ["train_list", tmp_path / "list.txt", *(["cache", tmp_path / "cache"] if cached else [])]
+    (process,) = start(options, "save_path", folder, *more, log=log)
+    wait_for(lambda: list((tmp_path / "cache").glob("*.raw") if cached else folder.glob("train-*.log")))
+    time.sleep(0 if cached else 1)  # until the list is read
+    os.kill(process.pid, number)
+    assert finish([process], REPORTED) == [train.REQUEUE]
+    (file,) = folder.glob("train-*.log")
+    assert f"Stopped by {number.name} before the first iteration: start again" in file.read_text()
+    assert said(log).count("\n") <= 1 + 11 * cached and "Traceback" not in said(log)
+    assert not list(folder.glob("*.pth"))
 
 
 def test_a_signal_that_arrives_while_the_processes_agree_is_not_lost(monkeypatch):
@@ -312,6 +337,26 @@ def test_a_killed_process_ends_the_others_with_one_line(options, tmp_path):
     second.kill()
     assert finish([first], REPORTED) == [1]
     assert "error: another process of this run has ended: look for its message" in said(log) and "Traceback" not in said(log)
+
+
+def test_a_network_that_predicts_nan_is_reported_by_one_of_several_processes(options, uninterrupted, tmp_path):
+    content = load_checkpoint(uninterrupted / "train_epoch_2.pth")
+    for name in ("cls.4.weight", "cls.4.bias"):
+        content["state_dict"][name].fill_(3e38)  # finite, but not their sum
+    torch.save(content, tmp_path / "large.pth")
+    more = ["model_path", tmp_path / "large.pth", "save_folder", tmp_path / "result"]
+    assert finish(start(options, *more, world=2, log=tmp_path / "log", program="tool.test"), REPORTED) == [1, 1]
+    both = said(tmp_path / "log") + said(tmp_path / "log", 1)
+    assert both.count("NaN or infinite") == both.count("error: ") == 1 and "Traceback" not in both
+
+
+def test_weights_that_cannot_be_fetched_end_all_processes_with_one_message(options, tmp_path):
+    nobody = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    more = ["save_path", tmp_path / "model", "initmodel", "torchvision", "layers", 34, "stem", "plain"]
+    assert finish(start(options, *more, world=2, log=tmp_path / "log", variables=nobody), REPORTED) == [1, 1]
+    both = said(tmp_path / "log") + said(tmp_path / "log", 1)
+    assert both.count("initmodel: torchvision: ") == both.count("error: ") == 1 and "could not be downloaded" in both
+    assert "Traceback" not in both
 
 
 # ---- labels without a class ----

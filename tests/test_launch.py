@@ -9,13 +9,24 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import CONFIG, children, finish, free_port, losses, said, same_tensors, small_training, start, wait_for
+from processes import (
+    CONFIG,
+    children,
+    copy_project,
+    finish,
+    free_port,
+    losses,
+    said,
+    same_tensors,
+    small_training,
+    start,
+    wait_for,
+)
 
 from tool import train
 from util.command import parse_train
-from util.config import ROOT
 
-TRAIN, TORCHRUN = str(ROOT / "tool/train.py"), [sys.executable, "-m", "torch.distributed.run"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +38,22 @@ def options(toy):
 def two_processes(options, tmp_path_factory):
     """What two processes do; the same bytes whoever starts them, as long as each has one thread."""
     folder = tmp_path_factory.mktemp("two")
-    assert finish(start(options, "save_path", folder, world=2, log=folder / "log", width=64)) == [0, 0], said(folder / "log")
+    assert finish(start(options, "save_path", folder, world=2, log=folder / "log")) == [0, 0], said(folder / "log")
     return folder
 
 
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return copy_project(tmp_path_factory.mktemp("project")) / "tool/train.py"
+
+
 @pytest.fixture
-def launch(options, tmp_path):
+def launch(options, program, tmp_path):
     """`launch(*command, folder=..., more=[...])` starts `command train.py ...` from another directory; kills it at the end."""
     running = []
 
     def launch(*command, folder, more=()):
-        words = [*command, TRAIN, "--config", CONFIG, *options, "save_path", folder, *more]
+        words = [*command, program, "--config", CONFIG, *options, "save_path", folder, *more]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (tmp_path / f"log.{len(running)}").open("w") as log:
             running.append(subprocess.Popen([*map(str, words)], cwd=tmp_path, env=environment, stdout=log, stderr=log))
@@ -126,7 +142,7 @@ def test_variables_of_srun(options, two_processes, tmp_path):
     processes = []
     for rank in (0, 1):
         variables = {**slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-        processes += start(options, "save_path", tmp_path, variables=variables, log=tmp_path / f"log{rank}", width=64)
+        processes += start(options, "save_path", tmp_path, variables=variables, log=tmp_path / f"log{rank}")
     assert finish(processes) == [0, 0], said(tmp_path / "log0")
     assert trained_alike(tmp_path, two_processes)
 

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -39,6 +40,8 @@ def test_a_mistake_of_a_loader_worker_is_its_own_words(capsys):
             "(pid 7) is killed by signal: Killed. A worker",
         ),
         (RuntimeError("[gloo/pair.cc:561] Connection closed by peer [127.0.0.1]:3"), "another process of this run has ended"),
+        (ConnectionResetError(104, "Connection reset by peer"), "another process of this run has ended"),
+        (ConnectionRefusedError(111, "Connection refused"), "another process of this run has ended"),
         (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB\nmore"), "Tried to allocate 20 GiB. Lower batch_size"),
         (MemoryError(), "not enough memory. Lower batch_size"),
         (KeyboardInterrupt(), "interrupted"),
@@ -56,6 +59,16 @@ def test_every_other_error_is_raised_and_in_the_log(tmp_path, error):
     with pytest.raises(type(error)):
         report_errors(program(error))
     assert "Traceback (most recent call last)" in (tmp_path / "a.log").read_text()
+    build_logger()
+
+
+def test_the_screen_has_time_and_message_and_the_file_has_everything(tmp_path, capsys):
+    log = build_logger(tmp_path / "a.log")
+    log.info("Epoch 1")
+    log.debug("The config")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d Epoch 1\n", capsys.readouterr().out)
+    line = r"\[\d{4}-\d\d-\d\d [\d:,]+ (INFO|DEBUG) test_log\.py line \d+ " + str(os.getpid()) + r"\] (Epoch 1|The config)\n"
+    assert re.fullmatch(f"({line}){{2}}", (tmp_path / "a.log").read_text())
     build_logger()
 
 

@@ -10,7 +10,7 @@ from util.metric import (
     AverageMeter,
     boundary_areas,
     confusion_matrix,
-    image_mIoU,
+    image_scores,
     intersectionAndUnion,
     intersectionAndUnionGPU,
     scores,
@@ -227,8 +227,9 @@ def test_predictions_of_no_class_fill_one_more_column():
 
 
 def test_the_miou_of_an_image_is_the_mean_over_its_labelled_classes():
-    assert image_mIoU(np.array([[6, 2, 1], [0, 0, 0], [0, 0, 3]])) == (6 / 9 + 3 / 4) / 2
-    assert math.isnan(image_mIoU(np.zeros((3, 3))))
+    found = image_scores(np.array([[6, 2, 1], [0, 0, 0], [0, 0, 3]]))
+    assert np.array_equal(found, [(6 / 9 + 3 / 4) / 2, 9 / 12, 6 / 9, math.nan, 3 / 4], equal_nan=True)
+    assert np.isnan(image_scores(np.zeros((3, 3)))).all()
 
 
 def test_the_table_has_a_column_for_contours_when_they_were_scored():

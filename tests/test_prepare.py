@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tool import prepare
+from dataset.write_config import TEMPLATE, write_config
+from model import check_config
+from tool import demo, prepare, train
 from util.common import Mistake
+from util.config import load_cfg_from_cfg_file, load_config
 from util.dataset import read_list
 from util.image import read_image, read_label
 from util.log import report_errors
@@ -535,7 +538,7 @@ def test_binary_masks_of_0_and_255_ask_for_the_ids_and_take_them(tmp_path, capsy
         put(tmp_path / "masks" / f"{name}.png", ids([0, 255]))
     args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
     assert run(*args) == 1
-    assert "--ids ID ID" in capsys.readouterr().err
+    assert "\n  --ids 0 255\n" in capsys.readouterr().err
     assert run(*args, "--ids", 0, 255) == 0
     assert (read_label(tmp_path / "mine/label/a.png") == ids([0, 1])).all()
 
@@ -550,9 +553,30 @@ def coloured(tmp_path):
     return ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
 
 
-def test_colour_masks_without_a_table_ask_for_it(coloured, capsys):
+def test_colour_masks_without_a_table_get_one_to_fill_in(coloured, tmp_path, capsys):
     assert run(*coloured) == 1
-    assert "--colors FILE" in capsys.readouterr().err
+    error, table = capsys.readouterr().err, tmp_path / "mine/colors.txt"
+    assert f"\n  --colors {table}\n" in error and re.search("0 128 0 +31.25 %", error) and not (tmp_path / "mine/list").exists()
+    assert lines(table)[-3:] == ["0 0 0 class0", "0 128 0 class1", "255 0 0 class2"]
+    assert run(*coloured, "--colors", table) == 0
+    assert (read_label(tmp_path / "mine/label/a.png") == ids([0, 2, 1])).all()
+    table.write_text(table.read_text().replace("0 0 0 class0", "0 0 0 void"))
+    assert run(*coloured) == 1 and "0 0 0 void" in table.read_text()  # what somebody has filled in stays
+    assert run(*coloured, "--colors", table) == 0
+    assert lines(tmp_path / "mine/mine_names.txt") == ["class1", "class2"]
+
+
+def test_colours_of_smooth_masks_are_too_many_for_a_table(coloured, tmp_path, capsys):
+    put(tmp_path / "masks/a.png", picture(1))
+    assert run(*coloured) == 1
+    error = capsys.readouterr().err
+    assert "colours are more than the 255 classes" in error and "export them anew" in error
+    assert not (tmp_path / "mine/colors.txt").exists()
+
+
+def test_a_table_is_not_written_into_a_source(coloured, tmp_path, capsys):
+    assert run(*coloured[:-1], tmp_path / "masks") == 1
+    assert "lies in the source" in capsys.readouterr().err and not (tmp_path / "masks/colors.txt").exists()
 
 
 @pytest.mark.parametrize("palette", [False, True])
@@ -579,6 +603,266 @@ def test_a_wrong_colour_table_is_explained(coloured, tmp_path, capsys, table, me
     (tmp_path / "colors.txt").write_text(table)
     assert run(*coloured, "--colors", tmp_path / "colors.txt") == 1
     assert message in capsys.readouterr().err
+
+
+def test_palettes_bring_the_colours_of_the_classes(own, tmp_path):
+    palette = [0, 0, 0, 128, 0, 0, 0, 128, 0, *[9] * 759]
+    for path in (tmp_path / "masks").rglob("*.png"):
+        mask = Image.fromarray(read_label(path))
+        mask.putpalette(palette)
+        mask.save(path)
+    assert run("folder", *own) == 0
+    assert lines(tmp_path / "mine/mine_colors.txt") == ["0 0 0", "128 0 0", "0 128 0"]
+
+
+def test_palettes_that_differ_make_the_colours_the_classes(tmp_path, capsys):
+    red, green = [0, 0, 0, 255, 0, 0], [0, 0, 0, 0, 255, 0]
+    for name, palette in (("a", red), ("b", green), ("c", red)):
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        mask = Image.fromarray(ids([0, 1]))
+        mask.putpalette(palette)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        mask.save(tmp_path / "masks" / f"{name}.png")
+    args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+    assert run(*args) == 1
+    assert "index 1 is 255 0 0 in the palette of" in capsys.readouterr().err
+    assert run(*args, "--colors", tmp_path / "mine/colors.txt") == 0
+    assert [read_label(tmp_path / f"mine/label/{name}.png")[0, -1] for name in "abc"] == [2, 1, 2]
+
+
+@pytest.mark.parametrize("values, line", [
+    ((0, 255), "--ids 0 255"), ((0, 7, 300), "--ids 0 7 300"), ((0, 7, 255), "--ids 0 7 --void 255"), ((1, 2), "--ids 1 2"),
+    ((0, 7, 300, 65535), "--ids 0 7 300 --void 65535"), ((0, 1, 65535), "--void 65535"),
+])  # fmt: skip
+def test_ids_with_gaps_get_the_flags_that_do(tmp_path, capsys, values, line):
+    for name in "ab":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", np.uint16(values)[ids(range(len(values)))])
+    args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+    assert run(*args) == 1
+    error = capsys.readouterr().err
+    assert f"\n  {line}\n" in error and ("void (" in error) == ("--void" in line)
+    assert run(*args, *line.split()) == 0
+    void = line.partition("--void ")[2].split()
+    assert set(np.unique(read_label(tmp_path / "mine/label/a.png"))) == {
+        *range(len(values) - len(void)),
+        *([255] if void else []),
+    }
+
+
+# ---- which mask belongs to which image
+
+
+def place(root, *names, mask=False):
+    for name in names:
+        put(root / name, ids([0, 1]) if mask else picture(1))
+    return root
+
+
+def prepared(tmp_path, *args):
+    """The names of the images that have a label."""
+    assert run("folder", *args, "--out", tmp_path / "mine") == 0
+    return {Path(image).stem for image, _ in pairs_of(tmp_path / "mine")}
+
+
+@pytest.mark.parametrize("end", ["_L", "_mask", "_gt", "_labelIds", "_label", "-seg", " labels", "_anything"])
+def test_an_ending_that_the_names_share_is_found(tmp_path, capsys, end):
+    place(tmp_path / "images", *(f"day/IMG_{i}.jpg" for i in range(11)))  # IMG_1 begins IMG_10_L too
+    place(tmp_path / "masks", *(f"day/IMG_{i}{end}.png" for i in range(11)), mask=True)
+    assert len(prepared(tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")) == 11
+    assert f"names of masks: that of the image and {end}\n" in capsys.readouterr().out
+
+
+def test_names_of_images_may_have_an_ending_too(tmp_path):
+    place(tmp_path / "all", *(f"{i}_sat.jpg" for i in range(4)))
+    place(tmp_path / "all", *(f"{i}_mask.png" for i in range(4)), mask=True)
+    assert prepared(tmp_path, "--source", tmp_path / "all") == {f"{i}_sat" for i in range(4)}
+
+
+def test_other_files_about_an_image_are_left_alone(tmp_path, capsys):
+    place(tmp_path / "images", *(f"{i}.jpg" for i in range(4)))
+    place(tmp_path / "masks", *(f"{i}_gtFine_{end}.png" for i in range(4) for end in ("labelIds", "color")), mask=True)
+    assert len(prepared(tmp_path, "--images", tmp_path / "images", "--masks", tmp_path / "masks")) == 4
+    assert "left alone: 4 with '_gtFine_color' after the name" in capsys.readouterr().out
+
+
+def test_a_mask_suffix_decides_where_names_allow_several(tmp_path, capsys):
+    place(tmp_path / "images", *(f"{i}.jpg" for i in range(4)))
+    place(tmp_path / "masks", *(f"{i}_{end}.png" for i in range(4) for end in ("a", "b")), mask=True)
+    args = "--images", tmp_path / "images", "--masks", tmp_path / "masks"
+    assert run("folder", *args, "--out", tmp_path / "mine") == 1
+    error = capsys.readouterr().err
+    assert "two masks for one image" in error and "--mask-suffix _a for 4, --mask-suffix _b for 4" in error
+    assert len(prepared(tmp_path, *args, "--mask-suffix", "_b")) == 4
+    assert f"{tmp_path}/masks/0_b.png" not in str(snapshot(tmp_path / "mine"))  # labels are written, not linked
+
+
+def test_a_mask_suffix_that_fits_nothing_gets_those_that_would(tmp_path, capsys):
+    place(tmp_path / "images", "a.jpg", "b.jpg")
+    place(tmp_path / "masks", "a_L.png", "b_L.png", mask=True)
+    args = "folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"
+    assert run(*args, "--mask-suffix", "_gt") == 1
+    assert (
+        "with '_gt' after it. Images: a, b; masks: a_L, b_L. What the names allow: --mask-suffix _L for 2"
+        in capsys.readouterr().err
+    )
+
+
+def test_images_and_masks_without_partner_are_named_with_what_was_expected(tmp_path, capsys):
+    place(tmp_path / "images", "a.jpg", "b.jpg", "c.jpg")
+    place(tmp_path / "masks", "a_L.png", "b_L.png", "x_L.png", "a2_L.png", mask=True)
+    args = "folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"
+    assert run(*args) == 1
+    error = capsys.readouterr().err
+    assert f"images/c.jpg: an image without a mask: expected {tmp_path}/masks/c_L.png" in error
+    assert "3 of 5 samples" in error and "masks/a2_L.png: a mask without an image" in error
+    assert f"masks/x_L.png: a mask without an image: expected {tmp_path}/images/x with the file type" in error
+    assert run(*args, "--skip-bad") == 0
+
+
+def test_names_that_have_nothing_in_common_are_shown(tmp_path, capsys):
+    place(tmp_path / "images", "a.jpg", "b.jpg")
+    place(tmp_path / "masks", "x.png", "y.png", mask=True)
+    assert run("folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine") == 1
+    assert "no mask has the name of an image" in (error := capsys.readouterr().err) and "Images: a, b; masks: x, y" in error
+
+
+def test_masks_in_a_folder_inside_that_of_the_images(tmp_path):
+    place(tmp_path / "all", "a.png", "b.png")
+    place(tmp_path / "all/masks", "a.png", "b.png", mask=True)
+    assert prepared(tmp_path, "--images", tmp_path / "all", "--masks", tmp_path / "all/masks") == {"a", "b"}
+
+
+# ---- splits
+
+
+def test_bad_files_are_dropped_before_the_validation_images_are_drawn(own, tmp_path):
+    before = tmp_path / "before"
+    run("folder", *own[:-1], before, "--val-ratio", "0.2")
+    for line in lines(before / "list/val.txt"):  # all that would be drawn
+        (tmp_path / "photos" / line.split("\t")[0].removeprefix("image/")).write_bytes(b"")
+    assert run("folder", *own, "--val-ratio", "0.25", "--skip-bad") == 0
+    assert len(lines(tmp_path / "mine/list/val.txt")) == 2 and len(lines(tmp_path / "mine/list/train.txt")) == 6
+
+
+def test_an_orphan_does_not_disturb_the_splits_of_folders(tmp_path):
+    place(tmp_path / "images", "train/a.png", "train/b.png", "valid/c.png")
+    place(tmp_path / "masks", "train/a.png", "train/b.png", "valid/c.png", "valid/x.png", mask=True)
+    args = "folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"
+    assert run(*args, "--skip-bad") == 0
+    assert lines(tmp_path / "mine/list/val.txt") == ["image/valid/c.png label/valid/c.png"]
+
+
+def test_one_image_that_is_left_cannot_be_split(own, tmp_path, capsys):
+    for path in sorted((tmp_path / "photos").rglob("*.JPG"))[1:]:
+        path.write_bytes(b"")
+    assert run("folder", *own, "--skip-bad") == 1
+    assert "images with a label: 1; at least 2 are needed" in capsys.readouterr().err
+
+
+def test_every_data_set_with_train_and_val_has_a_list_of_both(camvid, ade20k, own, tmp_path):
+    run("camvid", "--source", camvid, "--out", tmp_path / "camvid_out")
+    run("ade20k", "--source", ade20k, "--out", tmp_path / "ade_out")
+    run("folder", *own)
+    run("toy", "--out", tmp_path / "toy_out", "--train", 2, "--val", 1, "--size", "48x64")
+    for name, first, second in (("camvid_out", "train", "val"), ("ade_out", "training", "validation"), ("mine", "train", "val"),
+                                ("toy_out", "train", "val")):  # fmt: skip
+        parts = [lines(tmp_path / name / f"list/{split}.txt") for split in (first, second)]
+        assert lines(tmp_path / name / "list/trainval.txt") == parts[0] + parts[1], name
+
+
+# ---- a config of one's own
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """The folder that --config writes into."""
+    monkeypatch.setattr("dataset.write_config.CONFIGS", tmp_path / "config")
+    return tmp_path / "config"
+
+
+def test_a_config_is_written_complete_and_never_over_another(own, tmp_path, configs, capsys):
+    assert run("folder", *own, "--config", "mine") == 0
+    out, path = capsys.readouterr().out, configs / "mine/mine_pspnet18.yaml"
+    for command in ("sh tool/train.sh mine pspnet18\n", "sh tool/test.sh mine pspnet18\n", f"demo.py --config {path} --image "):
+        assert command in out
+    cfg = load_config(path, must_exist=["data_root", "train_list", "val_list", "test_list"], check=check_config)
+    assert (
+        cfg.classes == 3 and cfg.train_list == f"{tmp_path}/mine/list/train.txt" and cfg.names_path.endswith("mine_names.txt")
+    )
+    assert cfg.save_path == str(ROOT / "exp/mine/pspnet18/model") and cfg.batch_size == 8
+    assert list(load_cfg_from_cfg_file(path)) == list(load_cfg_from_cfg_file(TEMPLATE)) and "camvid" not in path.read_text()
+    path.write_text("mine")
+    assert run("folder", *own, "--config", "mine") == 0
+    assert "is there and stays as it is" in capsys.readouterr().out and path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("size, train, expected", [
+    ((360, 480), 367, {"train_h": 193, "train_w": 257, "base_size": 480, "test_h": 361, "test_w": 481, "scale_min": 0.5,
+                       "batch_size": 8, "epochs": 9, "eval_freq": 1}),
+    ((480, 360), 367, {"train_h": 257, "train_w": 193, "test_h": 481, "test_w": 361}),
+    ((3000, 4000), 20, {"train_h": 241, "train_w": 321, "base_size": 1024, "test_h": 769, "test_w": 1025, "scale_min": 0.128,
+                        "scale_max": 0.512, "epochs": 200, "eval_freq": 20}),
+    ((192, 256), 3, {"train_h": 185, "train_w": 193, "base_size": 256, "test_h": 193, "test_w": 257, "batch_size": 3}),
+    ((20, 3000), 9, {"train_h": 9, "train_w": 321, "base_size": 1024}),
+])  # fmt: skip
+def test_sizes_of_a_config_fit_the_median_image(tmp_path, configs, size, train, expected):
+    sizes = [size] * 5 + [(10, 10), (9000, 9000)]
+    write_config("mine", f"{tmp_path}/it's: mine #1", "mine", "how", 4, train, sizes)
+    cfg = load_config(configs / "mine/mine_pspnet18.yaml", check=check_config)
+    assert {key: getattr(cfg, key) for key in expected} == expected
+    assert cfg.train_h <= max(size[0], 9) and cfg.train_w <= size[1] and cfg.data_root == f"{tmp_path}/it's: mine #1"
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", "", "a b", "-a"])
+def test_a_name_that_no_config_can_have_is_refused_before_the_work(own, tmp_path, capsys, name):
+    assert run("folder", *own, f"--config={name}") == 1
+    assert "expected a name of letters, digits, - and _" in capsys.readouterr().err and not (tmp_path / "mine").exists()
+
+
+def test_a_folder_that_no_config_can_name_leaves_none(own, tmp_path, configs, capsys):
+    assert run("folder", *own[:-1], tmp_path / "{mine}", "--config", "mine") == 1
+    assert "{mine} is not the name of another key" in capsys.readouterr().err
+    assert not list(configs.rglob("*.yaml")) and not list(configs.rglob("*.tmp"))
+
+
+VARIANTS = {
+    "colours": ("--colors", "{root}/colors.txt"),
+    "palette": ("--mask-suffix", "_L"),
+    "binary": ("--ids", "0", "255"),
+    "16 bits": ("--ids", "0", "7", "300", "--void", "65535"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_own_data_train_and_predict_with_three_commands(tmp_path, configs, narrow, variant):
+    root = tmp_path / "own data"
+    for i in range(5):
+        name = f"day {i % 2}/IMG_{i}" if variant == "palette" else f"IMG_{i}"
+        put(root / "images" / f"{name}.jpg", picture(i, (48, 64)))
+        mask = ids([0, 1, 2, 255], (48, 64))
+        if variant == "colours":
+            put(root / "masks" / f"{name}.png", np.uint8([(0, 0, 0), (255, 0, 0), (0, 128, 0)])[mask % 3])
+        elif variant == "palette":
+            palette = Image.fromarray(mask)
+            palette.putpalette([0, 0, 0, 255, 0, 0, 0, 128, 0, *[9] * 759])
+            (root / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+            palette.save(root / "masks" / f"{name}_L.png")
+        elif variant == "binary":
+            put(root / "masks" / f"{name}.png", np.uint8(255) * (mask == 1))
+        else:
+            put(root / "masks" / f"{name}.png", np.uint16([0, 7, 300, 65535])[np.minimum(mask, 3)])
+    (root / "colors.txt").write_text("0 0 0 void\n255 0 0 poppy\n0 128 0 grass\n")
+    flags = [flag.format(root=root) for flag in VARIANTS[variant]]
+    out, config = tmp_path / "my set", configs / "mine/mine_pspnet18.yaml"
+    assert run("folder", "--images", root / "images", "--masks", root / "masks", "--out", out, "--config", "mine", *flags) == 0
+    quick = ["save_path", str(tmp_path / "model"), "epochs", "1", "workers", "0"]  # for the test: nothing needs it
+    assert train.main(["--config", str(config), *quick]) == 0
+    assert (
+        demo.main(["--config", str(config), "--image", str(root / "images/**/*.jpg"), "--out", str(tmp_path / "seen"), *quick])
+        == 0
+    )
+    assert len([*(tmp_path / "seen").rglob("*_overlay.png")]) == 5
 
 
 def test_own_faults_are_all_named(own, tmp_path, capsys):

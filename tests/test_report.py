@@ -16,7 +16,7 @@ from PIL import Image
 from tool import test as program
 from util.config import ROOT
 from util.metric import scores
-from util.report import Example, Result, error_map, write_report, write_result
+from util.report import Example, Result, error_map, write_images, write_report, write_result
 from util.visual import default_palette, save_png
 
 NAMES = ["road", "sky & <clouds>", "traffic light"]
@@ -90,6 +90,31 @@ def test_the_confusion_matrix_is_written_with_its_names(result):
     counts = np.array([row[1:] for row in rows[1:]], int)
     found = json.loads((result / "result.json").read_text(encoding="utf-8"))
     assert scores(counts).mIoU == found["mIoU"] and counts.sum() == 9 * 60 * 87
+
+
+def read_images(folder):
+    with (folder / "images.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_the_scores_of_every_image_are_written_in_the_order_of_the_list(result):
+    head, *rows = read_images(result)
+    assert head == ["image", "mIoU", "allAcc", *(f"IoU {name}" for name in NAMES)]
+    assert [row[0] for row in rows] == [f"näme {i}" for i in range(9)]
+    for i, row in enumerate(rows):  # the first 5 i of 60 lines are predicted as class 2
+        right = 60 - 5 * i
+        iou = [right / 60, right / 60, 60 * 30 / (60 * 30 + 5 * i * 57)]
+        assert [float(cell) for cell in row[1:]] == [np.mean(iou), (right * 57 + 5 * i * 30 + right * 30) / (60 * 87), *iou]
+    page = (result / "report.html").read_text(encoding="utf-8")
+    assert all(f"näme {i}</a> <b>{float(row[1]):.4f}</b>" in page for i, row in enumerate(rows))
+
+
+def test_a_class_without_labels_in_an_image_has_an_empty_cell_and_names_are_quoted(tmp_path):
+    names, nan = ['a "b", c', "道路\nx", "ok"], float("nan")
+    write_images(tmp_path, names, [("x, y/1", np.array([0.5, 1 / 3, 1.0, nan, 0.0])), ("z", np.full(5, nan))])
+    head, *rows = read_images(tmp_path)
+    assert head[3:] == [f"IoU {name}" for name in names]
+    assert rows == [["x, y/1", "0.5", repr(1 / 3), "1.0", "", "0.0"], ["z", "", "", "", "", ""]]
 
 
 class Cells(HTMLParser):
@@ -222,7 +247,8 @@ def test_a_test_finishes_and_writes_its_report_whatever_its_screen_is(screen, re
     assert [row["name"] for row in found["classes"]] == names
     assert all(name in (tmp_path / "confusion.csv").read_text(encoding="utf-8") for name in names)
     (log,) = tmp_path.glob("test-*.log")
-    assert "End Evaluation" in log.read_text(encoding="utf-8") and "name: 道路." in log.read_text(encoding="utf-8")
+    text = log.read_text(encoding="utf-8")
+    assert "End Evaluation" in text and all(text.count(name) == 1 for name in names), text
 
 
 def test_images_without_labels_are_neither_hardest_nor_best(result, tmp_path):
@@ -265,6 +291,6 @@ def test_several_processes_write_the_same_scores_and_report(result, tmp_path):
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "tool/test.py"),
              "--config", str(result.parent / "config.yaml"), "save_folder", str(tmp_path)]  # fmt: skip
     subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=300)
-    for name in ("result.json", "report.html"):
+    for name in ("result.json", "report.html", "images.csv"):
         one, two = ((folder / name).read_text(encoding="utf-8") for folder in (result, tmp_path))
         assert one.replace(f"{result}", "") == two.replace(f"{tmp_path}", ""), name

@@ -2,30 +2,29 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from processes import free_port
+from processes import copy_project, free_port
 
+from util import start
 from util.config import ROOT
 
 SCRIPTS = sorted((ROOT / "tool").glob("*.sh"))
+PROGRAMS = sorted(path.name for path in (ROOT / "tool").glob("*.py") if path.name != "requirements.py")
 TINY = "train_h 33 train_w 33 test_h 33 test_w 33 base_size 64 batch_size 4 epochs 2 eval_freq 2 workers 1".split()
 
 
 @pytest.fixture
 def project(toy, tmp_path):
-    """The project's code and configs in another place, spaces in its name, with a very small toy dataset."""
-    root = tmp_path / "a copy"
-    for name in ("model", "util", "tool", "config"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("dataset/*/*_*.txt"), *ROOT.glob("dataset/**/*.py")]:
-        (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, root / path.relative_to(ROOT))
+    """A copy of the project, spaces in its name, with a very small toy dataset."""
+    root = copy_project(tmp_path / "a copy")
     for name in ("image", "label", "list"):
         (root / "dataset/toy" / name).symlink_to(toy / name)
     return root
@@ -179,6 +178,66 @@ def test_python_without_the_packages_is_refused_with_the_remedy(project, tmp_pat
         executable(tmp_path / "bin" / name, "#!/bin/sh\nexit 1\n")
     done = sh(project, "test.sh", "toy", "pspnet18", first_in_path=tmp_path / "bin")
     assert done.returncode == 1 and "sh tool/quickstart.sh" in done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_program_started_without_the_packages_says_so_in_one_line(project, program):
+    command = [sys.executable, "-S", project / "tool" / program]  # -S: without what is installed
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 1 and re.fullmatch(
+        f"error: {re.escape(sys.executable)} has no package (torch|numpy|cv2|yaml); run `sh tool/quickstart.sh` once, "
+        "or `pip install -r requirements.txt`\n",
+        first.stderr,
+    )
+    executable(project / ".venv/bin/activate", "")
+    second = subprocess.run(command, capture_output=True, text=True)
+    activate = f". '{project}/.venv/bin/activate'"
+    assert second.returncode == 1 and f"; `{activate}` makes `python` the one that was" in second.stderr
+
+
+def test_one_line_is_for_missing_packages_alone():
+    names = {"opencv-python": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
+    wanted = re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert {names.get(name, name) for name in wanted} == start.PACKAGES
+    code = "import util.start; import torch_of_another_name"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_threads_of_a_program_started_by_hand_wait_without_spinning_unless_the_user_wants_it():
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run([sys.executable, "tool/train.py", "--help"], env=variables | {"OMP_DISPLAY_ENV": "true"})
+    assert re.search("OMP_WAIT_POLICY ?= ?'PASSIVE'", done.stderr)  # as OpenMP has understood it
+    command = [sys.executable, "-c", "import util.start, os; print(os.environ['OMP_WAIT_POLICY'])"]
+    assert run(command, env=variables | {"OMP_WAIT_POLICY": "active"}).stdout == "active\n"
+
+
+def test_quick_start_ends_with_lines_that_work(project, tmp_path):
+    # A Python that has everything and does nothing, and one that has nothing beside a .venv that has.
+    executable(tmp_path / "bin/python", "#!/bin/sh\n")
+    lines = sh(project, "quickstart.sh", first_in_path=tmp_path / "bin").stdout.partition("These work next:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == ["cd", "python", "python", "tensorboard"]
+    for name in ("python", "python3"):
+        executable(tmp_path / "bare" / name, "#!/bin/sh\nexit 1\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", project / ".venv"], check=True)
+    (project / ".venv/bin/python").unlink()
+    executable(project / ".venv/bin/python", "#!/bin/sh\n")
+    lines = sh(project, "quickstart.sh", first_in_path=tmp_path / "bare").stdout.partition("These work next:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == ["cd", ".", "python", "python", "tensorboard"]
+    assert lines[2].endswith("tool/demo.py --config config/toy/toy_pspnet18.yaml --image dataset/toy/image/val --out seen")
+    found = subprocess.run(
+        ["sh", "-c", "\n".join([*lines[:2], "command -v python"])], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.stdout == f"{project}/.venv/bin/python\n"
+
+
+def test_check_runs_all_tests_in_several_processes_and_what_it_is_told_as_it_is_told(project, tmp_path, calls):
+    assert sh(project, "check.sh", first_in_path=tmp_path / "bin").returncode == 0
+    several = "-n logical --maxprocesses 4 --dist worksteal".split()
+    assert calls() == [["-m", "ruff", "check", "."], ["-m", "pytest", *several]]
+    assert sh(project, "check.sh", "-k", "a b", first_in_path=tmp_path / "bin").returncode == 0
+    assert calls()[-1] == ["-m", "pytest", "-k", "a b"]
 
 
 def test_check_passes_a_failure_on(project, tmp_path):

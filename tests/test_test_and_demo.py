@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import cv2
 import numpy as np
@@ -94,7 +95,8 @@ def test_predictions_and_scores_are_those_of_the_engine(project, tmp_path, capsy
     screen = capsys.readouterr().out
     summary = f"mIoU/mAcc/allAcc {expected.mIoU:.4f}/{expected.mAcc:.4f}/{expected.allAcc:.4f}"
     assert f"Eval result: {summary}." in screen
-    assert f"Class_0 result: iou/accuracy {expected.iou[0]:.4f}/{expected.accuracy[0]:.4f}, name: road." in screen
+    assert all(len(re.findall(rf"\b{name}\b", screen)) == 1 for name in NAMES)
+    assert re.search(rf"^ +0  road +{expected.iou[0]:.4f} +{expected.accuracy[0]:.4f}", screen, re.M)
     assert f"Further: mDice {expected.mDice:.4f}, frequency-weighted IoU {expected.fwIoU:.4f}\n" in screen
     assert "Test: [2/3] Data " in screen and "Test: [3/3] Data " in screen
     markdown = (tmp_path / "result.md").read_text()
@@ -140,6 +142,8 @@ def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path):
     assert run(project, "save_folder", slices, "has_prediction", True, "model_path", "null") == 0
     whole, slices = (json.loads((folder / "result.json").read_text()) for folder in (whole, slices))
     assert whole["classes"] == slices["classes"] and slices["protocol"]["images"] == 3
+    one, two = ((tmp_path / name / "images.csv").read_bytes() for name in ("whole", "slices"))
+    assert one == two and one.count(b"\r\n") == 4
     assert slices["protocol"]["epoch"] == 7  # scoring again does not forget how the predictions were made
 
 
@@ -236,7 +240,8 @@ def test_a_network_whose_output_is_not_finite_ends_with_the_name_of_the_image(pr
     assert f"error: {project}/image/aachen/1.png: the network's output is NaN or infinite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["gray", "color", "report.html", "result.json", "confusion.csv", "overlay"])
+@pytest.mark.parametrize("what", ["gray", "color", "report.html", "result.json", "confusion.csv", "images.csv",
+                                  "overlay"])  # fmt: skip
 def test_a_result_that_cannot_be_written_is_named(project, tmp_path, capsys, what):
     if "." in what:
         (tmp_path / what / "full").mkdir(parents=True)  # a folder where a file should be, and the reverse

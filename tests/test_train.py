@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 import os
@@ -5,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +24,7 @@ from model.loss import CrossEntropy
 from model.pspnet import PSPNet
 from model.weights import to_mmseg
 from tool import test, train
-from util import precision
+from util import distributed, precision
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.precision import Precision
@@ -179,12 +181,72 @@ def test_a_start_without_resume_moves_the_earlier_run_aside_as_a_whole(toy_optio
     assert (folder(toy_options) / "earlier-2/train_epoch_1.pth").is_file()
 
 
+def test_the_config_is_in_the_log_file_and_not_on_the_screen(finished, capsys):
+    assert run(finished, "resume", "auto") == 0
+    log = max(folder(finished).glob("train-*.log"), key=lambda path: path.stat().st_mtime)
+    assert f"Config {CONFIG}:\nDATA:\n" in log.read_text() and "base_lr:" in log.read_text()
+    screen = capsys.readouterr().out
+    assert f"{CONFIG}: 13 training images" in screen and "base_lr:" not in screen
+
+
 def test_a_run_that_has_ended_is_left_alone(finished, toy_options, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in folder(finished).iterdir() if path.suffix in (".pth", ".jsonl")}
     assert run(finished, "resume", "auto", "epochs", 1) == 0
     screen = capsys.readouterr().out
     assert "reached its end (3 iterations) already: there is nothing to do" in screen and "model_best" not in screen
     assert before == {name: (folder(finished) / name).stat().st_mtime_ns for name in before}
+
+
+def test_the_weights_of_the_checkpoint_that_is_resumed_are_not_kept(finished, toy_options, monkeypatch):
+    loaded, find_start, open_output = [], train.find_start, train.open_output
+
+    def remember(run):
+        checkpoint = find_start(run)
+        loaded.extend(weakref.ref(tensor) for tensor in checkpoint["state_dict"].values())
+        return checkpoint
+
+    def look(run):
+        gc.collect()
+        assert loaded and not any(tensor() is not None for tensor in loaded)
+        return open_output(run)
+
+    monkeypatch.setattr(train, "find_start", remember)
+    monkeypatch.setattr(train, "open_output", look)
+    assert run(toy_options, "resume", folder(finished) / "train_epoch_1.pth", "evaluate", "False") == 0
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_chooses_its_kernels_by_trying_them_unless_they_must_repeat(deterministic, toy_options, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setattr(train, "read_lists", interrupted)
+    try:
+        assert run(toy_options, "deterministic", deterministic) == 130
+        assert torch.backends.cudnn.benchmark is not deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+
+def test_labels_for_automatic_class_weights_are_read_by_the_main_process_alone(toy_options, monkeypatch):
+    read, used = [], []
+    monkeypatch.setattr(train, "automatic_class_weights", lambda *_: read.append(distributed.rank()) or [0.5] * 9)
+    monkeypatch.setattr(train, "build_model", lambda *_, class_weights, **__: used.append(class_weights) or sys.exit(3))
+    run_parts = train.open_run(train.read_config(["--config", CONFIG, *toy_options, "class_weights", "auto"])[0])
+    train.read_lists(run_parts)
+    train.find_start(run_parts)
+
+    def received(value):  # by the second process: that the main one has succeeded, then its weights
+        return used[0] if value is None else True
+
+    for rank, from_main in ((0, lambda value: value), (1, received)):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "from_main", from_main)
+        with pytest.raises(SystemExit):
+            train.build_training(run_parts, None)
+    assert read == [0] and used == [[0.5] * 9] * 2
 
 
 def test_weight_starts_a_new_schedule_from_a_whole_network(finished, toy_options):

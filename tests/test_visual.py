@@ -118,7 +118,8 @@ def test_wrong_lists_are_named_with_what_was_expected(tmp_path):
 
 
 def config(**keys):
-    return SimpleNamespace(**{"classes": 2, "names_path": None, "colors_path": None, "names": None, "palette": None, **keys})
+    empty = {"names_path": None, "colors_path": None, "names": None, "palette": None}
+    return SimpleNamespace(**{"path": "a.yaml", "classes": 2, **empty, **keys})
 
 
 def test_classes_have_names_and_colours_with_and_without_files(tmp_path):
@@ -132,12 +133,12 @@ def test_classes_have_names_and_colours_with_and_without_files(tmp_path):
 @pytest.mark.parametrize("content, message", [
     (b"a\n", "expected 2 .*, found 1"), (b"\xff\n\xfe", r"not UTF-8 text \(byte 0: "), (None, "no such file"),
 ])  # fmt: skip
-def test_unfit_files_of_names_and_colours_are_a_mistake_with_the_file(tmp_path, content, message):
+def test_unfit_files_of_names_and_colours_are_a_mistake_with_the_key_and_the_file(tmp_path, content, message):
     path = tmp_path / "list.txt"
     if content is not None:
         path.write_bytes(content)
     for load, key in ((class_names, "names_path"), (palette_of, "colors_path")):
-        with pytest.raises(Mistake, match=f"list.txt: {message}"):
+        with pytest.raises(Mistake, match=f"^a.yaml: TEST.{key}: {path}: {message}"):
             load(config(**{key: path}))
         with pytest.raises(Mistake, match=f"{tmp_path}: is a directory"):
             load(config(**{key: tmp_path}))

@@ -1,7 +1,7 @@
 """Measure; every subcommand prints Markdown tables.
 
     python tool/benchmark.py
-    python tool/benchmark.py model --config cityscapes_pspnet50 --fit 24 train_gpu "[0]"
+    python tool/benchmark.py model cityscapes_pspnet50 --fit 24 train_gpu "[0]"
     python tool/benchmark.py exported
 
 speed (the default): loader, training step, loss, test of a frame, scores and start, each against the plain form of the same
@@ -32,6 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import cv2
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ def parse_args(argv):
     sub.add_argument("--quick", action="store_true", help="tiny sizes, one run each, as a check that it works")
     sub = commands.add_parser("model", help="parameters, multiply-adds and memory of a network and of its training step")
     sub.set_defaults(command=model)
-    sub.add_argument("--config", required=True, help="the experiment: its YAML file, or the name of a shipped one")
+    sub.add_argument("--config", metavar="FILE", help="the same as CONFIG")
     for name, what in (
         ("h", "height (default: train_h, test_h)"),
         ("w", "width"),
@@ -81,13 +82,22 @@ def parse_args(argv):
     ):
         sub.add_argument(f"--{name}", type=int, help=what)
     sub.add_argument("--fit", type=float, metavar="GIB", help="find the keys with which a step fits into this much memory")
-    sub.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override keys of the config")
+    about = "the experiment, its YAML file or the name of a shipped one, and keys of it to override"
+    sub.add_argument("words", nargs="*", metavar="CONFIG KEY VALUE", help=about)
     sub = commands.add_parser("exported", help="the forward pass in PyTorch, ONNX Runtime and OpenVINO")
     sub.set_defaults(command=exported)
     sub.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: %(default)s)")
     sub.add_argument("--quick", action="store_true", help="a tiny size, one round, as a check that it works")
     options_only = not argv or argv[0].startswith("-") and argv[0] not in ("-h", "--help")
-    return parser.parse_args(["speed", *argv] if options_only else argv)
+    args, more = parser.parse_known_args(["speed", *argv] if options_only else argv)  # argparse takes words at one place only
+    if args.command is model and not (args.words or args.config):
+        parser.error("model: which experiment? Give CONFIG, or --config FILE")
+    if more and (args.command is not model or any(word.startswith("--") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if args.command is model:
+        args.opts = [*args.words, *more]
+        args.config = args.config or args.opts.pop(0)
+    return args
 
 
 # ---- speed ----

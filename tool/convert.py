@@ -2,26 +2,31 @@
 
     python tool/convert.py pspnet_r50-d8_512x1024_40k_cityscapes.pth exp/cityscapes/mmseg/model/train_epoch_1.pth
     python tool/convert.py exp/ade20k/pspnet50/model/train_epoch_100.pth pspnet50_mmseg.pth --to mmseg
+    python tool/convert.py exp/ade20k/pspnet50/model/train_epoch_100.pth pspnet50.safetensors
 
 Prints what was renamed, what was dropped and which config keys fit the weights. Writes `state_dict` with the same tensors in
-the same order, `config` with those keys, and `epoch` and `meta` where the file has them. The other programs read every format
-themselves and need no converted file.
+the same order, `config` with those keys among the others that the file states, and `epoch`, `names`, `palette` and `meta` where
+the file has them. A file *.safetensors, which may be IN, OUT or both, has all but the tensors as texts in its metadata. The
+other programs read every format themselves and need no converted file.
 """
 
 import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
 import yaml
 
 from model.pspnet import PSPNet
 from model.resnet import BLOCKS, ResNet
 from model.weights import to_mmseg, to_semseg
-from util.checkpoint import load_checkpoint, save_checkpoint
+from util.checkpoint import DESCRIPTION, load_checkpoint, save_checkpoint, save_safetensors
 from util.common import Mistake
+from util.config import SECTION_OF
 from util.log import report_errors
 
 
@@ -43,15 +48,23 @@ def convert(args) -> None:
         renamed = to_mmseg(state) if args.to == "mmseg" else state
     except Mistake as error:
         raise Mistake(f"{args.input}: {error}") from None
-    kept = {key: content[key] for key in ("epoch", "meta") if "state_dict" in content and key in content}
-    network = dict(report.switches)
-    data = {"DATA": {"classes": network.pop("classes")}} if "classes" in network else {}
-    config = yaml.safe_dump({**data, "TRAIN": network}, sort_keys=False)
-    save_checkpoint({**kept, "state_dict": renamed, "config": config}, output)
+    kept = {key: content[key] for key in DESCRIPTION if "state_dict" in content and key in content}
+    save = save_safetensors if output.suffix == ".safetensors" else save_checkpoint
+    save({**kept, "state_dict": renamed, "config": config_of(content, report.switches)}, output)
     print(report)
     if args.to == "mmseg":
         print(f"MMSegmentation needs: {mmseg_settings(report.switches)}")
     print(f"written: {output}, {len(renamed)} tensors in {args.to} names")
+
+
+def config_of(content, switches) -> str:
+    """The config in a checkpoint, if it has one, with the keys that fit the weights; YAML."""
+    config = {"DATA": {}, "TRAIN": {}}
+    with suppress(yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):  # no config of this project
+        config |= {section: dict(keys or {}) for section, keys in yaml.safe_load(content.get("config")).items()}
+    for key, value in switches.items():
+        config[SECTION_OF[key]][key] = value
+    return yaml.safe_dump({section: keys for section, keys in config.items() if keys}, sort_keys=False)
 
 
 def missing_names(state, switches) -> list[str]:

@@ -23,13 +23,15 @@ from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import cv2
 import numpy as np
 
 from model import check_config
 from util import distributed
+from util.command import find_model
 from util.common import Mistake, first_few
-from util.config import SECTION_OF
+from util.config import SECTION_OF, Config
 from util.image import read_image
 from util.inference import Predictor, is_model, load_model_config
 from util.log import ProgressBar, build_logger, report_errors
@@ -45,13 +47,14 @@ def main(argv=None) -> int:
 
 
 def demo(args) -> None:
+    cfg = load_cfg(args)
     sources, out = find_sources(args.image), Path(args.out)
     names = output_names([camera_name(source) if isinstance(source, int) else source for source in sources])
     outputs = {os.path.realpath(out / f"{name}_{kind}") for name in names
                for kind in ("gray.png", "color.png", "overlay.png", "overlay.mp4")}  # fmt: skip
     if overwritten := outputs & {os.path.realpath(source) for source in sources if isinstance(source, Path)}:
         raise Mistake(f"--out {out}: {min(overwritten)} is one of the inputs and would be overwritten; name another folder")
-    predictor = load_predictor(args)
+    predictor = Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, config=cfg)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,19 +80,20 @@ def demo(args) -> None:
         raise Mistake(f"{len(faults)} of {len(sources)} inputs could not be read:\n" + first_few(faults, 20, "\n"))
 
 
-def load_predictor(args) -> Predictor:
+def load_cfg(args) -> Config:
     model = args.model or (args.config if args.config and is_model(args.config) else None)
-    if not (model or args.config):
+    if not args.config and not (model and is_model(model)):
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
-    overrides = [*args.opts, *(["model_path", str(Path(model).resolve())] if model else [])]
-    cfg = load_model_config(args.config or model, overrides, must_exist=["model_path"], check=check_config)
-    return Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, config=cfg)
+    overrides = [*args.opts, *(["model_path", find_model(model)] if model else [])]
+    experiment = find_model(model) if args.config in (None, model) else args.config
+    return load_model_config(experiment, overrides, must_exist=["model_path"], check=check_config)
 
 
 def show_picture(predictor, image, place, args, log) -> None:
     start = time.time()
     ids = predictor(image)
-    pixels = np.bincount(ids.ravel(), minlength=len(predictor.names))
+    rows = range(0, len(ids), 256)  # a few at a time: bincount makes eight bytes of each pixel
+    pixels = sum(np.bincount(ids[i : i + 256].ravel(), minlength=len(predictor.names)) for i in rows)
     present = [k for k in pixels.argsort(kind="stable")[::-1] if pixels[k]]
     shown = compose(image, ids, predictor.palette, args)
     if args.legend:
@@ -134,7 +138,7 @@ def show_video(predictor, source, video, path, args, log) -> list[str]:
                 raise
             interrupted = True
     bar.clear()
-    seconds = time.time() - start
+    seconds = max(time.time() - start, 1e-9)
     shares = largest(pixels, predictor.names)
     log.info(f"{path}: {done} frames, {shares} ({seconds:.1f} s, {done / seconds:.2f} frames/s)")
     if interrupted and not camera:
@@ -147,8 +151,9 @@ def show_video(predictor, source, video, path, args, log) -> list[str]:
 
 
 def compose(image, ids, palette, args):
-    seen = overlay(image, ids, palette)
-    return np.hstack([image, seen]) if args.side_by_side else seen
+    if args.side_by_side:
+        return np.hstack([image, overlay(image, ids, palette)])
+    return overlay(image, ids, palette, out=image)
 
 
 def largest(pixels, names) -> str:

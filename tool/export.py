@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
 
 from model import check_config

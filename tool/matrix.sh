@@ -6,6 +6,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+[ $# -gt 0 ] || set -- -n logical --maxprocesses 4 --dist worksteal
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 130' INT TERM

@@ -2,29 +2,38 @@
 
     python tool/prepare.py toy
     python tool/prepare.py cityscapes --source /data/cityscapes
-    python tool/prepare.py folder --images photos --masks masks --out dataset/mine
-    python tool/prepare.py check --config config/toy/toy_pspnet18.yaml
-    python tool/prepare.py cache --config config/toy/toy_pspnet18.yaml cache dataset/toy/cache
+    python tool/prepare.py folder --images photos --masks masks --out dataset/mine --config mine
+    python tool/prepare.py folder --images photos --polygons annotations --out dataset/mine --config mine
+    python tool/prepare.py check toy_pspnet18
+    python tool/prepare.py look toy_pspnet18 --out seen
+    python tool/prepare.py cache toy_pspnet18 cache dataset/toy/cache
 
-All but `check` and `cache` write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, the folder in
+The commands for data sets write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, the folder in
 the configs; the source is never changed, and an interrupted run is completed by starting it again. Exit status: 0 = done; 1 =
 an error in the arguments or the data, which the message names.
 """
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import build, layout
+import util.start  # noqa: F401  # isort: skip, before the packages
+from dataset import build, layout, own, polygons
 from dataset.check import check
+from dataset.layout import VOID
+from dataset.look import look
+from dataset.write_config import config_path, write_config
 from util.command import find_config
 from util.common import Mistake, first_few
 from util.config import ROOT, load_config
 from util.dataset import SemData
 from util.image import read_lines
 from util.log import report_errors
+
+MASK_FLAGS = ("--masks", "--source", "--mask-suffix", "--colors", "--ids", "--void")
 
 
 def main(argv=None):
@@ -38,22 +47,17 @@ def run_toy(args):
 
 def run_layout(args):
     names = read_lines(ROOT / "dataset" / args.name / f"{args.name}_names.txt")
-    return build.build(args.layout(args.source, tuple(names)), args.out, args.copy, args.skip_bad)
+    return build.build(args.layout(args.source, tuple(names)), args.out, args.copy, args.skip_bad).summary
 
 
 def run_folder(args):
-    if (args.source is None) == (args.images is None or args.masks is None):
-        raise Mistake("give --images DIR and --masks DIR, or --source DIR where both lie in one folder")
-    images, masks = args.images or args.source, args.masks or args.source
-    table = args.colors and layout.read_colour_table(args.colors)
-    names = args.names and tuple(read_lines(args.names))
-    void = [value for value in args.void if value not in (args.ids or ())]
-    plan = layout.folder(images, masks, names, table, args.ids, void, args.val_ratio, args.seed)
+    config = None if args.config is None else config_path(args.config)
+    plan, out = plan_of(args), args.out.absolute()
     done = build.build(plan, args.out, args.copy, args.skip_bad)
-    out = args.out.absolute()
     root = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # configs' paths start at the project's root
-    return f"""{done}
-For the config:
+    if not config:
+        return f"""{done.summary}
+For the config, which --config NAME writes:
   data_root: {root}
   train_list: {root}/list/train.txt
   val_list: {root}/list/val.txt
@@ -62,6 +66,36 @@ For the config:
   classes: {len(plan.names)}
   names_path: {root}/{out.name}_names.txt
   colors_path: {root}/{out.name}_colors.txt"""
+    shown = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
+    if config.exists():
+        text = f"{shown} is there and stays as it is; remove it to have it written anew"
+    else:
+        command = shlex.join(["python", "tool/prepare.py", *args.words])
+        text = write_config(args.config, str(root), out.name, command, len(plan.names), done.train, done.sizes)
+        text = f"{shown} is written. {text}"
+    return f"""{done.summary}
+{text}
+Next:
+  sh tool/train.sh {args.config} pspnet18
+  sh tool/test.sh {args.config} pspnet18
+  python tool/demo.py --config {shown} --image {shlex.quote(f"{root}/{done.example}")} --out seen"""
+
+
+def plan_of(args):
+    """The plan of `folder`: masks or polygons."""
+    names, draw = args.names and tuple(read_lines(args.names)), (args.val_ratio, args.seed)
+    if args.polygons:
+        if wrong := [flag for flag in MASK_FLAGS if getattr(args, flag[2:].replace("-", "_")) is not None]:
+            raise Mistake(f"--polygons does not go with {' and '.join(wrong)}, which are for masks")
+        return polygons.polygons(args.polygons, args.images, names, args.background or "background", draw)
+    if (args.source is None) == (args.images is None or args.masks is None):
+        raise Mistake("give --images DIR and --masks DIR, or --source DIR where both lie in one folder, or --polygons PATH")
+    if args.background:
+        raise Mistake("--background is for --polygons; of masks every value is a class, or void with --void")
+    images, masks = args.images or args.source, args.masks or args.source
+    table = args.colors and own.read_colour_table(args.colors)
+    void = [value for value in ([VOID] if args.void is None else args.void) if value not in (args.ids or ())]
+    return own.masks(images, masks, names, table, args.ids, void, args.mask_suffix, draw, args.out / "colors.txt")
 
 
 def run_check(args):
@@ -72,6 +106,10 @@ def run_check(args):
         listed = first_few(faults, 50, "\n  ")
         raise Mistake(f"{len(faults)} fault{'s' * (len(faults) > 1)}:\n  {listed}")
     return "no faults"
+
+
+def run_look(args):
+    return look(load_config(find_config(args.config), args.overrides, must_exist=["train_list"]), args.out, args.count)
 
 
 def run_cache(args):
@@ -113,23 +151,41 @@ def parse(argv):
     sub.add_argument("--images", type=Path, metavar="DIR", help="the images")
     sub.add_argument("--masks", type=Path, metavar="DIR", help="their masks: same names, ids or palette or colours, PNG")
     sub.add_argument("--source", type=Path, metavar="DIR", help="instead of both: NAME.jpg with NAME.png or NAME_mask.png")
+    sub.add_argument("--mask-suffix", metavar="END", help="what follows an image's name in that of its mask (guessed)")
+    sub.add_argument("--polygons", type=Path, nargs="+", metavar="PATH",
+                     help="instead of masks: folder of labelme's JSON files, COCO's JSON files, YOLO's data.yaml")  # fmt: skip
+    sub.add_argument("--background", metavar="NAME", help="of polygons: the class of what none covers, or void (background)")
     sub.add_argument("--names", type=Path, metavar="FILE", help="class names, one a line (class0, class1, ...)")
     sub.add_argument("--colors", type=Path, metavar="FILE", help="`R G B name` a line: the classes of the colours in the masks")
     sub.add_argument("--ids", type=whole(0, 65535), nargs="+", metavar="ID", help="mask values that are classes 0, 1, ...")
-    sub.add_argument("--void", type=whole(0, 65535), nargs="*", default=[255], metavar="ID", help="values to ignore (255)")
+    sub.add_argument("--void", type=whole(0, 65535), nargs="*", metavar="ID", help="values to ignore (255)")
     sub.add_argument("--val-ratio", type=share, default=0.2, metavar="R", help="share of the images for validation (0.2)")
     sub.add_argument("--seed", type=whole(0, 999999999), default=0, help="of the draw of the validation images (0)")
+    sub.add_argument("--config", metavar="NAME", help="write config/NAME/NAME_pspnet18.yaml, with sizes that fit the images")
     add_common(sub)
 
     for name, run, about, text in (
         ("check", run_check, "check every file of a config's lists", check.__doc__),
         ("cache", run_cache, "decode a config's images into its cache", run_cache.__doc__),
+        ("look", run_look, "contact sheets of samples as training sees them", look.__doc__),
     ):
-        sub = commands.add_parser(name, help=about, description=text)
+        usage = "%(prog)s CONFIG [flags] [KEY VALUE ...]"
+        sub = commands.add_parser(name, help=about, description=text, usage=usage)
         sub.set_defaults(run=run)
-        sub.add_argument("--config", type=Path, required=True, metavar="FILE")
+        sub.add_argument("--config", metavar="FILE", help="the same as CONFIG, a YAML file or the name of one, toy_pspnet18")
         sub.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="keys of the config to change")
-    return parser.parse_args(argv)
+        if name == "look":
+            sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for look_1.png, ...")
+            sub.add_argument("--count", type=whole(1, 10000), default=16, metavar="N", help="samples to show (16)")
+    words = sys.argv[1:] if argv is None else argv
+    args, more = parser.parse_known_args(words)
+    if more and (not hasattr(args, "overrides") or any(word.startswith("--") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if hasattr(args, "overrides"):
+        args.overrides += more  # those after a flag
+        args.config = args.config or (args.overrides.pop(0) if args.overrides else parser.error("which config? Give CONFIG"))
+    args.words = words
+    return args
 
 
 def add_common(sub):

@@ -1,8 +1,9 @@
 #!/bin/sh
 # From nothing to a trained and tested network: installs what is needed, renders the toy dataset, trains PSPNet18 on the CPU,
-# tests it, and says where everything is.
+# tests it, and says where everything is and what works next.
 #   sh tool/quickstart.sh [KEY VALUE ...]
 set -eu
+here=$PWD
 cd "$(dirname "$0")/.."
 . tool/environment.sh
 make_python requirements.txt
@@ -15,5 +16,15 @@ cat << END
 Rendered, trained and tested in $(($(date +%s) - start)) seconds.
   colour predictions  exp/toy/pspnet18/result
   checkpoint          exp/toy/pspnet18/model
-  TensorBoard         tensorboard --logdir exp
+These work next:
+END
+[ "$PWD" = "$here" ] || echo "  cd '$PWD'"
+if [ "$PYTHON" = .venv/bin/python ]; then
+    echo "  . .venv/bin/activate"
+    PYTHON=python
+fi
+cat << END
+  $PYTHON tool/demo.py --config config/toy/toy_pspnet18.yaml --image dataset/toy/image/val --out seen
+  $PYTHON -m pip install tensorboard
+  tensorboard --logdir exp
 END

@@ -2,7 +2,7 @@
 # Train one experiment under SLURM, one process a GPU, on one or several machines. From the project's root:
 #   sbatch tool/slurm.sh DATASET EXP [KEY VALUE ...]
 #   sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 tool/slurm.sh cityscapes pspnet50 base_lr 0.02
-# Two minutes before the time limit, and when the job is preempted, the run saves and the job queues up again, to go on there.
+# Two minutes before the time limit, and when the job is preempted, the run saves and the job queues up again, to resume there.
 #SBATCH --job-name=semseg
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

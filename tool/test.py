@@ -9,9 +9,9 @@
 The last line needs no config, since a checkpoint carries that of its run.
 
 Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log; with labels
-result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv and
-overlay/NAME.jpg of the images that the report links; with `format` the files of that evaluation server. Several processes
-share the images; the scores are the same.
+result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv, images.csv
+(the scores of each image) and overlay/NAME.jpg of the images that the report links; with `format` the files of that evaluation
+server. Several processes share the images; the scores are the same.
 """
 
 import logging
@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import numpy as np
 import torch
 
@@ -33,14 +34,15 @@ from model import check_config
 from util import distributed
 from util.command import parse_test
 from util.common import Mistake, first_few
-from util.config import Config
+from util.config import ROOT, Config
 from util.dataset import SemData, check_ids
+from util.fetch import local_file
 from util.image import read_label, size_text
 from util.inference import Predictor, load_model_config, prediction_protocol
 from util.log import build_logger, environment, report_errors
-from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_mIoU
+from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_scores
 from util.precision import shared_precision
-from util.report import Example, Result, earlier_protocol, log_result, shown, write_report, write_result
+from util.report import Example, Result, earlier_protocol, log_result, shown, write_images, write_report, write_result
 from util.visual import class_names, colorize, output_names, palette_of, save_png
 
 
@@ -64,7 +66,7 @@ class Evaluation:
         K = self.cfg.classes
         self.confusion = np.zeros((K, K + 1), np.int64)  # the last column: predictions that are no class
         self.contours = np.zeros((3, K), np.int64)  # of `boundary_areas`
-        self.image_scores = np.zeros(len(self.data))
+        self.image_scores = np.zeros((len(self.data), 2 + K))  # of `image_scores`
 
     @property
     def folder(self) -> Path:
@@ -107,7 +109,8 @@ def test(argv) -> int | None:
         with distributed.same_errors():
             load_network(run, precision)
         predictions = predict_images(run, mine)
-    count_images(run, predictions)
+    with distributed.first_error():
+        count_images(run, predictions)
 
     if cfg.format != "none":
         run.log.info(f"Wrote {len(run.indices)} PNGs for the {cfg.format} server into {run.exports[0].parent}")
@@ -178,8 +181,9 @@ def open_log(folder):
 
 def load_network(run, precision):
     cfg = run.cfg
-    run.predictor = Predictor(cfg.model_path, run.device, precision, cfg)
     checkpoints = cfg.model_path if isinstance(cfg.model_path, tuple) else (cfg.model_path,)
+    fetch = lambda path: distributed.first_on_machine(lambda: local_file(path, ROOT / "initmodel", run.log.info))
+    run.predictor = Predictor([*map(fetch, checkpoints)], run.device, precision, cfg)
     for path, weights in zip(checkpoints, run.predictor.weights):
         run.log.info(f"Weights {path}:\n{weights}")
     files, epochs = [shown(path) for path in checkpoints], [weights.epoch for weights in run.predictor.weights]
@@ -230,17 +234,17 @@ def read_prediction(run, index):
 
 def count_images(run, predictions):
     """Write the files of each image and add up its counts, over all processes."""
-    for index, confusion, contours, image_score in ahead(lambda item: finish_image(run, *item), predictions):
+    for index, confusion, contours, scores in ahead(lambda item: finish_image(run, *item), predictions):
         run.confusion += confusion
         run.contours += contours
-        run.image_scores[index] = image_score
+        run.image_scores[index] = scores
     for name in ("confusion", "contours", "image_scores"):  # each process filled in its own images
         total = distributed.all_reduce_sum(torch.from_numpy(getattr(run, name)).to(run.device))
         setattr(run, name, total.cpu().numpy())
 
 
 def finish_image(run, index, pred, label):
-    """Write the files of one image; returns index, confusion (K, K + 1), contours (3, K) and the image's mIoU."""
+    """Write the files of one image; returns index, confusion (K, K + 1), contours (3, K) and the image's scores (2 + K,)."""
     cfg = run.cfg
     if not cfg.has_prediction:
         save_png(run.gray(index), pred)
@@ -251,7 +255,7 @@ def finish_image(run, index, pred, label):
         return index, 0, 0, 0
     confusion = confusion_matrix(pred, label, cfg.classes, cfg.ignore_label, other=True).numpy()
     contours = boundary_areas(pred, label, cfg.classes, cfg.ignore_label) if cfg.boundary_iou else 0
-    return index, confusion, contours, image_mIoU(confusion)
+    return index, confusion, contours, image_scores(confusion)
 
 
 def ahead(function, items, threads=2, depth=4):
@@ -282,12 +286,13 @@ def write_results(run):
     result = Result(shown(cfg.path), run.names, run.palette, cfg.ignore_label, run.confusion, contours, protocol)
     log_result(log, result)
     write_result(run.folder, result)
-    log.info(f"Wrote {run.folder / 'result.md'}, result.json and confusion.csv")
+    write_images(run.folder, run.names, [(run.outputs[i], run.image_scores[i]) for i in run.indices])
+    log.info(f"Wrote {run.folder / 'result.md'}, result.json, confusion.csv and images.csv")
 
     def read(index):
         return *run.data.read(index), read_label(run.gray(index))
 
-    examples = [Example(run.outputs[i], run.image_scores[i], partial(read, i)) for i in run.indices]
+    examples = [Example(run.outputs[i], run.image_scores[i, 0], partial(read, i)) for i in run.indices]
     write_report(run.folder, result, examples)
     log.info(f"Wrote {run.folder / 'report.html'}: open it in a browser")
 

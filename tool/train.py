@@ -12,6 +12,7 @@ the run is complete; 1 = an error; 75 = stopped by a signal and saved: start aga
 """
 
 import glob
+import logging
 import math
 import random
 import signal
@@ -24,6 +25,7 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback; later see StopSignal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
 
 from model import build_model, check_config, images_needed
@@ -35,6 +37,7 @@ from util.common import Mistake
 from util.config import ROOT, config_error, load_config
 from util.distributed import REQUEUE
 from util.ema import Average
+from util.fetch import local_file
 from util.inference import predict_probability, prediction_settings
 from util.loader import automatic_class_weights, build_data, build_loader, build_val_loader, check_data, end_workers
 from util.log import ProgressBar, build_logger, lock_folder, report_errors
@@ -54,7 +57,11 @@ def main(argv=None) -> int:
 
     def program():
         with end_workers():
-            return train(argv)
+            try:
+                return train(argv)
+            except distributed.StoppedEarly as name:
+                logging.getLogger("semseg").warning(f"Stopped by {name} before the first iteration: start again")
+                return REQUEUE
 
     return report_errors(program)
 
@@ -77,6 +84,7 @@ def train(argv) -> int:
         run.log.info(f"The run has reached its end ({run.plan.max_iter} iterations) already: there is nothing to do")
         distributed.close()
         return 0
+    run.stop.early = False
     open_output(run)
     while not run.has_ended:
         stopped = not (train_interval(run) and finish_interval(run))
@@ -99,7 +107,7 @@ def read_config(argv):
 def needed_files(cfg) -> list[str]:
     weights = [key for key in ("weight", "resume") if getattr(cfg, key) not in (None, "auto", "best")]
     if cfg.resume in ("auto", "best") and any(glob.iglob("*.pth", root_dir=cfg.save_path)):  # noqa: PTH207, silent without the folder
-        weights = []  # a run that goes on needs none; they may have been moved aside with an earlier run
+        weights = []  # a run that resumes needs none; they may have been moved aside with an earlier run
     elif not weights and cfg.initmodel not in (None, "torchvision"):
         weights = ["initmodel"]
     return ["data_root", "train_list", *weights, *(["val_list"] if cfg.evaluate else [])]
@@ -122,7 +130,8 @@ def open_run(cfg) -> Run:
     with distributed.same_errors():
         check_batch(cfg)
         names, palette = class_names(cfg), palette_of(cfg)
-    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), names, palette, stop=distributed.StopSignal())
+    stop = distributed.StopSignal(early=True)
+    run = Run(cfg, device, build_logger(silent=not distributed.is_main()), names, palette, stop=stop)
     run.lock = distributed.on_main(lambda: lock_folder(run.folder))
     if distributed.is_main():
         run.log_file = run.folder / f"train-{time.strftime('%Y%m%d_%H%M%S')}.log"
@@ -224,12 +233,14 @@ def load_weights(run) -> None:
     cfg = run.cfg
     with distributed.same_errors():
         if cfg.weight:
-            report = load_network_weights(run.network, cfg.weight, skip_head=cfg.skip_head, read=load_checkpoint)
+            path = distributed.first_on_machine(lambda: local_file(cfg.weight, ROOT / "initmodel", run.log.info))
+            report = load_network_weights(run.network, path, skip_head=cfg.skip_head, read=load_checkpoint)
             run.log.info(f"Weights {cfg.weight}:\n{report}")
         elif cfg.initmodel:
-            path = cfg.initmodel
-            if path == "torchvision":  # fetched once, by the main process
+            if cfg.initmodel == "torchvision":  # fetched once, by the main process
                 path = distributed.from_main(distributed.on_main(lambda: fetch_torchvision(cfg.layers, ROOT / "initmodel")))
+            else:
+                path = distributed.first_on_machine(lambda: local_file(cfg.initmodel, ROOT / "initmodel", run.log.info))
             run.log.info(f"Backbone {path}:\n{load_backbone(run.network, path, read=load_checkpoint)}")
 
 

@@ -1,13 +1,16 @@
 """Checkpoint files: written atomically, verified when read, loaded with weights_only=True so that they cannot run code.
 
 A checkpoint is a dict of tensors and plain values written by `torch.save`: a zip archive, whose CRC-32 sums are the
-checksum. `epoch`, `state_dict` and `optimizer` have the original's names and meaning.
+checksum. `epoch`, `state_dict` and `optimizer` have the original's names and meaning. A file `*.safetensors` holds the
+weights and what describes them, without the optimizer.
 """
 
 import io
+import json
 import pickle
 import re
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from util.common import Mistake, first_few, write_aside
 
 NAME = re.compile(r"train_(?:epoch_(\d+)(?:_iter_(\d+))?|iter_(\d+))\.pth")
 RUN_FILES = "model_best.pth metrics.jsonl metrics.stray events.out.tfevents.* config.yaml".split()  # beside those and the logs
+DESCRIPTION = "epoch names palette meta".split()  # of a checkpoint; in the metadata of a safetensors file as JSON
 
 
 class Damaged(Mistake):
@@ -25,15 +29,34 @@ class Damaged(Mistake):
 
 def save_checkpoint(content: dict, path) -> None:
     """Write a checkpoint so that `path` is always the old file or the whole new one, also when the power fails."""
-    with write_aside(path, sync=True) as aside, aside.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # of a writer that was interrupted: by a full disk, or by the death of a loader worker
-            raise error.__context__ or error from None
+    data = io.BytesIO()  # not the file itself: where that is closed by an error, the writer's end would kill the process
+    torch.save(content, data)
+    with write_aside(path, sync=True) as aside:
+        aside.write_bytes(data.getbuffer())
+
+
+def save_safetensors(content: dict, path) -> None:
+    """Write the weights of a checkpoint, with a copy of its own for each of tied tensors.
+
+    The format's metadata are texts: `config` is the checkpoint's (YAML); `epoch`, `names`, `palette` and `meta` are JSON, where
+    the checkpoint has them; `order` lists the tensors' names, which the format sorts; `crc32` is the checksum of all this and
+    of the tensors. Raises Mistake for content that the format does not take.
+    """
+    tensors = _safetensors(path)
+    state = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in content["state_dict"].items()}
+    try:
+        metadata = {key: json.dumps(content[key]) for key in DESCRIPTION if key in content}
+        metadata |= {"format": "pt", "config": content["config"], "order": json.dumps(list(state))}
+        data = tensors.save(state, metadata | {"crc32": _crc32(state, metadata)})
+    except (KeyError, TypeError, ValueError, NotImplementedError) as error:
+        raise Mistake(f"{path}: a safetensors file cannot hold this ({_first_line(error)}); write a .pth file") from error
+    with write_aside(path, sync=True) as aside:
+        aside.write_bytes(data)
 
 
 def load_checkpoint(path) -> dict:
-    """Read a checkpoint to the CPU after checking every byte of it against its checksums.
+    """Read a checkpoint or a safetensors file to the CPU after checking every byte of it against its checksums; a safetensors
+    file of another program has none.
 
     Only tensors and plain values are accepted (`weights_only=True`); `module.` prefixes of DataParallel are removed.
     Raises Mistake if the file cannot be read, Damaged if its content is damaged, of another kind, or would run code.
@@ -44,7 +67,7 @@ def load_checkpoint(path) -> dict:
         raise Mistake(f"{path}: no such checkpoint") from None
     except (OSError, MemoryError) as error:
         raise Mistake(f"{path}: cannot be read ({str(error) or 'not enough memory'})") from error
-    content = _decode(path, data)
+    content = _decode_safetensors(path, data) if Path(path).suffix == ".safetensors" else _decode(path, data)
     if not isinstance(content, dict):
         raise Damaged(f"{path}: expected a dict with `state_dict`, found {type(content).__name__}")
     weights = content.get("state_dict")
@@ -107,7 +130,7 @@ def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
 def set_aside(folder, new_log, position=None, data_iters=1, recounted=False) -> Path | None:
     """Move what an earlier run left in `folder` into folder/earlier-N, and return that; None if there is nothing to move.
 
-    position: (iteration, finished) where a resumed run goes on: only the checkpoints beyond it are moved, with a copy of
+    position: (iteration, finished) where a run resumes: only the checkpoints beyond it are moved, with a copy of
     metrics.jsonl; None moves all. recounted: the iterations of the earlier run were of another size, `data_iters` an epoch
     now; its metrics and events are moved too. new_log: the log file of the run that starts, which stays. Files left
     half-written by a killed run are deleted. Raises Mistake if something cannot be moved.
@@ -169,6 +192,43 @@ def _decode(path, data):
         ) from None
     except Exception as error:
         raise Damaged(f"{path}: damaged, not a readable checkpoint ({_first_line(error)})") from None
+
+
+def _decode_safetensors(path, data):
+    """What `save_safetensors` wrote; of a file of another program the weights alone."""
+    tensors = _safetensors(path)
+    try:
+        state = tensors.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if not metadata.keys() & {"crc32", "order"}:
+            return {"state_dict": state}
+        if metadata.pop("crc32", None) != _crc32(state, metadata):
+            raise Damaged(f"{path}: damaged file (it does not match its checksum)")
+        content = {key: json.loads(metadata[key]) for key in DESCRIPTION if key in metadata}
+        state = {name: state[name] for name in json.loads(metadata["order"])}
+        return content | {"config": metadata["config"], "state_dict": state}
+    except (Mistake, MemoryError):
+        raise
+    except Exception as error:  # as in _decode
+        raise Damaged(f"{path}: damaged, not a readable safetensors file ({_first_line(error)})") from None
+
+
+def _safetensors(path):
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise Mistake(f"{path}: needs the package safetensors: pip install safetensors ({error})") from None
+    return safetensors.torch
+
+
+def _crc32(state, metadata) -> str:
+    """Checksum of the texts and of every tensor with its name, type and shape."""
+    crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(state.items()):
+        crc = zlib.crc32(json.dumps([name, str(tensor.dtype), *tensor.shape]).encode(), crc)
+        crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def _first_damaged(archive):

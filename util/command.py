@@ -12,6 +12,7 @@ from typing import get_origin
 
 from util.common import Mistake, did_you_mean
 from util.config import ROOT, SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, value_of
+from util.fetch import is_url
 from util.inference import MODEL_SUFFIXES, is_model, load_model_config
 
 WIDTH = 100  # of the help
@@ -31,7 +32,7 @@ class Flag:
     several: str | None = None  # if several words may follow, the pattern of one
 
 
-SEVERAL_MODELS = rf".*({'|'.join(map(re.escape, MODEL_SUFFIXES))})$"
+SEVERAL_MODELS = rf".*({'|'.join(map(re.escape, MODEL_SUFFIXES))})$|\w+://"
 TRAINED, SUBMISSION = "Trained network", "Submission"  # of the test alone
 START, SEEDS = "Where a run starts and what it does", "Reproducibility"
 FLAGS = {  # by group
@@ -48,8 +49,8 @@ FLAGS = {  # by group
     ),
     START: (
         Flag("--load-from", "FILE", "weight", "start from these weights of a whole network"),
-        Flag("--resume-from", "FILE", "resume", "go on from this checkpoint: weights, optimizer, position"),
-        Flag("--auto-resume", None, "resume=auto", "go on from the newest checkpoint in the work dir unless --resume-from "
+        Flag("--resume-from", "FILE", "resume", "resume from this checkpoint: weights, optimizer, position"),
+        Flag("--auto-resume", None, "resume=auto", "resume from the newest checkpoint in the work dir unless --resume-from "
              "names one; if there is none, start anew with a warning"),
         Flag("--no-validate", None, "evaluate=False", "do not validate while training"),
     ),
@@ -201,11 +202,14 @@ def _which_experiment(given, words, takes_models):
     while takes_models and words and is_model(words[0]):
         models.append(find_model(words.pop(0)))
     first = next(iter(models or map(find_model, flagged)), None)
-    return find_config(config) if config else first and Path(first), models
+    return find_config(config) if config else first if is_url(first) else first and Path(first), models
 
 
 def find_model(path) -> str:
-    """The absolute path of a file of the command line, from here or, like all paths of a config, from the project's root."""
+    """The absolute path of a file of the command line, from here or, like all paths of a config, from the project's root; an
+    address stays one."""
+    if is_url(path):
+        return path
     here = os.path.abspath(path)  # noqa: PTH100, of an existing file; Path.exists raises where the name is too long
     return here if os.path.exists(here) else str(ROOT / path)  # noqa: PTH110, likewise
 
@@ -322,7 +326,7 @@ def _into_work_dir(config, given) -> list[str]:
     that two work dirs share nothing. given: keys that the command line sets itself."""
     file, overrides = vars(load_model_config(config)) if is_model(config) else load_cfg_from_cfg_file(config), []
     for key in {"model_path", "save_folder"} - given:
-        if isinstance(file.get(key), str) and isinstance(file.get("save_path"), str):
+        if isinstance(file.get(key), str) and isinstance(file.get("save_path"), str) and not is_url(file[key]):
             place = os.path.relpath(file[key].replace("{save_path}", file["save_path"]), file["save_path"])
             place = place.removeprefix("../")
             if not place.startswith(".."):

@@ -2,7 +2,7 @@
 
 The sections of the file are the classes below; their fields are the keys, with type, bounds, default and meaning. `Config` is
 all of them in one flat namespace, as the original scripts use it: `cfg.base_lr`, not `cfg.TRAIN.base_lr`. A path may name other
-keys in braces: `model_path: '{save_path}/train_epoch_{epochs}.pth'`.
+keys in braces: `model_path: '{save_path}/train_epoch_{epochs}.pth'`. Weights may be an address instead, see util/fetch.py.
 """
 
 import copy
@@ -18,6 +18,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 import yaml
 
 from util.common import Mistake, did_you_mean, first_few
+from util.fetch import is_url, parse_url
 from util.values import convert, parse_yaml, read_config_text, shown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,6 +192,7 @@ SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field i
 FIELDS = {field.name: field for field in dataclasses.fields(Config) if field.name in SECTION_OF}
 PATHS = tuple(key for key, field in FIELDS.items() if field.type is File or File in get_args(field.type))
 WORDS = (("resume", "auto"), ("resume", "best"), ("initmodel", "torchvision"))  # accepted in place of a path
+WEIGHTS = ("weight", "initmodel", "model_path")  # these may be addresses too
 REMOVED = {  # keys of earlier versions: files that hold them still load
     "minimize_metric": "main_metric decides: the lowest loss is best, and the highest of every other score",
     "fast_head": "it is an argument of PSPNet, for comparisons",
@@ -296,7 +298,7 @@ def changed_keys(old: str, cfg: Config) -> dict:
 
 
 def carries_config(content) -> bool:
-    """Does this content of a checkpoint have a whole config? tool/convert.py writes the keys of the network alone."""
+    """Does this content have the whole config of a run? What tool/convert.py made of a foreign file has a part of one."""
     needed = {key for key, field in FIELDS.items() if field.default is dataclasses.MISSING}
     text = content.get("config")
     return isinstance(text, str) and needed <= _settings(text, "config of the checkpoint").keys()
@@ -489,6 +491,11 @@ def _resolve_paths(values, error) -> list[str]:
         return done[key]
 
     def absolute(text, outer):
+        if is_url(text):
+            if outer[-1] not in WEIGHTS:
+                raise Mistake(f"{text}: expected a path; addresses are for {', '.join(WEIGHTS)}")
+            parse_url(text)
+            return text
         if re.search(r"[{}]", re.sub(r"\{\w+\}", "", text)):
             raise Mistake(f"{text}: braces may hold only the name of another key")
         text = re.sub(r"\{(\w+)\}", lambda match: named(match[1], outer), text)
@@ -498,7 +505,7 @@ def _resolve_paths(values, error) -> list[str]:
 
     def named(name, outer):
         value = known.get(name)
-        if name in outer or value is None or isinstance(value, tuple) or (name, value) in WORDS:
+        if name in outer or value is None or isinstance(value, tuple) or (name, value) in WORDS or is_url(value):
             raise Mistake(f"{known[outer[-1]]}: {{{name}}} is not the name of another key with one value")
         return filled(name, outer) if name in PATHS else str(value)
 
@@ -525,7 +532,7 @@ def _missing_files(cfg, keys):
         if paths is None:
             yield key, "this key must be set for what you are about to do"
         for path in paths if isinstance(paths, tuple) else [paths] if paths else []:
-            if os.path.exists(path):  # noqa: PTH110, as in find_config
+            if is_url(path) or os.path.exists(path):  # noqa: PTH110, as in find_config
                 continue
             remedy = ""
             if key == "initmodel":

@@ -226,6 +226,24 @@ def same_errors():
         raise leaving or SystemExit(1)
 
 
+@contextmanager
+def first_error():
+    """A mistake that processes find each at its own time: the first of them raises it, the others exit."""
+    try:
+        yield
+    except Mistake:
+        if dist.is_initialized() and not _is_first():
+            raise SystemExit(1) from None
+        raise
+
+
+def _is_first() -> bool:
+    try:
+        return dist.distributed_c10d._get_default_store().add("first_error", 1) == 1
+    except RuntimeError:
+        return False  # the process that keeps the store has ended, after its message
+
+
 def on_main(function):
     """`function()` in the main process while the others wait, None in those; if it fails, all processes exit."""
     result = error = None
@@ -237,6 +255,16 @@ def on_main(function):
     if not from_main(error is None):
         raise error or SystemExit(1)
     return result
+
+
+def first_on_machine(function):
+    """`function()` in all processes: in the first one of each machine while the others wait, then in those, which find what it
+    has fetched. If it fails with a Mistake, that is raised once and all processes exit."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    with same_errors():
+        result = function() if first else None
+    with same_errors():
+        return result if first else function()
 
 
 # ---- network ----
@@ -302,10 +330,16 @@ def _convert_cpu_sync_batchnorm(module: nn.Module) -> nn.Module:
 # ---- end ----
 
 
-class StopSignal:
-    """Remembers SIGTERM and SIGUSR1 (schedulers) and the first Ctrl-C; the program finishes its iteration and saves."""
+class StoppedEarly(BaseException):
+    """A signal arrived while there was nothing to save; its name."""
 
-    def __init__(self):
+
+class StopSignal:
+    """Remembers SIGTERM and SIGUSR1 (schedulers) and the first Ctrl-C; the program finishes its iteration and saves. While
+    `early` the signal raises StoppedEarly instead: what comes before the first iteration can take hours."""
+
+    def __init__(self, early=False):
+        self.early = early
         self.received, self.time = 0, math.inf  # by this process
         self.agreed = 0  # by all of them
         self.group = None  # over gloo, which exchanges host memory: asking a GPU would make the host wait for its queue
@@ -316,6 +350,9 @@ class StopSignal:
         if number == signal.SIGINT and time.monotonic() - self.time > 1:  # sooner it is the same one, passed on by a launcher
             raise KeyboardInterrupt  # the second Ctrl-C ends the program at once
         self.received, self.time = number, min(self.time, time.monotonic())
+        if self.early:
+            self.early = False  # once is enough
+            raise StoppedEarly(signal.Signals(number).name)
 
     def requested(self) -> bool:
         """True once any process got a signal, in all of them at the same iteration."""

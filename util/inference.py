@@ -4,12 +4,15 @@ Every scale of the image goes through the network, in overlapping windows or in 
 the class probabilities are averaged over mirror images, overlapping windows and scales: all on the model's device, in
 float32, without waiting for it. For a network in half precision, call in an autocast context.
 
+`predict` goes through a large image from top to bottom, in every scale at once: the sums of the windows are kept only for
+the rows that a later window still adds to, and classes are chosen in strips of finished rows.
+
 `Predictor` is the engine with a trained network, as a checkpoint holds it.
 """
 
 from dataclasses import replace
-from functools import partial
-from math import ceil
+from functools import lru_cache, partial
+from math import ceil, inf
 
 import numpy as np
 import torch
@@ -17,14 +20,17 @@ import torch.nn.functional as F
 
 from util.checkpoint import load_checkpoint
 from util.common import Mistake, did_you_mean, first_few
-from util.config import Config, carries_config, load_config, value_of
+from util.config import ROOT, Config, carries_config, load_config, value_of
+from util.fetch import is_url, local_file
 from util.image import rgb_of
 from util.precision import Precision
 from util.transform import MEAN, STD
 from util.visual import class_names, palette_of
 
 EXPORTED_SUFFIXES = (".onnx", ".pt2", ".xml")  # of tool/export.py
-MODEL_SUFFIXES = (".pth", ".pt", *EXPORTED_SUFFIXES)  # what tells a trained network from a YAML file
+MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", *EXPORTED_SUFFIXES)  # what tells a trained network from a YAML file
+WHOLE = 2**31  # bytes; `predict` works in strips where the class probabilities of an image or a scale of it would take more
+STRIP = 32  # rows that are averaged over the scales and decided at a time, then
 # The keys of the config that say how to predict and may be different for each Predictor.
 PROTOCOL = ("base_size", "test_h", "test_w", "test_mode", "scales", "flip", "average", "test_batch", "channels_last", "compile")
 
@@ -81,10 +87,8 @@ class Predictor:
         image: a path, a Pillow image, or an RGB array (H, W, 3), uint8 or float, 0..255.
         Raises Mistake for an image that cannot be read, FloatingPointError if the network's output is not finite.
         """
-        if len(self.networks) == 1:
-            with self.precision.autocast():
-                return predict(self.networks[0], rgb_of(image), **prediction_settings(self.cfg))
-        return most_probable(self.probability(image))
+        with self.precision.autocast():
+            return predict(self.networks, rgb_of(image), **prediction_settings(self.cfg))
 
     @torch.inference_mode()
     def probability(self, image):
@@ -105,12 +109,13 @@ def load_model_config(path, overrides=(), must_exist=(), check=None):
 
 def is_model(path) -> bool:
     """Is this the file of a trained network, and not a YAML file?"""
-    return str(path).endswith(MODEL_SUFFIXES)
+    return is_url(path) or str(path).endswith(MODEL_SUFFIXES)
 
 
 def read_model(path) -> dict:
     """What the file of a trained network holds: `state_dict`, and `config`, `names`, `palette` if it carries them. Of a file of
     tool/export.py: `exported`, the network as a function, in place of `state_dict`."""
+    path = local_file(path, ROOT / "initmodel")
     if not str(path).endswith(EXPORTED_SUFFIXES):
         return load_checkpoint(path)
     from model.exported import Exported
@@ -177,7 +182,55 @@ def prediction_protocol(cfg, precision):
 
 
 @torch.inference_mode()
-def predict_probability(
+def predict_probability(model, image, **settings):
+    """Class probabilities (K, H, W) float32 of one image, on the model's device; they sum to 1 over K.
+
+    settings: as of `probability_strips`.
+    Memory, on the device: one (K, H, W) float32 tensor of the current scale, with several scales two more of the image's
+    size; while the model runs also its activations for 2 * test_batch windows, and their logits twice. With average "logit"
+    and flip the current scale has two tensors, and after the model's run there are up to four of the image's size.
+    """
+    (probability,) = probability_strips(model, image, **settings)
+    return probability
+
+
+@torch.inference_mode()
+def predict(model, image, **settings):
+    """The most probable class of every pixel, (H, W) uint8 array (uint16 from 257 classes on); see predict_probability.
+
+    Where one tensor of probabilities would take more than WHOLE bytes, the memory is, for each scale, that of crop_h rows of
+    it, 4 * K * crop_h * width bytes, with mode "slide". The classes are the same; where a scale is resized, or with average
+    "logit", only but for probabilities that are equal within rounding.
+    model: as of `probability_strips`, or a list of them, whose probabilities are averaged.
+    Raises FloatingPointError if a probability is not finite.
+    """
+    models = model if isinstance(model, list | tuple) else [model]
+    ids, row = np.empty(image.shape[:2], np.uint8 if settings["classes"] <= 256 else np.uint16), 0
+    for strip, *others in zip(*(probability_strips(model, image, **settings, limit=WHOLE) for model in models)):
+        for other in others:
+            strip.add_(other)
+        rows = slice(row, row := row + strip.shape[1])
+        ids[rows] = most_probable(strip.div_(len(models)) if others else strip)
+    return ids
+
+
+def most_probable(probability):
+    """The class of every pixel, as `predict` returns it, of probabilities (K, H, W).
+
+    Raises FloatingPointError if one is not finite: argmax would take NaN for the largest.
+    """
+    best = probability.argmax(0)
+    if not probability.sum().isfinite():
+        raise FloatingPointError(
+            "the network's output is NaN or infinite: its weights are damaged, or its values exceed the range of `precision`: "
+            "fp16 ends at 65504; fp32 and bf16 go further"
+        )
+    if len(probability) <= 256:
+        return best.to(torch.uint8).cpu().numpy()
+    return best.to(torch.int32).cpu().numpy().astype(np.uint16)
+
+
+def probability_strips(
     model,
     image,
     *,
@@ -194,8 +247,9 @@ def predict_probability(
     mode="slide",
     average="prob",
     align_corners=False,
+    limit=inf,
 ):
-    """Class probabilities (K, H, W) float32 of one image, on the model's device; they sum to 1 over K.
+    """Yield the class probabilities of one image as (K, n, W) float32 tensors of n rows, from top to bottom.
 
     model: network in eval mode, or any function, (N, 3, crop_h, crop_w) float32 normalised -> logits (N, K, h, w);
         logits of another size are brought to the window's bilinearly (align_corners=True). In mode "whole" it must take
@@ -215,10 +269,7 @@ def predict_probability(
         the mean of the windows' logits, resized, then softmax. Mirror images are averaged after it, so the whole image is
         mirrored, not each window; and an image below the window is not padded, but a smaller window.
     align_corners: of that resizing of logits.
-
-    Memory, on the device: one (K, H, W) float32 tensor of the current scale, with several scales two more of the image's
-    size; while the model runs also its activations for 2 * test_batch windows, and their logits twice. With average "logit"
-    and flip the current scale has two tensors, and after the model's run there are up to four of the image's size.
+    limit: bytes; all rows are one strip unless the probabilities of the image or one of its scales would take more.
     """
     if getattr(model, "training", False):
         raise ValueError(
@@ -232,44 +283,37 @@ def predict_probability(
         raise ValueError(f"mode: {mode!r} is unknown; choose slide or whole")
     if average not in ("prob", "logit"):
         raise ValueError(f"average: {average!r} is unknown; choose prob or logit")
-    x = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(_device(model)).permute(2, 0, 1)[None].float()
-    # Normalising is linear, so once before resizing does for all windows, and padding with the mean becomes zeros.
-    x = (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
-    size = x.shape[2:]
-    total = None
+    size = image.shape[:2]
+    sizes = [scaled_size(*size, scale, base_size or max(size)) for scale in scales]
     logits_first = average == "logit"
+    passes = 2 if logits_first and flip else 1
+    whole = mode == "whole" or 4 * passes * classes * max(h * w for h, w in (size, *sizes)) <= limit
+    step = max(h for h, _ in (size, *sizes)) if whole else STRIP
     window = partial(_window_logits, model, classes) if logits_first else partial(_window_probability, model, classes, flip)
-    for scale in scales:
-        scaled = _resize(x, scaled_size(*size, scale, base_size or max(size)))
-        crop = crop_h, crop_w
-        if logits_first:
-            crop = min(crop_h, scaled.shape[2]), min(crop_w, scaled.shape[3])
-            scaled = torch.cat([scaled, scaled.flip(3)]) if flip else scaled
-        y = window(scaled) if mode == "whole" else _slide(window, scaled, classes, *crop, stride_rate, test_batch)
-        prob = _probability_of(y, size, align_corners) if logits_first else _resize(y, size)[0]
-        total = prob if total is None else total.add_(prob)
-    return total.div_(len(scales)) if len(scales) > 1 else total
+    normalised = partial(_normalised, image, mean, std, _device(model))
+    normalised = lru_cache(1)(normalised) if whole else normalised  # for all scales
 
+    def source(scaled, a, b):
+        x = _resized(normalised, size, scaled, a, b)
+        return torch.cat([x, x.flip(3)]) if passes == 2 else x
 
-def predict(model, image, **settings):
-    """The most probable class of every pixel, (H, W) uint8 array (uint16 from 257 classes on); see predict_probability.
+    def scaled_rows(scaled):
+        read = partial(source, scaled)
+        if mode == "whole":
+            return _rows_of(iter([window(read(0, scaled[0]))]))
+        crop = (min(crop_h, scaled[0]), min(crop_w, scaled[1])) if logits_first else (crop_h, crop_w)
+        return _rows_of(_slide(window, read, scaled, classes, *crop, stride_rate, test_batch, step))
 
-    Raises FloatingPointError if a probability is not finite: argmax would take NaN for the largest.
-    """
-    return most_probable(predict_probability(model, image, **settings))
-
-
-def most_probable(probability):
-    """The class of every pixel, as `predict` returns it, of probabilities (K, H, W)."""
-    best = probability.argmax(0)
-    if not probability.sum().isfinite():
-        raise FloatingPointError(
-            "the network's output is NaN or infinite: its weights are damaged, or its values exceed the range of `precision`: "
-            "fp16 ends at 65504; fp32 and bf16 go further"
-        )
-    if len(probability) <= 256:
-        return best.to(torch.uint8).cpu().numpy()
-    return best.to(torch.int32).cpu().numpy().astype(np.uint16)
+    maps = ((scaled_rows(scaled), scaled) for scaled in sizes)
+    maps = maps if whole else list(maps)  # one after the other is enough for a single strip
+    for a in range(0, size[0], step):
+        b = min(a + step, size[0])
+        total = None
+        for rows, scaled in maps:
+            resize = scaled, size, a, b
+            prob = _probability_of(rows, passes, *resize, align_corners) if logits_first else _resized(rows, *resize)[0]
+            total = prob if total is None else total.add_(prob)
+        yield total.div_(len(scales)) if len(scales) > 1 else total
 
 
 def scaled_size(h, w, scale, base_size):
@@ -294,22 +338,75 @@ def window_starts(side, crop, stride_rate):
     return [min(i * stride, side - crop) for i in range(ceil((side - crop) / stride) + 1)]
 
 
-def _slide(window, x, classes, crop_h, crop_w, stride_rate, test_batch):
-    """Mean over the windows (P, K, h, w) of P images (P, 3, h, w); window: (N, 3, crop_h, crop_w) -> (N, K, crop_h, crop_w)."""
-    passes, _, h, w = x.shape
+def _normalised(image, mean, std, device, a, b):
+    """Rows a to b of an image (H, W, 3) as (1, 3, b - a, W)."""
+    x = torch.from_numpy(np.require(image[a:b], requirements=["C", "W"])).to(device).permute(2, 0, 1)[None]
+    x = x.to(torch.float32, copy=True)  # the image stays as it is
+    # Normalising is linear, so once before resizing does for all windows, and padding with the mean becomes zeros.
+    return x.sub_(x.new_tensor(mean).view(3, 1, 1)).div_(x.new_tensor(std).view(3, 1, 1))
+
+
+def _slide(window, read, size, classes, crop_h, crop_w, stride_rate, test_batch, step):
+    """Yield the mean over the windows, (P, K, n, w) with n <= step, of P images of `size`, from top to bottom.
+
+    window: (N, 3, crop_h, crop_w) -> (N, K, crop_h, crop_w). read: a, b -> rows a to b of the images, (P, 3, b - a, w).
+    """
+    h, w = size
     pad_h, pad_w = max(crop_h - h, 0), max(crop_w - w, 0)
     top, left = pad_h // 2, pad_w // 2
-    x = F.pad(x, (left, pad_w - left, top, pad_h - top))
     rows, cols = window_starts(h + pad_h, crop_h, stride_rate), window_starts(w + pad_w, crop_w, stride_rate)
     corners = [(i, j) for i in rows for j in cols]
-    total = x.new_zeros(passes, classes, *x.shape[2:])
+    block = h + pad_h if step >= h else crop_h  # rows kept at a time: all, or those of one row of windows
+
+    images = {}  # the rows of the windows that are cut out at present, by the first
+
+    def cut(i, j):
+        first = 0 if step >= h else i
+        if first not in images:
+            images.clear()
+            x = read(first, min(first + block, h))
+            images[first] = F.pad(x, (left, pad_w - left, top, pad_h - top)) if pad_h or pad_w else x
+        return images[first][:, :, i - first : i - first + crop_h, j : j + crop_w]
+
+    def finished(a, b):
+        for first in range(a, b, step):
+            last = min(first + step, b)
+            strip = total[:, :, first - start : last - start]
+            strip /= cover_h[first:last, None] * cover_w
+            yield strip[..., left : left + w]
+
+    total, start = None, 0  # the sums of the rows from `start` on
     for first in range(0, len(corners), test_batch):
         batch = corners[first : first + test_batch]
-        windows = torch.cat([x[:, :, i : i + crop_h, j : j + crop_w] for i, j in batch])
+        windows = torch.cat([cut(i, j) for i, j in batch])
+        passes = len(windows) // len(batch)
+        if total is None:
+            total = windows.new_zeros(passes, classes, block, w + pad_w)
+            cover_h, cover_w = _cover(rows, crop_h, h + pad_h, total), _cover(cols, crop_w, w + pad_w, total)
         for (i, j), y in zip(batch, window(windows).split(passes)):
-            total[:, :, i : i + crop_h, j : j + crop_w] += y
-    total /= _cover(rows, crop_h, total.shape[2], x)[:, None] * _cover(cols, crop_w, total.shape[3], x)
-    return total[:, :, top : top + h, left : left + w]
+            if i + crop_h > start + block:  # the first window of a row: no later one adds to the rows above it
+                yield from (strip.clone() for strip in finished(start, i))
+                done, start = i - start, i
+                for row in range(0, block - done, done):  # in pieces that do not overlap
+                    piece = total[:, :, row + done : row + 2 * done]
+                    total[:, :, row : row + piece.shape[2]] = piece
+                total[:, :, -done:] = 0
+            total[:, :, i - start : i - start + crop_h, j : j + crop_w] += y
+    yield from finished(max(start, top), top + h)
+
+
+def _rows_of(strips):
+    """A function rows(a, b) -> (P, K, b - a, w) of a map whose strips come from top to bottom; a and b never decrease."""
+    held, first = next(strips), 0
+
+    def rows(a, b):
+        nonlocal held, first
+        while first + held.shape[2] < b:
+            over = min(a - first, held.shape[2])
+            held, first = torch.cat([held[:, :, over:], next(strips)], 2), first + over
+        return held[:, :, a - first : b - first]
+
+    return rows
 
 
 def _window_logits(model, classes, windows):
@@ -331,11 +428,11 @@ def _window_probability(model, classes, flip, windows):
     return y
 
 
-def _probability_of(logits, size, align_corners):
-    """(K, *size) of the scaled logits (P, K, h, w) of an image and, if P is 2, of its mirror image."""
+def _probability_of(rows, passes, *resize):
+    """(K, h, w) of the logits of an image and, with two passes, of its mirror image; rows and resize: as of `_resized`."""
     total = None
-    for y in logits.split(1):
-        y = _resize(y, size, align_corners).softmax(1)
+    for i in range(passes):
+        y = _resized(lambda a, b, i=i: rows(a, b)[i : i + 1], *resize).softmax(1)
         total = y if total is None else total.add_(y.flip(3)).div_(2)
     return total[0]
 
@@ -348,9 +445,28 @@ def _cover(starts, crop, side, like):
     return count
 
 
-def _resize(x, size, align_corners=False):
-    """Bilinear without smoothing, with half-pixel centres cv2.resize's INTER_LINEAR for any number of channels."""
-    return x if x.shape[2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=align_corners)
+def _resized(rows, size, new, a, b, align_corners=False):
+    """Rows a to b of a map of `size` resized to the size `new`; rows: a, b -> (N, C, b - a, w), rows of that map.
+
+    Bilinear without smoothing, with half-pixel centres cv2.resize's INTER_LINEAR for any number of channels. A part of the
+    rows is weighted by the formula of F.interpolate, in its precision.
+    """
+    if size == new:
+        return rows(a, b)
+    if b - a == new[0]:
+        return F.interpolate(rows(0, size[0]), new, mode="bilinear", align_corners=align_corners)
+    y = np.arange(a, b)
+    if align_corners:
+        y = y * np.float64(np.float32((size[0] - 1) / (new[0] - 1)))
+    else:
+        y = (y + 0.5) * np.float64(np.float32(size[0] / new[0])) - 0.5
+    y = np.clip(y, 0, size[0] - 1).astype(np.float32)
+    above = y.astype(int)
+    below = np.minimum(above + 1, size[0] - 1)
+    x = rows(above[0], below[-1] + 1)
+    x = F.interpolate(x, (x.shape[2], new[1]), mode="bilinear", align_corners=align_corners)
+    weight = x.new_tensor(y - above)[:, None]
+    return torch.addcmul(x[:, :, below - above[0]] * weight, x[:, :, above - above[0]], 1 - weight)
 
 
 def _device(model):

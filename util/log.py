@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import re
 import resource
 import socket
 import subprocess
@@ -26,21 +27,22 @@ from util.config import ROOT
 
 
 def build_logger(log_file=None, silent=False) -> logging.Logger:
-    """Logger with the original's line format, to the screen and to `log_file`; silent: errors only."""
+    """Logger with short lines on the screen, and the original's, debug too, in `log_file`; silent: errors only."""
     logger = logging.getLogger("semseg")
-    logger.setLevel(logging.ERROR if silent else logging.INFO)
+    logger.setLevel(logging.ERROR if silent else logging.DEBUG)
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    handlers = [ScreenHandler(sys.stdout)]
+    screen = ScreenHandler(sys.stdout)
+    screen.setLevel(logging.INFO)
+    screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(screen)
     if log_file is not None:
         with _disk_errors(log_file):
-            handlers.append(LogFile(log_file, encoding="utf-8", errors="backslashreplace"))
-    line = logging.Formatter("[%(asctime)s %(levelname)s %(filename)s line %(lineno)d %(process)d] %(message)s")
-    for handler in handlers:
-        handler.setFormatter(line)
-        logger.addHandler(handler)
+            file = LogFile(log_file, encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s %(filename)s line %(lineno)d %(process)d] %(message)s"))
+        logger.addHandler(file)
     return logger
 
 
@@ -105,9 +107,12 @@ def _message_for_the_user(error):
     if isinstance(error, Mistake):
         # That of a loader worker arrives as text with a traceback before it.
         return text.rsplit("Mistake: ", 1)[-1] if "DataLoader worker" in text else text
-    if isinstance(error, RuntimeError | MemoryError):
-        if "Connection closed by peer" in text or "Connection reset by peer" in text:
-            return "another process of this run has ended: look for its message, or for the kernel's if it was killed"
+    if isinstance(error, RuntimeError | MemoryError | ConnectionResetError | ConnectionRefusedError):
+        if re.search("Connection (closed by peer|reset by peer|refused)", text):
+            return (
+                "another process of this run has ended: look for its message, or for the kernel's if it was killed (where "
+                "memory ran out: lower `workers`)"
+            )
         for words, remedy in REMEDIES.items():
             if words in text:
                 return f"{text.splitlines()[0].rstrip('. ')}. {remedy}"
@@ -277,7 +282,7 @@ class Output:
     """Metrics file and TensorBoard of a run; silent on ranks > 0."""
 
     def __init__(self, folder=None, iteration=0, finished=True):
-        """folder: save_path, or None on ranks > 0. iteration, finished: where the run goes on, see MetricsFile."""
+        """folder: save_path, or None on ranks > 0. iteration, finished: where the run resumes, see MetricsFile."""
         self.writer = self.metrics = None
         if folder is None:
             return

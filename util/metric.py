@@ -149,13 +149,15 @@ def scores(*counts):
     )
 
 
-def image_mIoU(confusion):
-    """Mean IoU over the classes that are labelled in one image, for ranking images; nan if none is.
+def image_scores(confusion):
+    """Scores of one image, (2 + K,) float64: mIoU, allAcc, and the IoU of each class that is labelled in it, nan for others.
 
-    A class that is only predicted would count as a 0 among few classes, however few pixels it has; those pixels lower the
-    IoU of the labelled classes already.
+    mIoU is their mean, for ranking images; nan if none is labelled. A class that is only predicted would count as a 0 among few
+    classes, however few pixels it has; those pixels lower the IoU of the labelled classes already.
     """
-    return mean(scores(confusion).iou[np.asarray(confusion).sum(1) > 0])
+    result = scores(confusion)
+    iou = np.where(np.asarray(confusion).sum(1) > 0, result.iou, np.nan)
+    return np.array([mean(iou), result.allAcc, *iou])
 
 
 def mean(values):
@@ -206,8 +208,8 @@ def _pairs(pred, label, K, ignore):
         # Counts all 65536 pairs of bytes, then adds up the counts by class, which saves masking every pixel.
         byte = torch.arange(256)
         cell = _row(byte, K, ignore)[:, None] * (K + 1) + _column(byte, K)
-        pair = label.reshape(-1).to(torch.int32).mul_(256).add_(pred.reshape(-1))
-        count = torch.bincount(pair, minlength=65536)
+        pieces = zip(label.reshape(-1).split(2**22), pred.reshape(-1).split(2**22))  # less memory for a large image
+        count = sum(torch.bincount(a.to(torch.int32).mul_(256).add_(b), minlength=65536) for a, b in pieces)
         pairs = count.new_zeros(size).index_add_(0, cell.reshape(-1), count)
     else:
         cell = (_row(label.long(), K, ignore) * (K + 1) + _column(pred.long(), K)).reshape(-1)

@@ -67,7 +67,7 @@ class Precision:
         self.scaler.update()
 
     def state_dict(self) -> dict:
-        """What a run needs to go on exactly; empty but for fp16."""
+        """What a run needs to resume exactly; empty but for fp16."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state) -> None:

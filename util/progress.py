@@ -16,12 +16,12 @@ from util.visual import class_names
 def log_start(run, notes) -> None:
     cfg, plan, first = run.cfg, run.plan, run.state.iteration
     run.log.info(f"Environment: {environment(run.device)}, seed {run.state.seed}")
-    run.log.info(f"Config {cfg.path}:\n{dump_config(cfg)}")
+    run.log.debug(f"Config {cfg.path}:\n{dump_config(cfg)}")  # in the log file
     for note in (*notes, *cfg.notes, *unused_keys(cfg)):
         run.log.info(note)
     resumed = f"resumed at iteration {first} (epoch {plan.epoch(first)})"
     run.log.info(
-        f"{len(run.train_data)} training images, {plan.data_iters} iterations of {cfg.batch_size} images an epoch, "
+        f"{cfg.path}: {len(run.train_data)} training images, {plan.data_iters} iterations of {cfg.batch_size} images an epoch, "
         f"{plan.max_iter} iterations in all, {distributed.world_size()} process(es) on {run.device} in {run.precision.label}, "
         f"weights: {resumed if run.resumed else cfg.weight or cfg.initmodel or 'random'}"
     )

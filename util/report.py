@@ -1,4 +1,4 @@
-"""The results of a test as files: result.json, result.md, confusion.csv, report.html and overlays of the hardest images.
+"""The results of a test as files: result.json, result.md, confusion.csv, images.csv, report.html and its overlays.
 
 report.html is one file with its pictures inside and no script; its content security policy forbids it to fetch anything.
 Text files are UTF-8 whatever the locale is, and every file is written whole or not at all.
@@ -93,9 +93,6 @@ class Example:
 
 def log_result(log, result: Result) -> None:
     log.info(f"Eval result: {result.summary}.")
-    for i, name in enumerate(result.names):
-        iou, accuracy = number(result.scores.iou[i]), number(result.scores.accuracy[i])
-        log.info(f"Class_{i} result: iou/accuracy {iou}/{accuracy}, name: {name}.")
     for title, values in (("Further", result.further), ("Protocol", result.protocol)):
         log.info(f"{title}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
     log.info("\n" + table(result.scores, result.names, boundary=result.boundary))
@@ -105,12 +102,15 @@ def write_result(folder, result: Result) -> None:
     """result.json (for programs), result.md (for people) and confusion.csv."""
     _write(folder / "result.json", json.dumps(_content(result), indent=1, ensure_ascii=False) + "\n")
     _write(folder / "result.md", _markdown(result))
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["label \\ prediction", *result.columns])
     counts = result.confusion[:, : len(result.columns)].tolist()
-    writer.writerows([name, *row] for name, row in zip(result.names, counts))
-    _write(folder / "confusion.csv", text.getvalue())
+    rows = [[name, *row] for name, row in zip(result.names, counts)]
+    _write_csv(folder / "confusion.csv", [["label \\ prediction", *result.columns], *rows])
+
+
+def write_images(folder, names, images) -> None:
+    """images.csv: of each image (its name, its `image_scores`) a row; nan is an empty cell. names: of the classes."""
+    rows = ([name, *("" if math.isnan(x) else x for x in values.tolist())] for name, values in images)
+    _write_csv(folder / "images.csv", [["image", "mIoU", "allAcc", *(f"IoU {name}" for name in names)], *rows])
 
 
 def earlier_protocol(folder) -> dict:
@@ -131,8 +131,7 @@ def earlier_protocol(folder) -> dict:
 
 def shown(path) -> str:
     """A path inside the project relative to it, so that results read the same on every machine."""
-    path = Path(path)
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    return str(Path(path).relative_to(ROOT) if Path(path).is_relative_to(ROOT) else path)
 
 
 def _content(result):
@@ -159,6 +158,12 @@ def _markdown(result):
     lines = [f"- {key}: {value}" for key, value in (result.further | result.protocol).items()]
     scored = table(result.scores, result.names, markdown=True, boundary=result.boundary)
     return "\n".join([f"# {result.summary}", "", *lines, "", scored, "", DASHES.replace("\n", " ")]) + "\n"
+
+
+def _write_csv(path, rows):
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    _write(path, text.getvalue())
 
 
 def _write(path, text):

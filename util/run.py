@@ -224,7 +224,7 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
     if missing:
         raise Mistake(
             f"{cfg.path}: TRAIN.resume: {cfg.resume}: not a checkpoint of this program (it has no {' and no '.join(missing)}), "
-            "so no run can go on from it; give the file as `weight`"
+            "so no run can resume from it; give the file as `weight`"
         )
     for key, (old, new) in changed_keys(content["config"], cfg).items():
         if key == "resume":
@@ -234,10 +234,10 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
 
 
 def state_of(cfg, plan, content) -> State:
-    """The state in a checkpoint, for the plan that goes on from it.
+    """The state in a checkpoint, for the plan of the run that resumes.
 
-    One rule: the run goes on at its iteration, whatever its length and intervals are now. If an epoch has another number of
-    iterations now, a run that counts epochs goes on at its epoch, and only from the end of one.
+    One rule: the run resumes at its iteration, whatever its length and intervals are now. If an epoch has another number of
+    iterations now, a run that counts epochs resumes at its epoch, and only from the end of one.
     """
     where = f"{cfg.path}: TRAIN.resume: {cfg.resume}"
     try:

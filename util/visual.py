@@ -24,14 +24,21 @@ def class_names(cfg):
     """The names that the checkpoint carries or those in the file names_path, else `class 0`, `class 1`, ..."""
     if cfg.names:
         return list(cfg.names)
-    return load_names(cfg.names_path, cfg.classes) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
+    return _load(cfg, "names_path", load_names) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
 
 
 def palette_of(cfg):
     """The colours that the checkpoint carries or those in the file colors_path, else the default ones: (K, 3) uint8."""
     if cfg.palette:
         return np.array(cfg.palette, np.uint8)
-    return load_colors(cfg.colors_path, cfg.classes) if cfg.colors_path else default_palette(cfg.classes)
+    return _load(cfg, "colors_path", load_colors) if cfg.colors_path else default_palette(cfg.classes)
+
+
+def _load(cfg, key, load):
+    try:
+        return load(getattr(cfg, key), cfg.classes)
+    except Mistake as error:
+        raise Mistake(f"{cfg.path}: TEST.{key}: {error}") from None
 
 
 def load_names(path, classes):
@@ -83,12 +90,28 @@ def colorize(gray, palette):
 
 def paint(gray, palette):
     """Class ids (H, W) in the colours (K, 3) of a palette as an RGB array, (H, W, 3) uint8."""
-    return np.vstack([palette, np.zeros((1, 3), np.uint8)])[np.where(gray < len(palette), gray, np.uint16(len(palette)))]
+    colors = np.vstack([palette, np.zeros((1, 3), np.uint8)])
+    picture = np.empty((*gray.shape, 3), np.uint8)
+    for rows in _strips(gray):
+        picture[rows] = colors[np.where(gray[rows] < len(palette), gray[rows], np.uint16(len(palette)))]
+    return picture
 
 
-def overlay(image, gray, palette, alpha=0.5):
-    """Image (H, W, 3), 0..255, mixed with the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours."""
-    return np.uint8(np.rint((1 - alpha) * np.float32(image) + alpha * np.float32(paint(gray, palette))))
+def overlay(image, gray, palette, alpha=0.5, out=None):
+    """Image (H, W, 3), 0..255, mixed with the colours of gray (H, W): (H, W, 3) uint8. alpha: weight of the colours.
+
+    out: the array for it, which may be the image itself if that is uint8 and no longer needed.
+    """
+    picture = np.empty((*gray.shape, 3), np.uint8) if out is None else out
+    for rows in _strips(gray):
+        mixed = (1 - alpha) * np.float32(image[rows]) + alpha * np.float32(paint(gray[rows], palette))
+        picture[rows] = np.uint8(np.rint(mixed))
+    return picture
+
+
+def _strips(picture):
+    """Slices of its rows: what is computed for a few of them takes little memory, however large the picture is."""
+    return (slice(first, first + 256) for first in range(0, len(picture), 256))
 
 
 def legend(names, colors, shape, max_rows=None):
@@ -100,12 +123,13 @@ def legend(names, colors, shape, max_rows=None):
     h, w = shape
     size = max(12, round(math.sqrt(h * w) / 45))
     line, patch = round(1.5 * size), size
-    entries = [(*_lettering(name, size), tuple(map(int, color))) for name, color in zip(names, colors)]
+    own = ImageFont.load_default(size)
+    entries = [(*_lettering(name, own), tuple(map(int, color))) for name, color in zip(names, colors)]
     cell = line + patch + max((math.ceil(font.getlength(text)) for text, font, _ in entries), default=0)
     columns = max(w // cell, 1)
     if max_rows and len(entries) > max_rows * columns:
         shown = max_rows * columns - 1
-        entries = [*entries[:shown], (*_lettering(f"and {len(entries) - shown} more", size), None)]
+        entries = [*entries[:shown], (f"and {len(entries) - shown} more", own, None)]
     rows = math.ceil(len(entries) / columns)
     strip = Image.new("RGB", (max(w, cell), rows * line + line // 2), "white")
     draw = ImageDraw.Draw(strip)
@@ -119,20 +143,21 @@ def legend(names, colors, shape, max_rows=None):
 
 def below(picture, strip):
     """A strip below a picture, (H, W, 3) uint8 both, white beside the narrower one."""
-    w = max(picture.shape[1], strip.shape[1])
-    return np.vstack([np.pad(x, ((0, 0), (0, w - x.shape[1]), (0, 0)), constant_values=255) for x in (picture, strip)])
+    h, w = len(picture), max(picture.shape[1], strip.shape[1])
+    both = np.full((h + len(strip), w, 3), 255, np.uint8)
+    both[:h, : picture.shape[1]], both[h:, : strip.shape[1]] = picture, strip
+    return both
 
 
-def _lettering(name, size):
-    """A name as one line of text, and a font that has all its letters; where none has, they are written as escapes."""
+def _lettering(name, own):
+    """A name as one line of text, and a font that has all its letters; where none has, escapes and `own`, Pillow's font."""
     text = " ".join(name.split())
     text = text if len(text) <= NAME else f"{text[: NAME - 3]}..."
-    own = ImageFont.load_default(size)
     if text.isascii():
         return text, own
     for file in FONTS:
         with suppress(OSError, UnicodeError):  # the machine has no such font; half a character, which no font has
-            font = ImageFont.truetype(file, size)
+            font = ImageFont.truetype(file, own.size)
             if not any(bytes(font.getmask(letter)) == bytes(font.getmask("\uffff")) for letter in text):
                 return text, font
     return text.encode("ascii", "backslashreplace").decode(), own

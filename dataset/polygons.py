@@ -1,0 +1,525 @@
+"""Annotation files of labelme, COCO and YOLO as a `Plan` whose labels are drawn from polygons.
+
+A pixel belongs to a polygon if its centre does. Coordinates count from the picture's upper left corner, so the centre of the
+first pixel is (0.5, 0.5), and polygons with a common edge leave no gap and share no pixel. Where objects overlap, the later one
+is on top in labelme's files, and the smaller one in those of COCO and YOLO, which have no order.
+"""
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataset.layout import VOID, Sample, is_dir
+from dataset.own import SPLITS, by_key, own_files, own_plan, split_by_folder
+from util.common import Mistake, did_you_mean, first_few
+from util.image import read_lines, read_text
+from util.values import parse_yaml, shown
+from util.visual import default_palette
+
+IGNORED = ("void", "__ignore__")  # labels of what counts nowhere
+BACKGROUND = "_background_"  # labelme's word for what no polygon covers
+
+
+@dataclass(frozen=True)
+class InFile:
+    """The annotations of one image in a file of many images."""
+
+    where: str
+    size: tuple  # height and width as the file states them
+    objects: list  # [(where, name, draw)]
+
+    def __str__(self):
+        return self.where
+
+
+def polygons(paths, images=None, names=None, background="background", draw=(0.2, 0)):
+    """The plan for images and `paths`: a folder of labelme's JSON files, JSON files of COCO, YOLO's data.yaml or text files.
+
+    images: a folder; None: that of the annotations. names: the classes in their order; None: those that the files name. What no
+    polygon covers is the class `background`, the first unless `names` has it elsewhere; it is ignored if that is `void`. draw:
+    share of val and seed, used unless folders or files are named train and val.
+    """
+    yaml, texts, jsons = _annotation_files(paths)
+    root = images or (paths[0] if is_dir(paths[0]) else paths[0].parent)
+    if yaml:
+        samples, found, objects_of, notes = _yolo_data(yaml, names)
+    elif texts:
+        samples, found, objects_of, notes = _yolo_texts(paths[0], texts, root, names)
+    elif re.search(r'"annotations"\s*:', read_text(jsons[0])):
+        samples, found, objects_of, notes = _coco(jsons, root)
+    else:
+        samples, found, objects_of, notes = _labelme(jsons, root)
+
+    names = names or [background, *found]
+    names = [*dict.fromkeys(name for name in names if name not in (*IGNORED, BACKGROUND))]
+    if background in IGNORED:
+        outside = VOID
+    else:
+        names = names if background in names else [background, *names]
+        outside = names.index(background)
+    if len(names) < 2:
+        raise Mistake(f"{paths[0]}: one class, {', '.join(names) or 'void'}, is none to tell from others"
+                      + " (leave out --background void)" * (outside == VOID))  # fmt: skip
+    ids = {name: k for k, name in enumerate(names)} | dict.fromkeys(IGNORED, VOID) | {BACKGROUND: outside}
+
+    def read(label, size):
+        stated, objects = objects_of(label)
+        if stated not in (None, size):
+            return np.broadcast_to(np.uint8(0), stated)  # the builder compares the sizes, and knows of EXIF
+        drawn = []
+        for where, name, draw_object in objects:
+            if name not in ids:
+                raise Mistake(f"{where}: {name!r} is no class{did_you_mean(name, names)}; there are {first_few(names, 20)}")
+            try:
+                drawn.append((ids[name], *draw_object(*size)))
+            except Mistake as mistake:
+                raise Mistake(f"{where}: {mistake}") from None
+        if objects_of is not _labelme_objects:
+            drawn.sort(key=lambda item: -item[-1].sum())
+        ids_of_pixels = np.full(size, outside, np.uint8)
+        for value, rows, columns, mask in drawn:
+            ids_of_pixels[rows, columns][mask] = value
+        return ids_of_pixels
+
+    sources = {root, *filter(is_dir, paths)} if not yaml else {yaml.parent}
+    return own_plan(sources, samples, names, read, draw, default_palette(len(names)), notes)
+
+
+def _annotation_files(paths):
+    """(data.yaml or None, text files, JSON files): one of the three."""
+    yaml, texts, jsons = None, [], []
+    for path in paths:
+        if is_dir(path):
+            files = [file for file in sorted(path.rglob("*")) if not file.name.startswith(".")]
+            yaml = yaml or next((file for file in files if file.name == "data.yaml"), None)
+        elif path.is_file():
+            files = [path]
+            yaml = yaml or (path if path.suffix in (".yaml", ".yml") else None)
+        else:
+            raise Mistake(f"{path}: no such file or folder")
+        texts += [file for file in files if file.suffix == ".txt"]
+        jsons += [file for file in files if file.suffix == ".json"]
+    if not (yaml or texts or jsons):
+        raise Mistake(f"{paths[0]}: no annotations: expected *.json of labelme or COCO, or data.yaml or *.txt of YOLO")
+    return yaml, [] if jsons else texts, jsons
+
+
+# ---- labelme: a JSON file for each image
+
+
+def _labelme(files, images):
+    pictures, find = _pictures(images)
+    notes, samples, labels, ignored, with_json = [], [], Counter(), Counter(), set()
+    with ThreadPoolExecutor() as pool:
+        looked_at = [*zip(files, pool.map(_look_at_labelme, files))]
+    for path, (image_path, found, left_out, fault) in looked_at:
+        labels += found
+        ignored += left_out
+        same_name = [find(path.parent, path.with_suffix(end).name) for end in (".jpg", ".jpeg", ".png", ".JPG", ".bmp", ".tif")]
+        image = image_path and find(path.parent, image_path) or next(filter(None, same_name), None)
+        if image is None:
+            fault = fault or f"{path}: its image {image_path or path.with_suffix('.jpg').name} is not in {images}"
+            samples.append(Sample("", path, "", fault=fault))
+        else:
+            with_json.add(image)
+            samples.append(_sample(images, image, path, fault))
+    if len(with_json) < len(pictures):
+        notes.append(f"{len(pictures) - len(with_json)} images without a JSON file are left out")
+    if ignored:
+        notes.append(f"left out: {', '.join(f'{n} of shape {kind}' for kind, n in ignored.items())}, which have no area")
+    return _split_by_folder(samples, images), sorted(labels), _labelme_objects, notes
+
+
+def _look_at_labelme(path):
+    """(imagePath or None, number of each label, number of shapes of each kind without an area, fault)"""
+    try:
+        content = _labelme_file(path)
+        labels = Counter(name for _, name, _ in _labelme_objects(path, content)[1])
+    except Mistake as error:
+        return None, Counter(), Counter(), str(error)
+    image_path = content.get("imagePath")
+    kinds = Counter(kind for kind in map(_kind, content["shapes"]) if kind in WITHOUT_AREA)
+    return image_path if isinstance(image_path, str) else None, labels, kinds, ""
+
+
+def _labelme_file(path):
+    content = _read_json(path)
+    shapes = content.get("shapes")
+    if not isinstance(shapes, list) or not all(isinstance(shape, dict) and "label" in shape for shape in shapes):
+        raise Mistake(f"{path}: not a file of labelme (no list `shapes`), nor of COCO (no list `annotations`)")
+    return content
+
+
+WITHOUT_AREA = ("line", "linestrip", "point", "points")
+
+
+def _kind(shape):
+    return str(shape.get("shape_type") or "polygon")
+
+
+def _labelme_objects(path, content=None):
+    """(size or None, [(where, name, draw)]) of a file, in its order."""
+    content = content or _labelme_file(path)
+    objects = []
+    for number, shape in enumerate(content["shapes"]):
+        kind, name = _kind(shape), _one_line(shape["label"])
+        if kind in WITHOUT_AREA:
+            continue
+        where = f"{path}: shapes[{number}] ({name})"
+        if kind not in LABELME_SHAPES:
+            raise Mistake(f"{where}: shape_type {shown(kind)}; expected one of {', '.join((*LABELME_SHAPES, *WITHOUT_AREA))}")
+        objects.append((where, name, partial(LABELME_SHAPES[kind], shape)))
+    return _stated_size(path, content.get("imageHeight"), content.get("imageWidth")), objects
+
+
+def _labelme_polygon(shape, h, w):
+    return fill(_points(shape.get("points"), h, w, at_least=3), h, w)
+
+
+def _labelme_rectangle(shape, h, w):
+    points = _points(shape.get("points"), h, w, at_least=2)
+    if len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    return fill(points, h, w)
+
+
+def _labelme_circle(shape, h, w):
+    centre, rim = _points(shape.get("points"), h, w, at_least=2)[:2]
+    angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
+    return fill(centre + np.hypot(*(rim - centre)) * np.stack([np.cos(angle), np.sin(angle)], 1), h, w)
+
+
+def _labelme_mask(shape, h, w):
+    """A PNG in base64, and the corners of its place."""
+    x, y = np.floor(_points(shape.get("points"), h, w, at_least=1)[0]).astype(int)
+    try:
+        data = np.frombuffer(base64.b64decode(shape["mask"], validate=True), np.uint8)
+        mask = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) > 0
+    except (KeyError, TypeError, ValueError, binascii.Error, cv2.error):
+        raise Mistake("its `mask` is not a PNG in base64") from None
+    if x < 0 or y < 0 or y + mask.shape[0] > h or x + mask.shape[1] > w:
+        raise Mistake("its `mask` reaches out of the picture")
+    return slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1]), mask
+
+
+LABELME_SHAPES = {
+    "polygon": _labelme_polygon,
+    "rectangle": _labelme_rectangle,
+    "oriented_rectangle": _labelme_polygon,
+    "circle": _labelme_circle,
+    "mask": _labelme_mask,
+}
+
+
+# ---- COCO: a JSON file for all images
+
+
+COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annotations": ("image_id", "category_id")}
+
+
+def _coco(files, images):
+    pictures, find = _pictures(images)
+    notes, samples, names, listed, strays = [], [], {}, set(), 0
+    for path in files:
+        content = _read_json(path)
+        for key, needed in COCO_KEYS.items():
+            entries = content.get(key)
+            if not isinstance(entries, list) or not all(isinstance(e, dict) and _has(e, needed) for e in entries):
+                raise Mistake(f"{path}: not a file of COCO: expected `{key}`, a list with {' and '.join(needed)} in each entry")
+            twice = [i for i, n in Counter(entry["id"] for entry in entries if "id" in needed).items() if n > 1]
+            if twice:
+                raise Mistake(f"{path}: {key}: the id {twice[0]} stands twice")
+        category = {entry["id"]: _one_line(entry["name"]) for entry in sorted(content["categories"], key=_number_first)}
+        names |= dict.fromkeys(category.values())
+        objects = {entry["id"]: [] for entry in content["images"]}
+        for number, entry in enumerate(content["annotations"]):
+            where = f"{path}: annotation {entry.get('id', f'at place {number}')}"
+            name = category.get(entry["category_id"], f"category {entry['category_id']}")
+            if entry["image_id"] in objects:
+                objects[entry["image_id"]].append((where, name, partial(_coco_object, entry.get("segmentation"))))
+            else:
+                strays += 1
+        words = re.split("[^a-z]+", f"{path.parent.name} {path.stem}".lower())
+        split = next((SPLITS[word] for word in reversed(words) if word in SPLITS), "")
+        for entry in content["images"]:
+            where = f"{path}: image {entry['id']}"
+            image = find(path.parent, entry["file_name"])
+            if image is None:
+                fault = f"{where}: {entry['file_name']} is not in {images}"
+                samples.append(Sample(split, Path(str(entry["file_name"])), "", fault=fault))
+                continue
+            listed.add(image)
+            size = _stated_size(where, entry.get("height"), entry.get("width"))
+            samples.append(_sample(images, image, InFile(where, size, objects[entry["id"]]), split=split))
+    if samples and not listed:
+        raise Mistake(f"{files[0]}: none of its {len(samples)} images is in {images}, such as {samples[0].image}; say where "
+                      "they are with --images DIR")  # fmt: skip
+    if strays:
+        notes.append(f"{strays} annotations belong to no image of their file")
+    if len(listed) < len(pictures):
+        notes.append(f"{len(pictures) - len(listed)} images that no file lists are left out")
+    return _train_and_val(samples), [*names], lambda label: (label.size, label.objects), notes
+
+
+def _coco_object(segmentation, h, w):
+    if isinstance(segmentation, dict):
+        return slice(0, h), slice(0, w), _run_lengths(segmentation, h, w)
+    if not segmentation or not isinstance(segmentation, list):
+        raise Mistake("no segmentation, only a box" if not segmentation else f"segmentation {shown(segmentation)}")
+    parts = []
+    for numbers in segmentation:
+        flat = isinstance(numbers, list) and len(numbers) % 2 == 0
+        if not flat:
+            raise Mistake("each part of a segmentation must be a list x, y, x, y, ...")
+        parts.append(fill(_points([*zip(numbers[::2], numbers[1::2])], h, w, at_least=3), h, w))
+    rows = slice(min(part[0].start for part in parts), max(part[0].stop for part in parts))
+    columns = slice(min(part[1].start for part in parts), max(part[1].stop for part in parts))
+    whole = np.zeros((rows.stop - rows.start, columns.stop - columns.start), bool)
+    for r, c, mask in parts:
+        whole[r.start - rows.start : r.stop - rows.start, c.start - columns.start : c.stop - columns.start] |= mask
+    return rows, columns, whole
+
+
+def _run_lengths(rle, h, w):
+    """The mask, (h, w) bool, of runs of 0 and 1 in turn, column by column; as numbers, or as pycocotools writes them."""
+    counts = rle.get("counts")
+    if rle.get("size") != [h, w]:
+        raise Mistake(f"run lengths of size {shown(rle.get('size'))}, but the image is [{h}, {w}]")
+    try:
+        counts = np.array(_uncompressed(counts) if isinstance(counts, str) else counts, np.int64)
+        if counts.ndim == 1 and counts.min(initial=0) >= 0 and counts.sum() == h * w:
+            return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(w, h).T
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise Mistake(f"the run lengths are not {h * w} pixels")
+
+
+def _uncompressed(text):
+    """The numbers of a text: 5 bits a character, lowest first, 32 for "goes on", signed; from the fourth number on only the
+    difference to the second before it is written."""
+    counts, value, shift = [], 0, 0
+    for code in text.encode("ascii"):
+        code -= 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= 1 << shift if code & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts
+
+
+# ---- YOLO: a text file for each image, `class x y x y ...` a line, shares of width and height
+
+
+def _yolo_data(path, names):
+    """What data.yaml describes: its folders, or lists of images, with `images` in the path, and the texts with `labels`."""
+    content = parse_yaml(read_text(path), path)
+    if not isinstance(content, dict) or not content.get("names") or not content.get("train"):
+        raise Mistake(f"{path}: not YOLO's data.yaml: expected `train`, `val` and `names`")
+    found = content["names"]
+    if isinstance(found, dict):
+        found = [found.get(str(k)) for k in range(len(found))]
+    if not isinstance(found, list) or None in found:
+        raise Mistake(f"{path}: names: expected a list, or numbers 0, 1, ... with a name each")
+    found = [*map(_one_line, found)]
+    images = {split: _yolo_images(path, content, split) for split in ("train", "val", "test") if content.get(split)}
+    if images.get("val") == images["train"]:  # of a set that nobody has split
+        del images["val"]
+    root = Path(os.path.commonpath([image.parent for files in images.values() for image in files]))
+    samples, without = [], 0
+    for split, files in images.items():
+        for image in files:
+            parts = list(image.parts)
+            if "images" in parts:
+                parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+            text = Path(*parts).with_suffix(".txt")
+            there = text.is_file()
+            without += not there
+            label = text if there or split != "test" else None
+            samples.append(_sample(root, image, label, split=split))
+    notes = _yolo_notes(without, samples)
+    return _train_and_val(samples), found, partial(_yolo_objects, found), notes
+
+
+def _yolo_images(path, content, split):
+    entries = content[split] if isinstance(content[split], list) else [content[split]]
+    base = path.parent / str(content.get("path") or "")
+    found = []
+    for entry in map(str, entries):
+        places = [base / entry, path.parent / entry, path.parent / re.sub(r"^(\.\./)+", "", entry)]  # some write ../ too many
+        place = next((place for place in places if os.path.exists(place)), None)  # noqa: PTH110, Path.exists raises for long names
+        if place is None:
+            raise Mistake(f"{path}: {split}: there is no {base / entry}")
+        if place.is_file():
+            found += [place.parent / line for line in read_lines(place)]
+        else:
+            found += own_files(place)[0]
+    if not found:
+        raise Mistake(f"{path}: {split}: no images in {', '.join(map(str, entries))}")
+    return [Path(os.path.abspath(image)) for image in found]  # noqa: PTH100, resolve() would follow links
+
+
+def _yolo_texts(root, texts, images, names):
+    lists = [text for text in texts if text.name == "classes.txt"]
+    if names is None and not lists:
+        raise Mistake(f"{root}: the text files have numbers of classes: give their names, in order, with --names FILE, or give "
+                      "data.yaml")  # fmt: skip
+    names = names or read_lines(lists[0])
+    files, _ = own_files(images)
+    pictures, texts = by_key(images, files), by_key(root, [text for text in texts if text not in lists])
+    samples = [_sample(images, image, texts.get(key, root / f"{key}.txt")) for key, image in pictures.items()]
+    for key in texts.keys() - pictures.keys():
+        samples.append(Sample("", texts[key], "", fault=f"{texts[key]}: there is no image {images / key}.*"))
+    notes = _yolo_notes(len(pictures.keys() - texts.keys()), samples)
+    return _split_by_folder(samples, images), [*names], partial(_yolo_objects, names), notes
+
+
+def _yolo_notes(without, samples):
+    if without == len(samples):
+        raise Mistake(f"no image has a text file: that of {samples[0].image} would be {samples[0].label}")
+    return [f"{without} images without a text file have no objects"] if without else []
+
+
+def _yolo_objects(names, path):
+    objects = []
+    if path.is_file():
+        for number, line in enumerate(read_text(path).split("\n"), 1):
+            if words := line.split():
+                known = words[0].isdecimal() and int(words[0]) < len(names)
+                name = names[int(words[0])] if known else f"class {words[0][:80]}"
+                objects.append((f"{path}: line {number}", name, partial(_yolo_polygon, words[1:])))
+    return None, objects
+
+
+def _yolo_polygon(words, h, w):
+    if len(words) == 4:
+        raise Mistake("a box (centre, width, height), not a polygon")
+    if len(words) % 2:
+        raise Mistake(f"{len(words)} numbers after the class, expected pairs x y")
+    try:
+        shares = np.array(words, float).reshape(-1, 2)
+    except ValueError:
+        raise Mistake("expected `class x y x y ...`, all numbers") from None
+    if np.abs(shares).max(initial=0) > 2:
+        raise Mistake(f"coordinates up to {shares.max():g}: they are shares of width and height, 0 to 1")
+    return fill(_points(shares * (w, h), h, w, at_least=3), h, w)
+
+
+# ---- drawing
+
+
+def fill(points, h, w):
+    """(rows, columns, mask): the pixels of a picture of h x w whose centres lie in a polygon, by the even-odd rule.
+
+    points: (N, 2) float64, x and y from the upper left corner. rows, columns: slices, mask: bool of their size.
+    """
+    x, y = points.T - 0.5  # so that centres are whole numbers
+    (x0, x1), (y0, y1) = (np.clip(np.ceil([v.min(), v.max()]), 0, n).astype(int) for v, n in ((x, w), (y, h)))
+    x_next, y_next = np.roll(x, -1), np.roll(y, -1)
+    first, last = (np.clip(np.ceil(v), y0, y1).astype(int) for v in (np.minimum(y, y_next), np.maximum(y, y_next)))
+    edge = np.repeat(np.arange(len(x)), last - first)  # one entry for each edge and row that it crosses
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - last, last - first)
+    crossing = x[edge] + (row - y[edge]) * (x_next - x)[edge] / (y_next - y)[edge]
+    column = np.clip(np.ceil(crossing), x0, x1).astype(int)
+    crossings = np.zeros((y1 - y0, x1 - x0 + 1), np.uint8)
+    np.bitwise_xor.at(crossings, (row - y0, column - x0), 1)
+    return slice(y0, y1), slice(x0, x1), np.bitwise_xor.accumulate(crossings, 1)[:, :-1].astype(bool)
+
+
+def _points(values, h, w, at_least):
+    """(N, 2) float64 of a list of pairs, checked."""
+    try:
+        points = np.array(values, float)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise Mistake(f"its points are {shown(values)}, expected pairs of numbers") from None
+    if len(points) < at_least:
+        raise Mistake(f"{len(points)} points, expected {at_least} or more")
+    if not np.isfinite(points).all():
+        raise Mistake("a coordinate is not a finite number")
+    size = np.array([w, h])
+    low, high = points.min(0), points.max(0)
+    if (low >= size).any() or (high <= 0).any() or (low < -size).any() or (high > 2 * size).any():
+        box = " x ".join(f"{a:g}..{b:g}" for a, b in zip(low, high))
+        raise Mistake(f"its points ({box}) lie outside the picture ({w} x {h} pixels)")
+    return points
+
+
+# ---- files
+
+
+def _read_json(path):
+    """The mapping in a JSON file."""
+    try:
+        content = json.loads(read_text(path))
+    except (RecursionError, ValueError) as error:
+        raise error if isinstance(error, Mistake) else Mistake(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise Mistake(f"{path}: not an annotation file: expected a mapping with `shapes` (labelme) or `annotations` (COCO)")
+    return content
+
+
+def _pictures(root):
+    """(images below root, find(folder, name) -> image or None). A name may hold a path from `folder` or root."""
+    files, _ = own_files(root)
+    known = {os.path.normpath(file): file for file in files}
+    count = Counter(file.name for file in files)
+    unique = {file.name: file for file in files if count[file.name] == 1}
+
+    def find(folder, name):
+        name = str(name).replace("\\", "/")
+        places = (os.path.normpath(parent / name) for parent in (folder, root))
+        return next((known[place] for place in places if place in known), None) or unique.get(name.split("/")[-1])
+
+    return files, find
+
+
+def _sample(root, image, label, fault="", split=""):
+    key = image.relative_to(root).with_suffix("").as_posix()
+    return Sample(split, image, f"image/{key}{image.suffix}", label, label and f"label/{key}.png", fault)
+
+
+def _split_by_folder(samples, root):
+    keys = {sample.image: sample.image.relative_to(root).as_posix() for sample in samples if sample.image_to}
+    splits = split_by_folder(keys.values())
+    return [replace(sample, split=splits.get(keys.get(sample.image), "")) for sample in samples]
+
+
+def _train_and_val(samples):
+    """The samples with their splits if there are train and val, else without any."""
+    whole = {"train", "val"} <= {sample.split for sample in samples} <= {"train", "val", "test"}
+    return samples if whole else [replace(sample, split="") for sample in samples]
+
+
+def _stated_size(where, h, w):
+    if h is None or w is None:
+        return None
+    if not all(type(side) is int and 0 < side < 2**31 for side in (h, w)):
+        raise Mistake(f"{where}: height {shown(h)} and width {shown(w)}, expected pixels")
+    return h, w
+
+
+def _has(entry, keys):
+    return all(isinstance(entry.get(key), int | str) for key in keys)
+
+
+def _number_first(entry):
+    """The key that sorts entries by their id, a number or a text."""
+    return isinstance(entry["id"], str), entry["id"]
+
+
+def _one_line(name):
+    return " ".join(str(name).split()) or "unnamed"
