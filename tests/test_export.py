@@ -288,7 +288,7 @@ def test_a_failed_export_leaves_nothing(project, tmp_path, monkeypatch):
     "options, message",
     [
         (["--out", "a.xml"], "--out a.xml: the name of a file of --format onnx ends with .onnx"),
-        (["--out", "a.onnx", "--model", "a.onnx"], "--model a.onnx: expected a checkpoint, .pth"),
+        (["--out", "a.onnx", "--model", "a.onnx"], "--model a.onnx: expected a checkpoint, such as"),
         (["--out", "a.onnx", "val_list", "/no.txt"], "DATA.val_list: /no.txt does not exist, and the mIoU of the exported file "
          "cannot be compared without it; give `val_list PATH`, or --images 0 to compare logits of random windows alone"),
         (["--out", "a.onnx", "arch", "psa"], "TRAIN.train_h: 41 is not of the form 16n+1"),

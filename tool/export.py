@@ -23,6 +23,7 @@ import torch
 
 from model import check_config
 from model.exported import FORMATS, Exported, Window, write_exported
+from util.command import find_model
 from util.common import Mistake
 from util.config import config_error, dump_config, find_config
 from util.dataset import SemData
@@ -48,13 +49,14 @@ def export(args) -> None:
     if out.is_dir():
         raise Mistake(f"--out {out}: is a folder; name the file to write")
     if Path(args.model).suffix in FORMATS or not is_model(args.model):
-        raise Mistake(f"--model {args.model}: expected a checkpoint, .pth")
-    source = find_config(args.config) if args.config else args.model
-    cfg = load_model_config(source, [*args.opts, "model_path", str(Path(args.model).resolve())], ["model_path"], check_config)
+        raise Mistake(f"--model {args.model}: expected a checkpoint, such as model_best.pth")
+    model = find_model(args.model)
+    source = find_config(args.config) if args.config else model
+    cfg = load_model_config(source, [*args.opts, "model_path", model], ["model_path"], check_config)
     h, w = args.size or (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
     cfg = replace(cfg, test_h=h, test_w=w, precision="fp32", channels_last=False, compile=False)
     data, count = (None, 0) if args.images == 0 else labelled_images(cfg, args.images)
-    network, weights = load_predicting_network(args.model, read_model(args.model), cfg, torch.device("cpu"))
+    network, weights = load_predicting_network(model, read_model(model), cfg, torch.device("cpu"))
     windows = [torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3)]
     logits = [run_network(network, window) for window in windows]  # refuses a size before the long export
     meta = {"config": dump_config(cfg), "names": class_names(cfg), "palette": palette_of(cfg).tolist(), "mean": MEAN,
@@ -136,7 +138,7 @@ def run_network(network, windows):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the checkpoint")
+    parser.add_argument("--model", required=True, help="the checkpoint: a file, or an address as in the config")
     parser.add_argument("--format", choices=tuple(FORMATS.values()), default="onnx", help="default: %(default)s")
     parser.add_argument("--out", required=True, help="the file to write: .onnx, .pt2, or .xml (with a .bin beside it)")
     parser.add_argument("--size", type=size, metavar="HxW", help="window (default: test_h x test_w of the config)")
