@@ -320,7 +320,7 @@ def test_two_checkpoints_are_averaged_and_named_in_the_protocol(runs, tmp_path):
     assert result["protocol"]["checkpoint"] == [a, b] and result["protocol"]["epoch"] == [1, 1]
     markdown = (tmp_path / "pair/result.md").read_text()
     assert a in markdown and b in markdown
-    assert parse_test(["--model", a, b], "") == parse_test([a, b], "") == (Path(a), ["model_path", [a, b]], [])
+    assert parse_test(["--model", a, b], "doc") == parse_test([a, b], "doc") == (Path(a), ["model_path", [a, b]], [])
     keyed, _ = scores_of(tmp_path / "key", runs / "a/config.yaml", "model_path", f"[{{save_path}}/model_best.pth, {b}]")
     assert result["classes"] == keyed["classes"]
     assert keyed["protocol"]["checkpoint"] == [a, b]
