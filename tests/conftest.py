@@ -11,7 +11,6 @@ import pytest
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-torch.backends.nnpack.set_flags(False)  # what torch takes for tiny convolutions on one thread, exact to 1e-3 only
 cv2.setNumThreads(0)
 
 
