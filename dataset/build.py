@@ -67,7 +67,7 @@ def build(plan, out, copy=False, skip_bad=False):
     good = [(sample, *found) for sample, (*found, fault) in zip(samples, done) if not fault]
     if plan.draw:
         good = _drawn(good, *plan.draw)
-    splits = {split: [] for split in (["train", "val"] if plan.draw else [s.split for s in samples if s.split])}
+    splits = {split: [] for split in (*(("train", "val") if plan.draw else ()), *(s.split for s in samples if s.split))}
     for sample, count, _ in good:
         splits[sample.split].append((sample, count))
     if not all(splits.values()):
@@ -86,13 +86,14 @@ def build(plan, out, copy=False, skip_bad=False):
 
 
 def _drawn(good, share, seed):
-    """The samples with their splits, a share of them val. good: tuples that begin with a sample."""
-    if len(good) < 2:
-        raise Mistake(f"images with a label: {len(good)}; at least 2 are needed, one to train on and one for val")
-    order = [*range(len(good))]
+    """Those without a split get one, a share of them val. good: tuples that begin with a sample."""
+    order = [i for i, (sample, *_) in enumerate(good) if not sample.split]
+    if len(order) < 2:
+        raise Mistake(f"images with a label: {len(order)}; at least 2 are needed, one to train on and one for val")
     random.Random(seed).shuffle(order)
-    val = {*order[: min(max(round(len(good) * share), 1), len(good) - 1)]}
-    return [(replace(sample, split="val" if i in val else "train"), *more) for i, (sample, *more) in enumerate(good)]
+    val = {*order[: min(max(round(len(order) * share), 1), len(order) - 1)]}
+    drawn = {i: "val" if i in val else "train" for i in order}
+    return [(replace(sample, split=drawn.get(i, sample.split)), *more) for i, (sample, *more) in enumerate(good)]
 
 
 def _without_doubles(samples):

@@ -45,7 +45,7 @@ class Plan:
     lists: dict[str, tuple[str, ...]]  # file of a list, relative to the output folder: the splits in it
     names: tuple[str, ...]  # of the classes
     read: Callable  # (label, (H, W) of its image) -> (H, W) uint8 of classes and 255
-    draw: tuple[float, int] | None = None  # share of the images that become val, and the seed of the draw; None: split already
+    draw: tuple[float, int] | None = None  # share of the images without a split that become val, and the seed
     colors: np.ndarray | None = None  # (K, 3); set if names and colours are to be written too
     notes: tuple[str, ...] = ()
 

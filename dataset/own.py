@@ -34,7 +34,7 @@ def masks(images, masks, names=None, table=None, ids=None, void=(VOID,), suffix=
     suffix: what follows the image's name in that of its mask; None: nothing, or an ending that the names show. names: class
     names. table: [(R, G, B, name)], the classes of colour masks; the name `void` marks colours to ignore. ids: the values in
     the masks that are classes 0, 1, ...; without any of these the masks must hold 0, 1, ... and void values only. draw: share
-    of val and seed, used unless the top folders are train and val. new_table: the file to write for the user to fill in if the
+    of val and seed, see `stay`. new_table: the file to write for the user to fill in if the
     masks are in colour and there is no table.
     """
     pictures, labels, notes = _images_and_masks(images, masks, suffix)
@@ -73,23 +73,31 @@ def masks(images, masks, names=None, table=None, ids=None, void=(VOID,), suffix=
 
 
 def own_plan(sources, samples, names, read, draw, colors, notes):
-    """The Plan of samples whose splits are train and val, or all "" and then drawn as `draw` says."""
+    """The Plan of samples with splits; without train and val, those of no split are drawn as `draw` says."""
     if len(names) > VOID:
         raise Mistake(f"{len(names)} classes; labels have 8 bits, so at most {VOID}")
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise Mistake(f"the class {twice[0]} is named twice; names must differ")
     splits = [split for split in ("train", "val", "test") if any(sample.split == split for sample in samples)]
-    lists = list_each(splits or ("train", "val"))
-    return Plan(tuple(sources), samples, lists, tuple(names), read, None if splits else draw, colors, tuple(notes))
+    drawn = "train" not in splits
+    lists = list_each(("train", "val", *splits) if drawn else splits)
+    return Plan(tuple(sources), samples, lists, tuple(names), read, draw if drawn else None, colors, tuple(notes))
+
+
+def stay(splits):
+    """Those of the splits that images have which are kept: train and val with or without test; else test, beside any others,
+    so that no image to test on is drawn for training."""
+    if {"train", "val"} <= splits <= {"train", "val", "test"}:
+        return splits
+    return splits & {"test"} if len(splits) > 1 else set()
 
 
 def split_by_folder(keys):
-    """{key: split} if the first folders of all keys are train and val, or also test; else {}."""
-    tops = {key.split("/")[0] if "/" in key else "" for key in keys}
-    if {"train", "val"} <= {SPLITS.get(top) for top in tops} <= {"train", "val", "test"}:
-        return {key: SPLITS[key.split("/")[0]] for key in keys}
-    return {}
+    """{key: split} of the keys whose first folder is that of a split, if it is kept."""
+    found = {key: SPLITS.get(key.split("/")[0], "") if "/" in key else "" for key in keys}
+    kept = stay({*found.values()})
+    return {key: split for key, split in found.items() if split in kept}
 
 
 # ---- which mask belongs to which image

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from dataset.layout import VOID, Sample, is_dir
-from dataset.own import SPLITS, by_key, own_files, own_plan, split_by_folder
+from dataset.own import SPLITS, by_key, own_files, own_plan, split_by_folder, stay
 from util.common import Mistake, did_you_mean, first_few
 from util.image import read_lines, read_text
 from util.values import parse_yaml, shown
@@ -47,12 +47,12 @@ def polygons(paths, images=None, names=None, background="background", draw=(0.2,
 
     images: a folder; None: that of the annotations. names: the classes in their order; None: those that the files name. What no
     polygon covers is the class `background`, the first unless `names` has it elsewhere; it is ignored if that is `void`. draw:
-    share of val and seed, used unless folders or files are named train and val.
+    share of val and seed, see `dataset.own.stay`.
     """
     yaml, texts, jsons = _annotation_files(paths)
     root = images or (paths[0] if is_dir(paths[0]) else paths[0].parent)
     if yaml:
-        samples, found, objects_of, notes = _yolo_data(yaml, names)
+        samples, found, objects_of, notes = _yolo_data(yaml)
     elif texts:
         samples, found, objects_of, notes = _yolo_texts(paths[0], texts, root, names)
     elif re.search(r'"annotations"\s*:', read_text(jsons[0])):
@@ -269,7 +269,7 @@ def _coco(files, images):
         notes.append(f"{strays} annotations belong to no image of their file")
     if len(listed) < len(pictures):
         notes.append(f"{len(pictures) - len(listed)} images that no file lists are left out")
-    return _train_and_val(samples), [*names], lambda label: (label.size, label.objects), notes
+    return _with_splits(samples), [*names], lambda label: (label.size, label.objects), notes
 
 
 def _coco_object(segmentation, h, w):
@@ -323,7 +323,7 @@ def _uncompressed(text):
 # ---- YOLO: a text file for each image, `class x y x y ...` a line, shares of width and height
 
 
-def _yolo_data(path, names):
+def _yolo_data(path):
     """What data.yaml describes: its folders, or lists of images, with `images` in the path, and the texts with `labels`."""
     content = parse_yaml(read_text(path), path)
     if not isinstance(content, dict) or not content.get("names") or not content.get("train"):
@@ -346,11 +346,11 @@ def _yolo_data(path, names):
                 parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
             text = Path(*parts).with_suffix(".txt")
             there = text.is_file()
-            without += not there
+            without += not there and split != "test"
             label = text if there or split != "test" else None
             samples.append(_sample(root, image, label, split=split))
     notes = _yolo_notes(without, samples)
-    return _train_and_val(samples), found, partial(_yolo_objects, found), notes
+    return _with_splits(samples), found, partial(_yolo_objects, found), notes
 
 
 def _yolo_images(path, content, split):
@@ -387,8 +387,9 @@ def _yolo_texts(root, texts, images, names):
 
 
 def _yolo_notes(without, samples):
-    if without == len(samples):
-        raise Mistake(f"no image has a text file: that of {samples[0].image} would be {samples[0].label}")
+    labelled = [sample for sample in samples if sample.label]
+    if without == len(labelled):
+        raise Mistake(f"no image has a text file: that of {labelled[0].image} would be {labelled[0].label}")
     return [f"{without} images without a text file have no objects"] if without else []
 
 
@@ -498,10 +499,10 @@ def _split_by_folder(samples, root):
     return [replace(sample, split=splits.get(keys.get(sample.image), "")) for sample in samples]
 
 
-def _train_and_val(samples):
-    """The samples with their splits if there are train and val, else without any."""
-    whole = {"train", "val"} <= {sample.split for sample in samples} <= {"train", "val", "test"}
-    return samples if whole else [replace(sample, split="") for sample in samples]
+def _with_splits(samples):
+    """The samples with those of their splits that are kept."""
+    kept = stay({sample.split for sample in samples})
+    return [sample if sample.split in kept else replace(sample, split="") for sample in samples]
 
 
 def _stated_size(where, h, w):

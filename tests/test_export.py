@@ -19,7 +19,7 @@ from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.smp import SMPPSPNet
 from tool import benchmark, demo, export, test
-from util.checkpoint import save_checkpoint
+from util.checkpoint import load_checkpoint, save_checkpoint
 from util.common import Mistake
 from util.config import ROOT, dump_config, load_config
 from util.inference import Predictor
@@ -289,6 +289,8 @@ def test_a_failed_export_leaves_nothing(project, tmp_path, monkeypatch):
     [
         (["--out", "a.xml"], "--out a.xml: the name of a file of --format onnx ends with .onnx"),
         (["--out", "a.onnx", "--model", "a.onnx"], "--model a.onnx: expected a checkpoint, such as"),
+        (["--out", "a.onnx", "--model", "https://127.0.0.1/a.pth"], "https://127.0.0.1/a.pth: the checksum is missing"),
+        (["--out", "a.onnx", "--model", "exp/no.pth"], f"{ROOT}/exp/no.pth: no such checkpoint"),
         (["--out", "a.onnx", "val_list", "/no.txt"], "DATA.val_list: /no.txt does not exist, and the mIoU of the exported file "
          "cannot be compared without it; give `val_list PATH`, or --images 0 to compare logits of random windows alone"),
         (["--out", "a.onnx", "arch", "psa"], "TRAIN.train_h: 41 is not of the form 16n+1"),
@@ -352,6 +354,18 @@ def test_a_config_that_does_not_fit_the_file_is_refused(written, project, tmp_pa
         exported.check_config(replace(cfg, classes=4))
     with pytest.raises(Mistake, match=r"TRAIN.precision: bf16, but .*a.onnx computes in fp32"):
         exported.check_config(replace(cfg, precision="bf16"))
+
+
+def test_an_ensemble_has_one_protocol_which_must_fit_each_network(written, project):
+    image = project / "1.png"
+    both = Predictor([project / "a.pth", written], precision="fp32")
+    assert np.array_equal(both(image), Predictor(project / "a.pth", precision="fp32")(image))
+    with pytest.raises(Mistake, match=r"test_h, TEST.test_w: 41 x 41, but .* takes windows of 33 x 41"):
+        Predictor([project / "a.pth", written], test_h=41)
+    content = load_checkpoint(project / "a.pth")
+    content["config"] = content["config"].replace("test_h: 33", "test_h: null")  # then train_h, 41
+    with pytest.raises(Mistake, match=r"test_h, TEST.test_w: 41 x 41, but .* takes windows of 33 x 41"):
+        Predictor([content, written])
 
 
 def test_whole_images_must_have_the_size_of_the_file(written, project):

@@ -399,6 +399,23 @@ def test_yolo_texts_without_data_yaml_need_the_names(tmp_path, capsys):
     assert (label_of(tmp_path / "out", "b") == 1).all()
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_images_to_test_on_are_never_drawn_for_training(tmp_path, capsys, labelled):
+    root = yolo(tmp_path / "yolo", "{}/{split}")
+    (root / "images/val").rename(root / "images/test")
+    (root / "labels/val").rename(root / "labels/test")
+    if not labelled:
+        (root / "labels/test/b.txt").unlink()
+    (root / "data.yaml").write_text("train: images/train\nval: images/train\ntest: images/test\nnames: [road, car]\n")
+    assert run("--polygons", root, "--out", tmp_path / "out") == 0
+    assert "1 images without a text file have no objects" in capsys.readouterr().out
+    lists = {name: read_lines(tmp_path / f"out/list/{name}.txt") for name in ("train", "val", "trainval", "test")}
+    assert lists["test"] == ["image/test/b.png" + " label/test/b.png" * labelled]
+    assert sorted(lists["train"] + lists["val"]) == sorted(lists["trainval"]) == [
+        f"image/train/{name}.png label/train/{name}.png" for name in "ac"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("line, message", [
     ("0 0.5 0.5 0.2 0.2", "line 2: a box (centre, width, height), not a polygon"), ("0 0 0 1 0", "a box"),
     ("0 0 0 1 0 1", "line 2: 5 numbers after the class"), ("7 0 0 1 0 1 1", "'class 7' is no class"),

@@ -45,8 +45,7 @@ from model.fold import for_test
 from model.loss import CrossEntropy, upsampled_loss
 from model.pspnet import PSPNet
 from util import transform
-from util.command import find_config
-from util.config import ROOT, load_config
+from util.config import ROOT, find_config, load_config
 from util.dataset import SemData
 from util.inference import predict, window_starts
 from util.log import environment, report_errors

@@ -29,11 +29,10 @@ import numpy as np
 
 from model import check_config
 from util import distributed
-from util.command import find_model
 from util.common import Mistake, first_few
 from util.config import SECTION_OF, Config
 from util.image import read_image
-from util.inference import Predictor, is_model, load_model_config
+from util.inference import Predictor, find_model, is_model, load_model_config
 from util.log import ProgressBar, build_logger, report_errors
 from util.video import VIDEO_SUFFIXES, VideoReader, write_video
 from util.visual import below, colorize, legend, output_names, overlay, save_png
@@ -81,11 +80,11 @@ def demo(args) -> None:
 
 
 def load_cfg(args) -> Config:
-    model = args.model or (args.config if args.config and is_model(args.config) else None)
-    if not args.config and not (model and is_model(model)):
+    experiment = args.config or args.model
+    if not args.config and not (experiment and is_model(experiment)):
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
+    model = args.model or (experiment if is_model(experiment) else None)
     overrides = [*args.opts, *(["model_path", find_model(model)] if model else [])]
-    experiment = find_model(model) if args.config in (None, model) else args.config
     return load_model_config(experiment, overrides, must_exist=["model_path"], check=check_config)
 
 

@@ -23,11 +23,18 @@ import torch
 
 from model import check_config
 from model.exported import FORMATS, Exported, Window, write_exported
-from util.command import find_model
 from util.common import Mistake
-from util.config import config_error, dump_config, find_config
+from util.config import config_error, dump_config
 from util.dataset import SemData
-from util.inference import is_model, load_model_config, load_predicting_network, predict, prediction_settings, read_model
+from util.inference import (
+    find_model,
+    is_model,
+    load_model_config,
+    load_predicting_network,
+    predict,
+    prediction_settings,
+    read_model,
+)
 from util.log import git_revision, report_errors
 from util.metric import confusion_matrix, scores
 from util.transform import MEAN, STD
@@ -51,8 +58,7 @@ def export(args) -> None:
     if Path(args.model).suffix in FORMATS or not is_model(args.model):
         raise Mistake(f"--model {args.model}: expected a checkpoint, such as model_best.pth")
     model = find_model(args.model)
-    source = find_config(args.config) if args.config else model
-    cfg = load_model_config(source, [*args.opts, "model_path", model], ["model_path"], check_config)
+    cfg = load_model_config(args.config or model, [*args.opts, "model_path", model], ["model_path"], check_config)
     h, w = args.size or (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
     cfg = replace(cfg, test_h=h, test_w=w, precision="fp32", channels_last=False, compile=False)
     data, count = (None, 0) if args.images == 0 else labelled_images(cfg, args.images)

@@ -26,9 +26,8 @@ from dataset.check import check
 from dataset.layout import VOID
 from dataset.look import look
 from dataset.write_config import config_path, write_config
-from util.command import find_config
 from util.common import Mistake, first_few
-from util.config import ROOT, load_config
+from util.config import ROOT, find_config, load_config
 from util.dataset import SemData
 from util.image import read_lines
 from util.log import report_errors

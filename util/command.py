@@ -11,9 +11,9 @@ from types import NoneType
 from typing import get_origin
 
 from util.common import Mistake, did_you_mean
-from util.config import ROOT, SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, value_of
+from util.config import SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, value_of
 from util.fetch import is_url
-from util.inference import MODEL_SUFFIXES, is_model, load_model_config
+from util.inference import MODEL_SUFFIXES, find_model, is_model, load_model_config
 
 WIDTH = 100  # of the help
 PAIRS = "KEY VALUE"
@@ -203,15 +203,6 @@ def _which_experiment(given, words, takes_models):
         models.append(find_model(words.pop(0)))
     first = next(iter(models or map(find_model, flagged)), None)
     return find_config(config) if config else first if is_url(first) else first and Path(first), models
-
-
-def find_model(path) -> str:
-    """The absolute path of a file of the command line, from here or, like all paths of a config, from the project's root; an
-    address stays one."""
-    if is_url(path):
-        return path
-    here = os.path.abspath(path)  # noqa: PTH100, of an existing file; Path.exists raises where the name is too long
-    return here if os.path.exists(here) else str(ROOT / path)  # noqa: PTH110, likewise
 
 
 def _one_or_all(items):

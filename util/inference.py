@@ -10,6 +10,7 @@ the rows that a later window still adds to, and classes are chosen in strips of 
 `Predictor` is the engine with a trained network, as a checkpoint holds it.
 """
 
+import os
 from dataclasses import replace
 from functools import lru_cache, partial
 from math import ceil, inf
@@ -50,7 +51,7 @@ class Predictor:
     """
 
     def __init__(self, checkpoint, device=None, precision=None, config=None, **protocol):
-        from model import check_config  # here alone does util know the networks
+        from model import check_config  # util knows the networks in this file alone, and only where one is loaded
 
         for key in protocol:
             if key not in PROTOCOL:
@@ -70,8 +71,11 @@ class Predictor:
                 carried = content if config is None else None
                 self.cfg = load_config(config or path, overrides, check=check_config, checkpoint=carried)
             cfg = self.cfg
-            if self.networks and carries_config(content):  # an ensemble may have networks of different kinds
-                cfg = load_config(path, check=check_config, checkpoint=content)
+            if self.networks and carries_config(content):  # an ensemble may have networks of different kinds, one protocol
+                shared = {key: getattr(cfg, key) for key in PROTOCOL}
+                shared |= {"test_h": cfg.test_h or cfg.train_h, "test_w": cfg.test_w or cfg.train_w}
+                overrides = [word for pair in shared.items() for word in pair]
+                cfg = load_config(path, overrides, check=check_config, checkpoint=content)
                 _check_same_classes(cfg, self.cfg)
             network, weights = load_predicting_network(path, content, cfg, self.device)
             self.networks.append(network)
@@ -97,14 +101,25 @@ class Predictor:
         for network in self.networks:
             with self.precision.autocast():
                 prob = predict_probability(network, image, **prediction_settings(self.cfg))
-            total = prob if total is None else total.add_(prob)
+            total = prob.to(self.device) if total is None else total.add_(prob.to(self.device))
         return total.div_(len(self.networks)) if len(self.networks) > 1 else total
 
 
 def load_model_config(path, overrides=(), must_exist=(), check=None):
     """`load_config` of a YAML file, or of the config that a trained network's file carries."""
-    content = read_model(path) if is_model(path) else None
-    return load_config(path, overrides, must_exist, check, content)
+    if not is_model(path):
+        return load_config(path, overrides, must_exist, check)
+    path = find_model(path)
+    return load_config(path, overrides, must_exist, check, read_model(path))
+
+
+def find_model(path) -> str:
+    """The absolute path of a file of the command line, from here or, like all paths of a config, from the project's root; an
+    address stays one."""
+    if is_url(path):
+        return path
+    here = os.path.abspath(path)  # noqa: PTH100, of an existing file; Path.exists raises where the name is too long
+    return here if os.path.exists(here) else str(ROOT / path)  # noqa: PTH110, likewise
 
 
 def is_model(path) -> bool:
@@ -208,7 +223,7 @@ def predict(model, image, **settings):
     ids, row = np.empty(image.shape[:2], np.uint8 if settings["classes"] <= 256 else np.uint16), 0
     for strip, *others in zip(*(probability_strips(model, image, **settings, limit=WHOLE) for model in models)):
         for other in others:
-            strip.add_(other)
+            strip.add_(other.to(strip.device))  # exported networks are on the CPU
         rows = slice(row, row := row + strip.shape[1])
         ids[rows] = most_probable(strip.div_(len(models)) if others else strip)
     return ids
