@@ -232,6 +232,8 @@ def test_checkpoint_without_a_config_asks_for_one(runs, tmp_path, picture, kind,
     cfg = load_config(runs / "a/config.yaml")
     for config in (runs / "a/config.yaml", cfg):
         assert np.array_equal(Predictor(path, config=config)(picture), Predictor(runs / "a/model_best.pth")(picture))
+    assert refusal(Predictor, path, config=cfg, test_h=0).startswith("Predictor: test_h: 0 must be in")
+    assert "Predictor: scales: the list is empty" in refusal(Predictor, path, config=cfg, scales=[])
     both = Predictor([path, runs / "a/model_best.pth"], config=cfg)
     assert np.array_equal(both(picture), Predictor(path, config=cfg)(picture))
 

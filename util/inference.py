@@ -61,7 +61,7 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.cfg = None
         if isinstance(config, Config):
-            self.cfg = replace(config, **{key: value_of(key, value) for key, value in protocol.items()})
+            self.cfg = replace(config, **{key: _protocol_value(key, value) for key, value in protocol.items()})
         self.networks, self.weights = [], []  # with the report of what was loaded into each
         for file in files:
             path, content = ("checkpoint", file) if isinstance(file, dict) else (file, read_model(file))
@@ -97,7 +97,7 @@ class Predictor:
         for network in self.networks:
             with self.precision.autocast():
                 prob = predict_probability(network, image, **prediction_settings(self.cfg))
-            total = prob if total is None else total.add_(prob)
+            total = prob if total is None else total.add_(prob.to(total.device))
         return total.div_(len(self.networks)) if len(self.networks) > 1 else total
 
 
@@ -137,6 +137,16 @@ def load_predicting_network(path, content, cfg, device):
     network = build_model(cfg)
     weights = load_network_weights(network, path, read=lambda _: content)
     return for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile), weights
+
+
+def _protocol_value(key, value):
+    try:
+        value = value_of(key, value)
+    except Mistake as mistake:
+        raise Mistake(f"Predictor: {key}: {mistake}") from None
+    if key == "scales" and not value:
+        raise Mistake("Predictor: scales: the list is empty; [1.0] is the image's own size")
+    return value
 
 
 def _check_same_classes(cfg, first):
@@ -208,7 +218,7 @@ def predict(model, image, **settings):
     ids, row = np.empty(image.shape[:2], np.uint8 if settings["classes"] <= 256 else np.uint16), 0
     for strip, *others in zip(*(probability_strips(model, image, **settings, limit=WHOLE) for model in models)):
         for other in others:
-            strip.add_(other)
+            strip.add_(other.to(strip.device))  # that of an exported network is on the CPU
         rows = slice(row, row := row + strip.shape[1])
         ids[rows] = most_probable(strip.div_(len(models)) if others else strip)
     return ids
