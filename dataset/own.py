@@ -110,10 +110,14 @@ def own_files(root, without=None):
     images, others = [], []
     without = without if without and without.is_relative_to(root) else None
     for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if not hidden and not path.is_dir() and not (without and path.is_relative_to(without)):
+        if not is_hidden(path, root) and not path.is_dir() and not (without and path.is_relative_to(without)):
             (images if path.suffix.lower() in IMAGE_TYPES else others).append(path)
     return images, [f"{root}: no images, left alone: {first_few([path.name for path in others])}"] if others else []
+
+
+def is_hidden(path, root):
+    """Does it, or a folder below root that it is in, begin with a dot? Such files are a program's own."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def by_key(root, files):

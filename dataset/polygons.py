@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from dataset.layout import VOID, Sample, is_dir
-from dataset.own import SPLITS, by_key, own_files, own_plan, split_by_folder, stay
+from dataset.own import SPLITS, by_key, is_hidden, own_files, own_plan, split_by_folder, stay
 from util.common import Mistake, did_you_mean, first_few
 from util.image import read_lines, read_text
 from util.values import parse_yaml, shown
@@ -100,15 +100,15 @@ def _annotation_files(paths):
     yaml, texts, jsons = None, [], []
     for path in paths:
         if is_dir(path):
-            files = [file for file in sorted(path.rglob("*")) if not file.name.startswith(".")]
+            files = [file for file in sorted(path.rglob("*")) if not is_hidden(file, path)]
             yaml = yaml or next((file for file in files if file.name == "data.yaml"), None)
         elif path.is_file():
             files = [path]
             yaml = yaml or (path if path.suffix in (".yaml", ".yml") else None)
         else:
             raise Mistake(f"{path}: no such file or folder")
-        texts += [file for file in files if file.suffix == ".txt"]
-        jsons += [file for file in files if file.suffix == ".json"]
+        texts += [file for file in files if file.suffix.lower() == ".txt"]
+        jsons += [file for file in files if file.suffix.lower() == ".json"]
     if not (yaml or texts or jsons):
         raise Mistake(f"{paths[0]}: no annotations: expected *.json of labelme or COCO, or data.yaml or *.txt of YOLO")
     return yaml, [] if jsons else texts, jsons
@@ -230,7 +230,7 @@ COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annot
 
 def _coco(files, images):
     pictures, find = _pictures(images)
-    notes, samples, names, listed, strays = [], [], {}, set(), 0
+    notes, samples, names, listed, placed, strays = [], [], {}, set(), 0, 0
     for path in files:
         content = _read_json(path)
         for key, needed in COCO_KEYS.items():
@@ -248,6 +248,7 @@ def _coco(files, images):
             name = category.get(entry["category_id"], f"category {entry['category_id']}")
             if entry["image_id"] in objects:
                 objects[entry["image_id"]].append((where, name, partial(_coco_object, entry.get("segmentation"))))
+                placed += 1
             else:
                 strays += 1
         words = re.split("[^a-z]+", f"{path.parent.name} {path.stem}".lower())
@@ -260,11 +261,17 @@ def _coco(files, images):
                 samples.append(Sample(split, Path(str(entry["file_name"])), "", fault=fault))
                 continue
             listed.add(image)
-            size = _stated_size(where, entry.get("height"), entry.get("width"))
-            samples.append(_sample(images, image, InFile(where, size, objects[entry["id"]]), split=split))
+            size, fault = None, ""
+            try:
+                size = _stated_size(where, entry.get("height"), entry.get("width"))
+            except Mistake as mistake:
+                fault = str(mistake)
+            samples.append(_sample(images, image, InFile(where, size, objects[entry["id"]]), fault, split))
     if samples and not listed:
         raise Mistake(f"{files[0]}: none of its {len(samples)} images is in {images}, such as {samples[0].image}; say where "
                       "they are with --images DIR")  # fmt: skip
+    if strays and not placed:
+        raise Mistake(f"{files[0]}: none of the {strays} annotations has the `image_id` of an image of its file")
     if strays:
         notes.append(f"{strays} annotations belong to no image of their file")
     if len(listed) < len(pictures):
@@ -298,7 +305,7 @@ def _run_lengths(rle, h, w):
         raise Mistake(f"run lengths of size {shown(rle.get('size'))}, but the image is [{h}, {w}]")
     try:
         counts = np.array(_uncompressed(counts) if isinstance(counts, str) else counts, np.int64)
-        if counts.ndim == 1 and counts.min(initial=0) >= 0 and counts.sum() == h * w:
+        if counts.ndim == 1 and counts.min(initial=0) >= 0 and sum(counts.tolist()) == h * w:  # NumPy's sum overflows
             return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(w, h).T
     except (TypeError, ValueError, OverflowError):
         pass
@@ -398,7 +405,7 @@ def _yolo_objects(names, path):
     if path.is_file():
         for number, line in enumerate(read_text(path).split("\n"), 1):
             if words := line.split():
-                known = words[0].isdecimal() and int(words[0]) < len(names)
+                known = re.fullmatch("[0-9]{1,9}", words[0]) and int(words[0]) < len(names)
                 name = names[int(words[0])] if known else f"class {words[0][:80]}"
                 objects.append((f"{path}: line {number}", name, partial(_yolo_polygon, words[1:])))
     return None, objects

@@ -1,8 +1,10 @@
 """tool/export.py and what runs its files: each network and format, the comparison, the programs, bad input."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from dataclasses import replace
 
@@ -282,6 +284,20 @@ def test_a_failed_export_leaves_nothing(project, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="of the exporter"):
         run(project, "--out", tmp_path / "a.onnx")
     assert not files(tmp_path)
+
+
+def test_an_export_that_is_ended_by_sigterm_leaves_nothing(project, tmp_path, monkeypatch, capsys):
+    def end(path, *_):
+        path.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(export, "write_exported", end)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(project, "--out", tmp_path / "a.onnx") == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "interrupted" in capsys.readouterr().err and not files(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -298,3 +298,14 @@ def test_images_per_second_and_predicted_memory(precision, table):
         begin = time.perf_counter()
         predict(network, frame, **how)
     table(f"{what}, test of a {2 * size}x{4 * size} frame, flip", f"{1 / (time.perf_counter() - begin):.2f} images/s")
+
+
+def test_a_network_on_the_gpu_and_one_on_the_cpu_are_averaged():
+    """As those of Predictor, where one is an exported file."""
+    settings = {"classes": 3, "base_size": None, "crop_h": 9, "crop_w": 9, "scales": [1.0], "mean": MEAN, "std": STD}
+    first = torch.nn.Conv2d(3, 3, 1).to(DEVICE).eval()
+    second = torch.nn.Conv2d(3, 3, 1).eval()
+    image = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)
+    mean = predict_probability(first, image, **settings).cpu() + predict_probability(second, image, **settings)
+    for networks in ([first, second], [second, first]):
+        assert (predict(networks, image, **settings) == mean.argmax(0).numpy()).mean() > 0.99  # rounding: ties

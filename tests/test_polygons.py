@@ -188,6 +188,17 @@ def test_labelme_shapes_are_drawn_in_their_order_and_lines_are_left_out(mine, tm
     assert "left out: 1 of shape line, which have no area" in capsys.readouterr().out
 
 
+def test_files_of_hidden_folders_are_no_annotations_and_the_suffix_may_be_in_capitals(mine, tmp_path):
+    labelme(mine / "a.json", [shape("car", [(0, 0), (9, 0), (9, 9)])])
+    labelme(mine / "b.JSON", [shape("road", [(0, 0), (9, 0), (9, 9)])])
+    (mine / ".editor/backup").mkdir(parents=True)
+    (mine / ".editor/settings.json").write_text("{}")
+    labelme(mine / ".editor/backup/a.json", [])
+    assert run("--polygons", mine, "--out", tmp_path / "out") == 0
+    assert read_lines(tmp_path / "out/out_names.txt") == ["background", "car", "road"]
+    assert (label_of(tmp_path / "out", "a") == 1).any() and (label_of(tmp_path / "out", "b") == 2).any()
+
+
 def test_background_void_ignores_what_no_polygon_covers(mine, tmp_path):
     for name in ("a", "b"):
         labelme(
@@ -318,7 +329,7 @@ def test_coco_files_beside_images_of_the_same_names_take_their_own(tmp_path):
     ({"counts": [5, 5], "size": [*SIZE]}, "run lengths are not 3072 pixels"),
     ({"counts": "~~~", "size": [*SIZE]}, "not 3072 pixels"), ({"counts": [-5, 3077], "size": [*SIZE]}, "not 3072 pixels"),
     ({"counts": [48, 64], "size": [8, 8]}, "run lengths of size [8, 8]"), ({"counts": None, "size": [*SIZE]}, "not 3072"),
-    ([[1, 2, 3, None, 5, 6]], "not a finite number"),
+    ({"counts": [2**62] * 4 + [3072], "size": [*SIZE]}, "not 3072"), ([[1, 2, 3, None, 5, 6]], "not a finite number"),
 ])  # fmt: skip
 def test_a_fault_of_coco_is_named_with_file_and_annotation(mine, tmp_path, capsys, segmentation, message):
     coco(mine / "coco.json", [(0, "car", segmentation, {})])
@@ -339,10 +350,21 @@ def test_images_that_a_coco_file_names_and_nobody_has_are_listed(mine, tmp_path,
     assert "none of its 2 images is in" in capsys.readouterr().err
 
 
+def test_a_coco_size_that_is_none_is_left_out_with_skip_bad(mine, tmp_path):
+    picture(mine / "c.png")
+    coco(mine / "coco.json", [], ["a.png", "b.png", "c.png"])
+    content = json.loads((mine / "coco.json").read_text())
+    content["images"][0]["height"] = 48.0
+    (mine / "coco.json").write_text(json.dumps(content))
+    assert run("--polygons", mine / "coco.json", "--out", tmp_path / "out", "--skip-bad") == 0
+    assert "image 0: height 48.0" in (tmp_path / "out/skipped.txt").read_text()
+
+
 @pytest.mark.parametrize("spoil, message", [
     ({"images": None}, "expected `images`"), ({"categories": [{"id": 1}]}, "expected `categories`, a list with id and name"),
     ({"annotations": [{"image_id": 0, "category_id": [1]}]}, "expected `annotations`"),
     ({"annotations": [{"image_id": 0, "category_id": 99, "segmentation": []}]}, "'category 99' is no class"),
+    ({"annotations": [{"image_id": "0", "category_id": 4}]}, "none of the 1 annotations has the `image_id` of an image"),
     ({"images": [{"id": 4, "file_name": "a.png"}, {"id": 4, "file_name": "b.png"}]}, "images: the id 4 stands twice"),
     ({"categories": []}, "one class, background, is none to tell from others"),
     ({"images": [{"id": 0, "file_name": "a.png", "width": 9, "height": 0}]}, "image 0: height 0 and width 9"),
@@ -395,6 +417,10 @@ def test_yolo_texts_without_data_yaml_need_the_names(tmp_path, capsys):
     args = "--images", root / "images", "--polygons", root / "labels", "--out", tmp_path / "out"
     assert run(*args) == 1
     assert "give their names, in order, with --names FILE" in capsys.readouterr().err
+    (tmp_path / "empty.txt").write_text("\n")
+    assert run(*args, "--names", tmp_path / "empty.txt") == 1
+    assert "empty.txt: no names in it" in capsys.readouterr().err
+    (root / "labels/val/b.txt").rename(root / "labels/val/b.TXT")
     assert run(*args, "--names", names_file(tmp_path)) == 0
     assert (label_of(tmp_path / "out", "b") == 1).all()
 
@@ -421,6 +447,7 @@ def test_images_to_test_on_are_never_drawn_for_training(tmp_path, capsys, labell
     ("0 0 0 1 0 1", "line 2: 5 numbers after the class"), ("7 0 0 1 0 1 1", "'class 7' is no class"),
     ("0 0 0 60 0 60 40", "line 2: coordinates up to 60: they are shares of width and height"),
     ("0 1.1 0 1.2 0 1.2 1", "lie outside"),
+    (f"{'9' * 5000} 0 0 1 0 1 1", "is no class"),
     ("car 0 0 1 0 1 1", "'class car' is no class"), ("0 0 0 1 x 1 1", "line 2: expected `class x y x y ...`"),
     ("0 0 0 1 0 nan 1", "line 2: a coordinate is not a finite number"), ("0 0 0", "line 2: 1 points"),
 ])  # fmt: skip

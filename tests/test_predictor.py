@@ -92,7 +92,8 @@ def test_a_path_a_pillow_image_and_arrays_are_the_same_picture(runs, picture):
     predictor, image = Predictor(str(runs / "a/model_best.pth")), read_image(picture)
     expected = predictor(image)
     assert len(np.unique(expected)) > 1
-    for form in (picture, str(picture), Image.open(picture), image.astype(np.float32), image.astype(np.float64)):
+    floats = [image.astype(kind) for kind in (np.float32, np.float64, ">f4", np.longdouble)]
+    for form in (picture, str(picture), Image.open(picture), *floats):
         assert np.array_equal(predictor(form), expected)
 
 
@@ -129,6 +130,7 @@ def test_exif_orientation_is_applied_to_paths_and_to_pillow_images(runs, picture
     [
         (np.zeros((5, 5), np.uint8), "expected a path, a Pillow image or an RGB array (H, W, 3), found ndarray uint8 [5, 5]"),
         (np.zeros((5, 5, 4), np.uint8), "found ndarray uint8 [5, 5, 4]"),
+        (Image.new("RGB", (5, 0)), "a Pillow image without pixels, 5 x 0"),
         (np.zeros((0, 5, 3), np.uint8), "found ndarray uint8 [0, 5, 3]"),
         (np.ones((5, 5, 3), np.uint16), "expected uint8, or float of 0..255, found ndarray uint16"),
         (np.full((5, 5, 3), 0.5), "expected uint8, or float of 0..255, found ndarray float64 [5, 5, 3] of 0.5..0.5"),
@@ -230,6 +232,8 @@ def test_checkpoint_without_a_config_asks_for_one(runs, tmp_path, picture, kind,
     cfg = load_config(runs / "a/config.yaml")
     for config in (runs / "a/config.yaml", cfg):
         assert np.array_equal(Predictor(path, config=config)(picture), Predictor(runs / "a/model_best.pth")(picture))
+    assert refusal(Predictor, path, config=cfg, test_h=0).startswith("Predictor: test_h: 0 must be in")
+    assert "Predictor: scales: the list is empty" in refusal(Predictor, path, config=cfg, scales=[])
     both = Predictor([path, runs / "a/model_best.pth"], config=cfg)
     assert np.array_equal(both(picture), Predictor(path, config=cfg)(picture))
 

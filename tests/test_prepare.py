@@ -820,6 +820,13 @@ def test_a_name_that_no_config_can_have_is_refused_before_the_work(own, tmp_path
     assert "expected a name of letters, digits, - and _" in capsys.readouterr().err and not (tmp_path / "mine").exists()
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "caf\udce9", "a\u2028b", "bell\a"])
+def test_a_path_that_no_config_can_hold_is_refused_before_the_work(own, tmp_path, configs, capsys, name):
+    assert run("folder", *own[:-1], tmp_path / name, "--config", "mine") == 1
+    assert "--config mine: a YAML file cannot hold paths with line breaks" in capsys.readouterr().err
+    assert not (tmp_path / name).exists() and not configs.exists()
+
+
 def test_a_folder_that_no_config_can_name_leaves_none(own, tmp_path, configs, capsys):
     assert run("folder", *own[:-1], tmp_path / "{mine}", "--config", "mine") == 1
     assert "{mine} is not the name of another key" in capsys.readouterr().err

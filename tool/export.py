@@ -12,6 +12,7 @@ differs by more than 1e-4, the exit status is 1 and there is no file.
 
 import argparse
 import re
+import signal
 import sys
 import tempfile
 from dataclasses import replace
@@ -68,6 +69,7 @@ def export(args) -> None:
     meta = {"config": dump_config(cfg), "names": class_names(cfg), "palette": palette_of(cfg).tolist(), "mean": MEAN,
             "std": STD, "size": [h, w], "epoch": weights.epoch, "revision": git_revision()}  # fmt: skip
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does: the folder below goes with it
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent)

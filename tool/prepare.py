@@ -51,7 +51,11 @@ def run_layout(args):
 
 def run_folder(args):
     config = None if args.config is None else config_path(args.config)
-    plan, out = plan_of(args), args.out.absolute()
+    out, command = args.out.absolute(), shlex.join(["python", "tool/prepare.py", *args.words])
+    if config and re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", f"{out}{command}"):
+        raise Mistake(f"--config {args.config}: a YAML file cannot hold paths with line breaks, control characters or bytes "
+                      "that are not UTF-8; rename the folders, or leave --config out")  # fmt: skip
+    plan = plan_of(args)
     done = build.build(plan, args.out, args.copy, args.skip_bad)
     root = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # configs' paths start at the project's root
     if not config:
@@ -69,7 +73,6 @@ For the config, which --config NAME writes:
     if config.exists():
         text = f"{shown} is there and stays as it is; remove it to have it written anew"
     else:
-        command = shlex.join(["python", "tool/prepare.py", *args.words])
         text = write_config(args.config, str(root), out.name, command, len(plan.names), done.train, done.sizes)
         text = f"{shown} is written. {text}"
     return f"""{done.summary}
@@ -83,6 +86,8 @@ Next:
 def plan_of(args):
     """The plan of `folder`: masks or polygons."""
     names, draw = args.names and tuple(read_lines(args.names)), (args.val_ratio, args.seed)
+    if names == ():
+        raise Mistake(f"{args.names}: no names in it; expected those of the classes, one a line")
     if args.polygons:
         if wrong := [flag for flag in MASK_FLAGS if getattr(args, flag[2:].replace("-", "_")) is not None]:
             raise Mistake(f"--polygons does not go with {' and '.join(wrong)}, which are for masks")

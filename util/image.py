@@ -35,6 +35,8 @@ def rgb_of(image):
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise Mistake(f"image: a Pillow image without pixels, {image.width} x {image.height}")
         return _rgb_of_pillow(ImageOps.exif_transpose(image))
     found = f"{type(image).__name__} {getattr(image, 'dtype', '')} {list(getattr(image, 'shape', []))}"
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -44,7 +46,7 @@ def rgb_of(image):
     low, high = (image.min(), image.max()) if image.dtype.kind == "f" else (np.nan, np.nan)
     if not (low >= 0 and (1 < high <= 255 or high == 0)):
         raise Mistake(f"image: expected uint8, or float of 0..255, found {found} of {low:g}..{high:g}")
-    return image
+    return image.astype(np.float32, copy=False)  # torch takes neither other byte orders nor 80 bits
 
 
 def _rgb_of_pillow(image):

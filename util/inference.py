@@ -62,7 +62,7 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.cfg = None
         if isinstance(config, Config):
-            self.cfg = replace(config, **{key: value_of(key, value) for key, value in protocol.items()})
+            self.cfg = replace(config, **{key: _protocol_value(key, value) for key, value in protocol.items()})
         self.networks, self.weights = [], []  # with the report of what was loaded into each
         for file in files:
             path, content = ("checkpoint", file) if isinstance(file, dict) else (file, read_model(file))
@@ -152,6 +152,16 @@ def load_predicting_network(path, content, cfg, device):
     network = build_model(cfg)
     weights = load_network_weights(network, path, read=lambda _: content)
     return for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile), weights
+
+
+def _protocol_value(key, value):
+    try:
+        value = value_of(key, value)
+    except Mistake as mistake:
+        raise Mistake(f"Predictor: {key}: {mistake}") from None
+    if key == "scales" and not value:
+        raise Mistake("Predictor: scales: the list is empty; [1.0] is the image's own size")
+    return value
 
 
 def _check_same_classes(cfg, first):
