@@ -42,6 +42,7 @@ def toy_options(toy, tmp_path):
         "test_list": toy / "list/val.txt",
         "save_path": tmp_path / "exp/model",
         **{"train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64},
+        **{"init": "semseg", "class_weights": "null", "ema_decay": 0},  # of the plainest training
         **{"batch_size": 4, "epochs": 2, "print_freq": 2, "eval_freq": 2, "workers": 0, "manual_seed": 7},
     }
     return [str(word) for pair in options.items() for word in pair]
