@@ -248,6 +248,7 @@ def test_an_interrupted_video_is_a_whole_file_of_the_frames_so_far(project, fram
         return predict(self, image)
 
     monkeypatch.setattr(Predictor, "__call__", interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a program of its own: a training here left another
     inputs = (project / "drive.mp4", project / "picture.png")
     assert show(project, "--image", *inputs, "--out", tmp_path) == 130
     assert len(read(tmp_path / "drive_overlay.mp4")[0]) == 3 and names_in(tmp_path) == ["drive_overlay.mp4"]
