@@ -209,7 +209,7 @@ def parse_args(argv):
         usage="python tool/demo.py [--model FILE.pth] [CONFIG] --image FILE [FILE ...] [flags] [KEY VALUE ...]",
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--model", "--model_path", "--model-path", metavar="FILE",
-                        help="checkpoint; default: CONFIG's model_path")  # fmt: skip
+                        help="checkpoint, or a file of tool/export.py; default: CONFIG's model_path")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="the same as CONFIG")
     parser.add_argument("--image", required=True, nargs="+", action="extend", metavar="FILE",
                         help="pictures, videos, folders of them, quoted patterns with *, a camera's number")  # fmt: skip

@@ -127,9 +127,10 @@ def compare_images(cfg, data, count, network, exported, out) -> None:
         difference = max(difference, (run_network(network, windows) - y).abs().max().item())
         equal, pixels = equal + (preds[0] == preds[1]).sum(), pixels + label.size
         confusions = [c + confusion_matrix(pred, label, cfg.classes, cfg.ignore_label) for c, pred in zip(confusions, preds)]
-        print(f"\r{i + 1}/{count} images", end="", flush=True)
+        if sys.stdout.isatty():
+            print(f"\r{i + 1}/{count} images\r", end="", flush=True)
     ours, theirs = (scores(confusion).mIoU for confusion in confusions)
-    print(f"\r{count} of the {len(data)} images in {data.list_path}: logits of each one's first windows differ by at most "
+    print(f"{count} of the {len(data)} images in {data.list_path}: logits of each one's first windows differ by at most "
           f"{difference:.1e}, {equal / pixels:.4%} of the pixels are equal")  # fmt: skip
     print(f"mIoU: {ours:.6f} of the network, {theirs:.6f} of the file")
     if not abs(ours - theirs) <= MIOU:

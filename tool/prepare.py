@@ -103,6 +103,7 @@ def plan_of(args):
 
 
 def run_check(args):
+    """Decode every file of a config's lists; print its faults, the share of each class and weights for the loss."""
     report, faults = check(load_config(find_config(args.config), args.overrides))
     if report:
         print(report, flush=True)
@@ -113,6 +114,7 @@ def run_check(args):
 
 
 def run_look(args):
+    """Show the first samples of a training, after the augmentation: image and label over it, ignored pixels dark."""
     return look(load_config(find_config(args.config), args.overrides, must_exist=["train_list"]), args.out, args.count)
 
 
@@ -136,7 +138,7 @@ def parse(argv):
         sub.set_defaults(run=run)
         default = None if name == "folder" else ROOT / "dataset" / name
         sub.add_argument("--out", type=Path, default=default, required=default is None, metavar="DIR",
-                         help="folder to make (dataset/NAME)")  # fmt: skip
+                         help=f"folder to make ({f'dataset/{name}' if default else 'required'})")  # fmt: skip
         return sub
 
     sub = command("toy", run_toy, "render small street scenes, in seconds")
@@ -169,9 +171,9 @@ def parse(argv):
     add_common(sub)
 
     for name, run, about, text in (
-        ("check", run_check, "check every file of a config's lists", check.__doc__),
+        ("check", run_check, "check every file of a config's lists", run_check.__doc__),
         ("cache", run_cache, "decode a config's images into its cache", run_cache.__doc__),
-        ("look", run_look, "contact sheets of samples as training sees them", look.__doc__),
+        ("look", run_look, "contact sheets of samples as training sees them", run_look.__doc__),
     ):
         usage = "%(prog)s CONFIG [flags] [KEY VALUE ...]"
         sub = commands.add_parser(name, help=about, description=text, usage=usage)
