@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import yaml
+from processes import small_training
 from tensorboardX.proto import event_pb2
 from torch import nn
 
@@ -78,11 +79,7 @@ def tensorboard_tags(path):
 @pytest.fixture(scope="module")
 def finished(narrow, toy, tmp_path_factory):
     """Options of one uninterrupted run of two epochs, with its screen and files."""
-    options = {"data_root": toy, "train_list": toy / "list/train.txt", "val_list": toy / "list/val.txt"}
-    options |= {"test_list": toy / "list/val.txt", "save_path": tmp_path_factory.mktemp("finished") / "model"}
-    options |= {"train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
-    options |= {"batch_size": 4, "epochs": 2, "print_freq": 2, "eval_freq": 2, "workers": 0, "manual_seed": 7}
-    options = [str(word) for pair in options.items() for word in pair]
+    options = small_training(toy, print_freq=2, save_path=tmp_path_factory.mktemp("finished") / "model")
     assert run(options) == 0
     return options
 
