@@ -126,7 +126,7 @@ def test_no_program_overwrites_what_it_reads(run, toy, tmp_path, capsys):
     shutil.copy(tmp_path / "a.png", tmp_path / "a_gray.png")
     command = ["--config", CONFIG, "--image", str(tmp_path), "--out", str(tmp_path), "--model_path", str(weights)]
     assert demo.main([*command, *options]) == 1
-    assert "a_gray.png is one of the pictures and would be overwritten" in capsys.readouterr().err
+    assert "a_gray.png is one of the inputs and would be overwritten" in capsys.readouterr().err
     (tmp_path / "data/gray").mkdir(parents=True)
     for name in ("gray/a.png", "a.png"):
         shutil.copy(tmp_path / "a.png", tmp_path / "data" / name)
