@@ -128,7 +128,7 @@ def seen(log, rank=0) -> list:
 def same_tensors(a, b) -> bool:
     """Are all tensors of two checkpoints, momenta included, the same bytes?"""
     a, b = load_checkpoint(a), load_checkpoint(b)
-    momenta = [[state["momentum_buffer"] for state in c["optimizer"]["state"].values()] for c in (a, b)]
+    momenta = [[value for state in c["optimizer"]["state"].values() for value in state.values()] for c in (a, b)]
     named = a["state_dict"].keys() == b["state_dict"].keys()
     pairs = [*zip(a["state_dict"].values(), b["state_dict"].values()), *zip(*momenta)]
     return named and len(momenta[0]) == len(momenta[1]) and all(torch.equal(x, y) for x, y in pairs)

@@ -155,8 +155,8 @@ def test_killed_loader_worker_is_reported(options, tmp_path):
     (worker,) = children(process.pid)
     os.kill(worker, signal.SIGKILL)
     assert finish([process], REPORTED) == [1]
-    error = said(log).partition("error: ")[2]  # torch's signal handler, torch's look at its workers, or a batch cut off
-    dead = (f"DataLoader worker (pid {worker})", f"DataLoader worker (pid(s) {worker})", "another process of this run has ended")
+    error = said(log).partition("error: ")[2]  # torch words it in two ways, or a batch was cut off
+    dead = f"DataLoader worker (pid {worker})", f"DataLoader worker (pid(s) {worker})", "another process of this run has ended"
     assert error.startswith(dead)
     assert "lower `workers`" in error and "Traceback" not in said(log)
 
@@ -273,12 +273,15 @@ def test_resuming_from_an_unfit_checkpoint_is_refused_in_one_message(damage, nar
     assert {path.name for path in tmp_path.iterdir() if path.suffix not in ("", ".log")} == {"train_epoch_1.pth"}
 
 
-@pytest.mark.parametrize("change", [("layers", 34), ("arch", "psa"), ("stem", "plain"), ("bias_decay", False)], ids=str)
+CHANGES = [("layers", 34), ("arch", "psa"), ("stem", "plain"), ("bias_decay", False), ("optimizer", "adamw")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_resuming_another_network_is_refused_with_the_remedy(change, narrow, options, uninterrupted, tmp_path, capsys):
     more = [*change, "save_path", tmp_path, "resume", uninterrupted / "train_epoch_1.pth"]
     assert train.main(["--config", CONFIG, *options, *map(str, more)]) == 1
     error = capsys.readouterr().err
-    what = "other parameter groups" if change[0] == "bias_decay" else "that of another network"
+    what = "other parameter groups" if change[0] in ("bias_decay", "optimizer") else "that of another network"
     assert what in error and "`weight`" in error and "Traceback" not in error
 
 

@@ -79,6 +79,23 @@ def test_one_step_is_sgd_with_momentum_and_decay():
     assert network.weight.item() == pytest.approx(-2.0 - velocity)
 
 
+def test_two_steps_are_adamw_with_decay_apart_from_the_gradient():
+    network = nn.Linear(1, 1, bias=False).double()
+    network.backbone_modules, network.head_modules = list, lambda: [network]
+    nn.init.constant_(network.weight, 2.0)
+    optimizer = build_optimizer(network, kind="adamw", base_lr=0.01, head_lr_factor=10, momentum=0.9, weight_decay=0.5)
+    expected, mean, square = 2.0, 0.0, 0.0
+    for t, (gradient, beta) in enumerate([(3.0, 0.9), (-1.0, 0.8)], 1):
+        set_learning_rate(optimizer, 0.01, beta)
+        optimizer.zero_grad()
+        (gradient * network(torch.ones(1, 1, dtype=torch.float64))).sum().backward()
+        optimizer.step()
+        mean, square = beta * mean + (1 - beta) * gradient, 0.999 * square + 0.001 * gradient**2
+        step = mean / (1 - beta**t) / ((square / (1 - 0.999**t)) ** 0.5 + 1e-8)
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * step
+        assert network.weight.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_momentum_moves_only_when_it_is_given():
     optimizer = build_optimizer(Network(), base_lr=0.01, momentum=0.95)
     set_learning_rate(optimizer, 0.02, momentum=0.85)

@@ -5,7 +5,7 @@ import resource
 import shutil
 
 import pytest
-from processes import CONFIG, finish, said, small_training, start, wait_for
+from processes import CONFIG, finish, said, same_tensors, small_training, start, wait_for
 
 from tool import convert, demo, test, train
 from util.checkpoint import load_checkpoint
@@ -50,6 +50,13 @@ def test_a_run_stopped_inside_an_interval_that_is_beyond_the_new_end_has_ended(n
     for start_at in (4, 5):
         assert run("resume", tmp_path / f"model/train_iter_{start_at}.pth", *now) == 0
         assert "reached its end" in capsys.readouterr().out
+
+
+def test_adamw_resumes_to_the_same_bytes(run, tmp_path):
+    more = ["optimizer", "adamw", "base_lr", 1e-3, "schedule", "onecycle", "momentum_low", 0.8]
+    assert run(*more) == 0
+    assert run(*more, "save_path", tmp_path / "again", "resume", tmp_path / "model/train_epoch_1.pth") == 0
+    assert same_tensors(tmp_path / "model/train_epoch_2.pth", tmp_path / "again/train_epoch_2.pth")
 
 
 def test_another_batch_size_keeps_the_best_checkpoint_and_the_metrics(run, tmp_path, capsys):

@@ -130,6 +130,7 @@ def test_peak_of_a_step_counted_by_hand():
     assert step_memory(lambda _: Square(), cfg, 1, 8, 8, processes=2)["momenta"] == 8000
     averaged = step_memory(lambda _: Square(), config("ema_decay", 0.9), 1, 8, 8)
     assert averaged["weights"] == 8000 and averaged["peak"] == needs["peak"] + 4000
+    assert step_memory(lambda _: Square(), config("optimizer", "adamw"), 1, 8, 8)["momenta"] == 8000
 
 
 def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys):

@@ -217,7 +217,8 @@ def build_training(run, checkpoint) -> None:
     with distributed.same_errors():
         keys = ("base_lr", "head_lr_factor", "momentum", "weight_decay", "bias_decay", "norm_decay", "precision")
         try:
-            run.optimizer = build_optimizer(run.network, rules=cfg.param_rules, **{key: getattr(cfg, key) for key in keys})
+            values = {key: getattr(cfg, key) for key in keys}
+            run.optimizer = build_optimizer(run.network, kind=cfg.optimizer, rules=cfg.param_rules, **values)
         except Mistake as mistake:
             raise Mistake(f"{cfg.path}: TRAIN.{mistake}") from None
         run.schedule = build_schedule(cfg, run.plan.max_iter, run.plan.data_iters)

@@ -93,11 +93,12 @@ class Train:
     aux_weight: Factor = 0.4  # total = main + aux_weight * aux
     loss_mean: Literal["valid", "all"] = "valid"  # over the pixels that are not ignored; over all in MMSegmentation
     # optimizer
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw wants a tenth of its base_lr or less
     batch_size: Count = 16  # images in one update, over all processes
     accumulate_steps: Count = 1  # the batch is processed in this many parts, to fit a small GPU
     base_lr: Factor = 0.01  # of the backbone
     head_lr_factor: Factor = 10.0  # heads learn at this many times base_lr
-    momentum: Momentum = 0.9
+    momentum: Momentum = 0.9  # of adamw: its beta 1
     weight_decay: Factor = 1e-4
     bias_decay: bool = True  # False: no weight decay on biases
     norm_decay: bool = True  # False: none on the scales and shifts of BatchNorm

@@ -35,7 +35,7 @@ def step_memory(build_model, cfg, batch, h, w, processes=1) -> dict:
             (main_loss + cfg.aux_weight * aux_loss).backward()
             del image, label, main_loss, aux_loss
     gradients = sum(p.nbytes for p in network.parameters())
-    momenta = gradients * (1 if processes == 1 else 2)  # DistributedDataParallel copies gradients into its buckets
+    momenta = gradients * ((2 if cfg.optimizer == "adamw" else 1) + (processes > 1))  # DDP copies them into buckets
     needs = {"weights": weights, "momenta": momenta, "kept": kept}
     return needs | {"temporaries": memory.peak - weights - kept, "peak": memory.peak + momenta}
 

@@ -1,4 +1,4 @@
-"""SGD with its parameter groups, and the learning rate of each group."""
+"""SGD or AdamW with its parameter groups, and the learning rate of each group."""
 
 import difflib
 import fnmatch
@@ -23,9 +23,11 @@ def poly_learning_rate(base_lr: float, curr_iter: int, max_iter: int, power: flo
 
 
 def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weight_decay=1e-4, bias_decay=True,
-                    norm_decay=True, rules=(), precision="fp32"):  # fmt: skip
-    """SGD with one parameter group per module; new modules (heads) learn at `head_lr_factor` times the backbone's rate.
+                    norm_decay=True, rules=(), precision="fp32", kind="sgd"):  # fmt: skip
+    """One parameter group per module; new modules (heads) learn at `head_lr_factor` times the backbone's rate.
 
+    kind: sgd, with `momentum`, or adamw (Loshchilov and Hutter 2019, algorithm 2), whose beta 1 is `momentum`, beta 2 0.999 and
+        epsilon 1e-8: it multiplies each weight with 1 - lr * weight_decay.
     network: with `backbone_modules()` and `head_modules()`, on its device already. Each group carries `lr_factor`, which
     `set_learning_rate` multiplies with. Where parameters of a module differ in what follows, it has a group for each kind:
     bias_decay: False: no weight decay for parameters whose name ends in `bias`, those of BatchNorm among them.
@@ -34,7 +36,7 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
         whole name of a parameter, `layer4.2.conv1.weight`; the first rule that fits a parameter is the one that counts. Its
         lr_factor is relative to base_lr, in the heads too, where it stands for head_lr_factor. Its weight_decay stands for
         that of the other parameters, but parameters that the two switches exempt from decay stay exempt.
-    precision: with fp16 the kernel is not fused: when a GradScaler leaves out the very first step, the fused kernel leaves its
+    precision: with fp16 SGD's kernel is not fused: when a GradScaler leaves out the very first step, the fused one leaves its
         momentum buffers uninitialised and the second step reads them (torch 2.14).
     Raises Mistake for a rule with other keys or values, or that no parameter is left for.
     """
@@ -64,8 +66,12 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
         raise ValueError(f"{len(outside)} parameters would never learn ({', '.join(outside[:5])}): name their modules in "
                          "backbone_modules() or head_modules() of the network, or freeze them")  # fmt: skip
 
-    fused = True if next(network.parameters()).is_cuda and precision != "fp16" else None  # one kernel for all weights
-    optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+    if kind == "adamw":
+        fused = True  # one kernel for all weights, on CPUs too
+        optimizer = torch.optim.AdamW(groups, lr=base_lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
+    else:
+        fused = True if next(network.parameters()).is_cuda and precision != "fp16" else None
+        optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
     settings_here = [{key: group[key] for key in ("lr_factor", "weight_decay")} for group in groups]
 
@@ -82,7 +88,10 @@ def set_learning_rate(optimizer, lr: float, momentum: float | None = None) -> No
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
         if momentum is not None:
-            group["momentum"] = momentum
+            if "betas" in group:
+                group["betas"] = momentum, group["betas"][1]
+            else:
+                group["momentum"] = momentum
 
 
 def _checked(rules) -> list[dict]:

@@ -288,21 +288,22 @@ def restore(run, content) -> None:
     own_settings = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(content["optimizer"])
+        kinds = {"exp_avg", "exp_avg_sq", "step"} if run.cfg.optimizer == "adamw" else {"momentum_buffer"}
         for group, settings in zip(run.optimizer.param_groups, own_settings):
             group.update(settings)
         wrong = [
-            f"{name} of another shape or kind"
+            f"{name} of another shape, kind or optimizer"
             for group in run.optimizer.param_groups
             for parameter in group["params"]
             for name, value in run.optimizer.state[parameter].items()
-            if value is not None and not _fits(value, parameter)
+            if name not in kinds or value is not None and not _fits(value, torch.empty(()) if name == "step" else parameter)
         ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         wrong = [str(error) or repr(error)]
     if wrong:
         raise Mistake(
-            f"{where}: the optimizer in this checkpoint has other parameter groups ({wrong[0]}); set param_rules, bias_decay "
-            "and norm_decay back, or start from the checkpoint with `weight`"
+            f"{where}: the optimizer in this checkpoint has other parameter groups ({wrong[0]}); set optimizer, param_rules, "
+            "bias_decay and norm_decay back, or start from the checkpoint with `weight`"
         )
     try:
         run.precision.load_state_dict(content.get("precision"))
