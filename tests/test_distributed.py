@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 from processes import CONFIG, finish, free_port, losses, said, seen, small_training, start
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from tool import train
 from util import distributed
@@ -166,7 +167,7 @@ def test_first_host_of_a_slurm_list(nodes, first):
 def torchrun(variables, monkeypatch):
     """Calls of torch's launcher, parsed and remembered instead of run."""
     calls, before = [], signal.getsignal(signal.SIGUSR1)
-    monkeypatch.setattr(distributed.torchrun, "run", calls.append)
+    monkeypatch.setattr("torch.distributed.run.run", calls.append)
     yield calls
     signal.signal(signal.SIGUSR1, before)
 
@@ -202,16 +203,16 @@ def test_old_keys_for_several_machines_become_the_launchers_and_it_is_said_what_
 def test_status_of_a_failed_process_is_that_of_the_program(torchrun, monkeypatch, ends, status):
     def run(_):
         failure = types.SimpleNamespace(exitcode=ends, timestamp=0, local_rank=0, pid=1, signal_name=lambda: "", message="")
-        failed = distributed.ChildFailedError.__new__(distributed.ChildFailedError)
+        failed = ChildFailedError.__new__(ChildFailedError)
         failed.failures, failed.name = {0: failure}, "train.py"
         raise failed
 
-    monkeypatch.setattr(distributed.torchrun, "run", run)
+    monkeypatch.setattr("torch.distributed.run.run", run)
     assert distributed.launch("train.py", [], None, machines=2, url="tcp://a:1") == status
 
 
 def test_signal_to_the_launching_process_is_handed_on_and_means_start_again(torchrun, monkeypatch):
-    monkeypatch.setattr(distributed.torchrun, "run", lambda _: os.kill(os.getpid(), signal.SIGUSR1) or time.sleep(1))
+    monkeypatch.setattr("torch.distributed.run.run", lambda _: os.kill(os.getpid(), signal.SIGUSR1) or time.sleep(1))
     assert distributed.launch("train.py", [], None, machines=2, url="tcp://a:1") == distributed.REQUEUE
 
 

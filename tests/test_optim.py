@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from util.common import Mistake
-from util.optim import build_optimizer, poly_learning_rate, set_learning_rate
+from util.optim import SGD, AdamW, build_optimizer, poly_learning_rate, set_learning_rate
 
 
 class Network(nn.Module):
@@ -225,3 +225,24 @@ def test_the_kernel_is_fused_on_a_gpu_but_not_under_a_grad_scaler(precision, fus
     assert [group["fused"] for group in optimizer.param_groups] == [fused]
     if not fused:
         assert torch.equal(momentum_after_an_overflow(optimizer, network.weight), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("ours, theirs", [(SGD, torch.optim.SGD), (AdamW, torch.optim.AdamW)])
+def test_optimizers_are_torchs_to_the_bit_and_leave_no_graph(ours, theirs):
+    networks = [nn.Linear(5, 3) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    how = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.9} if ours is SGD else {})
+    optimizers = [kind(network.parameters(), **how) for kind, network in zip((theirs, ours), networks)]
+    for _ in range(3):
+        image = torch.randn(4, 5)
+        for network, optimizer in zip(networks, optimizers):
+            optimizer.zero_grad()
+            network(image).square().sum().backward()
+            optimizer.step()
+    a, b = (optimizer.state_dict() for optimizer in optimizers)
+    assert a["param_groups"] == b["param_groups"] and a["state"].keys() == b["state"].keys() == {0, 1}
+    assert all(torch.equal(a["state"][i][key], value) for i in (0, 1) for key, value in b["state"][i].items())
+    assert torch.equal(networks[0].weight, networks[1].weight) and networks[1].weight.is_leaf
+    optimizers[1].load_state_dict(a)
+    optimizers[1].zero_grad()
+    assert networks[1].weight.grad is None

@@ -25,7 +25,7 @@ from model.loss import CrossEntropy
 from model.pspnet import PSPNet
 from model.weights import to_mmseg
 from tool import test, train
-from util import distributed, precision
+from util import distributed, optim, precision
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.precision import Precision
@@ -394,7 +394,7 @@ def test_traceback_of_a_bug_goes_to_the_screen_too(toy_options, monkeypatch, bug
     def fail(*_):
         raise bug("of a library")
 
-    monkeypatch.setattr(torch.optim.SGD, "step", fail)
+    monkeypatch.setattr(optim.SGD, "step", fail)
     with pytest.raises(bug, match="of a library"):
         run(toy_options)
     (log,) = folder(toy_options).glob("train-*.log")

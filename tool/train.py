@@ -142,7 +142,8 @@ def open_run(cfg) -> Run:
 def check_batch(cfg) -> None:
     world = distributed.world_size()
     smallest = cfg.batch_size // world // cfg.accumulate_steps
-    needed, reason = (1, "") if cfg.sync_bn and world > 1 else images_needed(cfg)
+    # More than two are never needed, and to ask the network takes a second.
+    needed, reason = (1, "") if smallest > 1 or (cfg.sync_bn and world > 1) else images_needed(cfg)
     reason = reason and f" ({reason})"
     if smallest < needed:
         message = (

@@ -14,9 +14,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 from util.common import Mistake
@@ -89,6 +86,10 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
     processes = len(gpus) if gpus and torch.cuda.is_available() else 1
     if "RANK" in os.environ or processes * machines == 1:
         return None
+    from torch.distributed import run as torchrun  # here, since most processes start no others
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     where = ["--standalone"]
     if machines > 1:
         found = re.fullmatch(r"tcp://(.+):(\d+)", url)

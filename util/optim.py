@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+from inspect import unwrap
 
 import torch
 from torch import nn
@@ -12,6 +13,16 @@ from util.schedule import poly
 from util.values import convert
 
 RULE_KEYS = ("name", "lr_factor", "weight_decay")
+
+
+def _eager(kind):
+    """An optimizer without its wrappers for torch.compile, which import the compiler: that takes longer than the first step."""
+    names = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
+    plain = {name: unwrap(getattr(kind, name)) for name in names} | {"step": torch.no_grad()(unwrap(kind.step))}
+    return type(kind.__name__, (kind,), plain)
+
+
+SGD, AdamW = _eager(torch.optim.SGD), _eager(torch.optim.AdamW)
 
 
 def poly_learning_rate(base_lr: float, curr_iter: int, max_iter: int, power: float = 0.9) -> float:
@@ -68,10 +79,10 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
 
     if kind == "adamw":
         fused = True  # one kernel for all weights, on CPUs too
-        optimizer = torch.optim.AdamW(groups, lr=base_lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
+        optimizer = AdamW(groups, lr=base_lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
     else:
         fused = True if next(network.parameters()).is_cuda and precision != "fp16" else None
-        optimizer = torch.optim.SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+        optimizer = SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
     settings_here = [{key: group[key] for key in ("lr_factor", "weight_decay")} for group in groups]
 
