@@ -1,7 +1,9 @@
 # ruff: noqa: F811  (`root` is a fixture)
-import json
+import errno
 import multiprocessing
 import os
+import signal
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -38,7 +40,7 @@ def build(root, directory, seen=None, said=None):
 
 
 def entries(directory):
-    return sorted(Path(directory).glob("*.raw"))
+    return sorted(Path(directory).glob("*.cache"))
 
 
 @pytest.mark.parametrize("transform", [None, AUGMENT, LAZY])
@@ -63,23 +65,38 @@ def test_images_of_odd_size_and_lists_without_labels_are_cached(root, tmp_path):
     test = SemData("test", root, root / "train.txt", cache=tmp_path / "cache")
     np.testing.assert_array_equal(test[0][0], image)
     assert not test[0][1].any() and test[0][1].shape == (23, 31)
-    assert len(entries(tmp_path / "cache")) == 12  # the same images with and without label
+    assert len(entries(tmp_path / "cache")) == 2  # the same images with and without label
 
 
 def test_a_cached_read_is_a_read_only_map_of_the_file(root, tmp_path):
-    image, label, ids = C.read_cached(build(root, tmp_path / "cache")[0])
+    image, label, ids = build(root, tmp_path / "cache")[0]
     assert not image.flags.owndata and not image.flags.writeable and not label.flags.writeable
-    assert ids == np.unique(picture(0)[1]).tolist()
+    assert ids.tolist() == np.unique(picture(0)[1]).tolist()
 
 
-def test_a_second_dataset_decodes_nothing(root, tmp_path):
+def assert_whole(cache):
+    """The cache holds what the fixture `root` has written."""
+    for index in range(6):
+        for got, expected in zip(cache[index], picture(index)):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_a_second_dataset_decodes_nothing_and_adds_no_file(root, tmp_path):
     seen, said = [], []
-    first = build(root, tmp_path / "cache", seen, said)
-    assert sorted(seen) == [0, 1, 2, 3, 4, 5]
+    assert_whole(build(root, tmp_path / "cache", seen, said))
+    assert sorted(seen) == [0, 1, 2, 3, 4, 5] and len(entries(tmp_path / "cache")) == 1
     assert "decoding 6 of 6 images, 0.00 GB (" in said[0] and said[-1].endswith("6/6")
     seen, said = [], []
-    assert build(root, tmp_path / "cache", seen, said) == first
-    assert not seen and not said
+    assert_whole(build(root, tmp_path / "cache", seen, said))
+    assert not seen and not said and len(entries(tmp_path / "cache")) == 1
+
+
+def test_a_list_that_shares_images_with_another_adds_what_is_new(root, tmp_path):
+    (root / "part.txt").write_text("image/4.png label/4.png\nimage/1.png label/1.png\n")
+    pairs, seen = read_list(root / "part.txt", root, "train"), []
+    C.build_cache(tmp_path / "cache", pairs, decode_of(pairs, []), lambda text: None)
+    assert_whole(build(root, tmp_path / "cache", seen))
+    assert sorted(seen) == [0, 2, 3, 5]
 
 
 @pytest.mark.parametrize("name", ["image/3.png", "label/3.png"])
@@ -89,65 +106,81 @@ def test_a_changed_source_is_decoded_again(root, tmp_path, name):
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     seen = []
-    build(root, tmp_path / "cache", seen)
-    assert seen == [3] and len(entries(tmp_path / "cache")) == 6
+    assert_whole(build(root, tmp_path / "cache", seen))
+    assert seen == [3] and len(entries(tmp_path / "cache")) == 2
 
 
-@pytest.mark.parametrize("kept", [0, 10, 500, -1])
-def test_a_file_that_was_cut_off_is_made_again(root, tmp_path, kept):
-    file = Path(build(root, tmp_path / "cache")[2])
-    whole = file.read_bytes()
-    file.write_bytes(whole[:kept])
+def damaged(root, directory, change):
+    """What is decoded again after `change` was made to the bytes of the cache's file."""
     seen = []
-    build(root, tmp_path / "cache", seen)
-    assert seen == [2] and file.read_bytes() == whole
+    build(root, directory)
+    (file,) = entries(directory)
+    file.write_bytes(change(bytearray(file.read_bytes())))
+    assert_whole(build(root, directory, seen))
+    return seen
 
 
-@pytest.mark.parametrize("change", [{"format": 1}, {"format": None}, {"source": None}, {"h": 1}])
-def test_a_file_of_another_format_is_made_again(root, tmp_path, change):
-    file = Path(build(root, tmp_path / "cache")[2])
-    whole = file.read_bytes()
-    head, _, rest = whole.partition(b"\n")
-    changed = json.loads(head) | change
-    text = json.dumps({key: value for key, value in changed.items() if value is not None})
-    file.write_bytes(text.ljust(len(head)).encode() + b"\n" + rest)
-    seen = []
-    build(root, tmp_path / "cache", seen)
-    assert seen == [2] and file.read_bytes() == whole
+@pytest.mark.parametrize("kept", [0, 3, 10, 16, 50, 16 + 6 * C.SLOT.itemsize - 1])
+def test_a_file_that_was_cut_off_in_its_slots_is_made_again(root, tmp_path, kept):
+    assert len(damaged(root, tmp_path / "cache", lambda data: data[:kept])) == 6
 
 
-@pytest.mark.parametrize("head", [b"[]", b"null", b"7", b'"x"', b"{}"])
-def test_a_file_whose_header_is_something_else_is_made_again(root, tmp_path, head):
-    file = Path(build(root, tmp_path / "cache")[2])
-    file.write_bytes(head + b"\n")
-    seen = []
-    build(root, tmp_path / "cache", seen)
-    assert seen == [2]
+def test_of_a_file_that_was_cut_off_the_pixels_it_still_has_are_used(root, tmp_path):
+    size = 24 * 32 * 4 + 5
+    assert len(damaged(root, tmp_path / "cache", lambda data: data[: -size - 300])) == 2
+    assert len(damaged(root, tmp_path / "more", lambda data: data[:-1])) == 1
+
+
+@pytest.mark.parametrize("place", range(16, 16 + 6 * C.SLOT.itemsize, 5))
+def test_a_slot_with_a_wrong_byte_is_made_again(root, tmp_path, place):
+    def change(data):
+        data[place] ^= 255
+        return data
+
+    assert len(damaged(root, tmp_path / "cache", change)) == 1
+
+
+@pytest.mark.parametrize("head", [b"samples2", b"\0" * 8, b"samples3" + b"\xff" * 8, b"samples3" + b"\0" * 8])
+def test_a_file_with_another_head_is_made_again(root, tmp_path, head):
+    assert len(damaged(root, tmp_path / "cache", lambda data: head + data[len(head) :])) == 6
+
+
+def test_files_of_an_earlier_version_are_named_once_and_left_alone(root, tmp_path):
+    (tmp_path / "cache").mkdir()
+    for name in "ab":
+        (tmp_path / f"cache/{name}.raw").write_bytes(b"old")
+    said = []
+    build(root, tmp_path / "cache", said=said)
+    assert sum("2 .raw files are of an earlier version and no longer used: delete them" in line for line in said) == 1
+    said = []
+    build(root, tmp_path / "cache", said=said)
+    assert not said and len(list((tmp_path / "cache").glob("*.raw"))) == 2
 
 
 def test_a_pair_that_is_listed_twice_is_decoded_once(root, tmp_path):
     (root / "train.txt").write_text("image/0.png label/0.png\n" * 20)
     seen = []
-    assert len(build(root, tmp_path / "cache", seen)) == 20 and seen == [19]
+    cache = build(root, tmp_path / "cache", seen)
+    assert seen == [0]
+    np.testing.assert_array_equal(cache[19][0], picture(0)[0])
 
 
 def test_places_where_no_cache_can_lie_are_named(root, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Mistake, match="file/cache/.*raw: not a directory"):
+    with pytest.raises(Mistake, match="cache .*file/cache: the folder cannot be made: not a directory"):
         build(root, tmp_path / "file/cache")
     with pytest.raises(Mistake, match="cache /proc/cache: the folder cannot be made"):
         build(root, "/proc/cache")
-    file = Path(build(root, tmp_path / "cache")[1])
-    file.unlink()
-    file.mkdir()
-    with pytest.raises(Mistake, match=f"{file}: is a directory"):
+    (tmp_path / "cache/x.cache").mkdir(parents=True)
+    with pytest.raises(Mistake, match="cache/x.cache: is a directory"):
         build(root, tmp_path / "cache")
 
 
 def test_a_cached_file_that_vanishes_is_named(root, tmp_path):
     data = SemData("train", root, root / "train.txt", cache=tmp_path / "cache")
-    Path(data.cached[1]).unlink()
-    with pytest.raises(Mistake, match=f"{data.cached[1]}: no such file"):
+    (file,) = entries(tmp_path / "cache")
+    file.unlink()
+    with pytest.raises(Mistake, match=f"{file}: no such file"):
         data[1]
 
 
@@ -162,11 +195,59 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(root, tmp_path, monkeypat
 
     with pytest.raises(KeyboardInterrupt):
         C.build_cache(tmp_path / "cache", pairs, stopped, say=lambda text: None)
-    done = len(entries(tmp_path / "cache"))
-    assert 3 <= done < 6
     seen = []
-    build(root, tmp_path / "cache", seen)
-    assert 3 in seen and len(seen) == 6 - done
+    assert_whole(build(root, tmp_path / "cache", seen))
+    assert set(seen) <= {3, 4, 5} and 3 in seen
+
+
+def test_a_build_that_was_killed_loses_what_it_decoded_since_the_last_commit(root, tmp_path, monkeypatch):
+    pairs = read_list(root / "train.txt", root, "train")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(C, "COMMIT_S", 0)
+
+    def killed(index):
+        if index == 3:
+            time.sleep(0.5)  # for the commit of the others
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode_of(pairs, [])(index)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=C.build_cache, args=(tmp_path / "cache", pairs, killed, lambda text: None)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    seen = []
+    assert_whole(build(root, tmp_path / "cache", seen))
+    assert sorted(seen) == [3, 4, 5] and len(entries(tmp_path / "cache")) == 2
+
+
+def test_a_build_that_decodes_nothing_leaves_no_file(root, tmp_path):
+    for i in range(6):
+        (root / f"image/{i}.png").write_text("no image")
+    pairs = read_list(root / "train.txt", root, "train")
+    with pytest.raises(Mistake):
+        C.build_cache(tmp_path / "cache", pairs, decode_of(pairs, []), lambda text: None)
+    assert not entries(tmp_path / "cache")
+
+
+def test_a_full_disk_is_named_and_what_was_written_is_kept(root, tmp_path, monkeypatch):
+    written, write = [], C._write
+
+    def full(stream, array):
+        written.append(array)
+        if len(written) == 9:  # in the third pair, after the header
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(stream, array)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(C, "_write", full)
+    with pytest.raises(Mistake, match=r"\.cache: no space left on device"):
+        build(root, tmp_path / "cache")
+    monkeypatch.undo()
+    seen = []
+    assert_whole(build(root, tmp_path / "cache", seen))
+    assert 2 in seen and len(seen) < 6
 
 
 def test_a_bad_label_stops_the_build_with_its_name(root, tmp_path):
@@ -192,12 +273,12 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(root, tm
     assert not seen and not entries(tmp_path / "cache")
 
 
-def test_the_announced_size_is_that_of_the_files(root, tmp_path):
+def test_the_announced_size_is_that_of_the_file(root, tmp_path):
     save(root / "label/1.png", picture(1)[1].astype(np.uint16) + 300)
     pairs = read_list(root / "train.txt", root, "train")
-    sizes = [Path(file).stat().st_size for file in build(root, tmp_path / "cache")]
-    for pair, size in zip(pairs, sizes):
-        assert abs(C._bytes_of(*pair) - size) <= 192  # the header
+    build(root, tmp_path / "cache")
+    (file,) = entries(tmp_path / "cache")
+    assert abs(sum(C._bytes_of(*pair) for pair in pairs) - file.stat().st_size) <= 4096
 
 
 def test_an_unreadable_image_is_named(root, tmp_path):
@@ -219,7 +300,7 @@ def test_prepare_builds_the_cache_that_training_then_reads(toy_options, tmp_path
     plain = load_checkpoint(tmp_path / "exp/model/train_epoch_1.pth")["state_dict"]
     options += ["cache", str(tmp_path / "cache"), "save_path", str(tmp_path / "cached")]
     prepare.main(["cache", "--config", config, *options])
-    assert len(entries(tmp_path / "cache")) == 18 and "train.txt and" in capsys.readouterr().out
+    assert len(entries(tmp_path / "cache")) == 2 and "train.txt and" in capsys.readouterr().out
     monkeypatch.setattr(SemData, "_decode", None)  # nothing is left to decode
     assert train.main(["--config", config, *options]) == 0
     cached = load_checkpoint(tmp_path / "cached/train_epoch_1.pth")["state_dict"]
@@ -241,7 +322,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(root, tmp_path):
                 stream.write(f"{index}\n")
             return read_image(pairs[index][0]), read_label(pairs[index][1])
 
-        assert len(C.build_cache(tmp_path / "cache", pairs, decode, say=lambda text: None)) == 6
+        assert_whole(C.build_cache(tmp_path / "cache", pairs, decode, say=lambda text: None))
 
     processes = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
     for process in processes:
@@ -250,3 +331,27 @@ def test_of_two_processes_one_builds_and_the_other_waits(root, tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert sorted(log.read_text().split()) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_without_locks_two_processes_build_two_files_and_both_are_in_order(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(C.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
+    pairs, processes = read_list(root / "train.txt", root, "train"), multiprocessing.get_context("fork")
+    together = processes.Barrier(2)
+
+    def work():
+        def decode(index):
+            if index == 0:
+                together.wait(20)
+            return read_image(pairs[index][0]), read_label(pairs[index][1])
+
+        assert_whole(C.build_cache(tmp_path / "cache", pairs, decode, say=lambda text: None))
+
+    both = [processes.Process(target=work) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0] and len(entries(tmp_path / "cache")) == 2
+    seen = []
+    assert_whole(build(root, tmp_path / "cache", seen))
+    assert not seen

@@ -1,11 +1,12 @@
 """A cache of decoded images and labels: reading a sample then costs the pixels it uses, not the decoding of two files.
 
-Each pair of a list is one file in the cache's directory, named by the paths of image and label:
-  one line of JSON, padded to a multiple of 64 bytes   format, h, w, label (dtype or null), ids, source
-  the label, h x w of its dtype (nothing where the list has no label), then the image, h x w x 3 uint8 RGB.
-`ids` are the label's distinct values, `source` is [[size, mtime_ns], ...] of the files it was made from. When a dataset is
-made, a file of another format, from another source or of the wrong length is made again. Files appear whole, so a build that
-was stopped continues where it was. One cache serves any number of lists and processes.
+Every run that finds pairs of its list missing in the cache's directory decodes them into one more file NAME.cache:
+  FORMAT and the number of slots, two uint64; the slots, one for each pair (SLOT); zeros up to a multiple of 4096
+  for each pair at its slot's offset: the label, h x w of 0 (no label), 1 or 2 bytes a pixel; its distinct values in the same
+  dtype; the image, h x w x 3 uint8 RGB.
+A pair's key is a digest of both paths, and sizes and times of both files, so a changed file is a pair that is missing. Slots
+are written after their pixels have reached the disk: a file is in order at any moment, and a build that was stopped continues
+where it was. No run changes or removes a file of another: one cache serves any number of lists, processes and machines.
 """
 
 import fcntl
@@ -13,114 +14,184 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from util.common import Mistake, write_aside
-from util.image import file_errors, image_header, system_words
+from util.common import Mistake
+from util.image import file_errors, image_header
 
-FORMAT = 2  # 1 held images that were not turned by their EXIF orientation
+FORMAT = int.from_bytes(b"samples3", "little")
+SLOT = np.dtype(
+    [("key", "<u8", 2), ("offset", "<i8"), ("h", "<i4"), ("w", "<i4"), ("label", "<i4"), ("ids", "<i4"), ("check", "<u8")]
+)
+COMMIT_S = 5  # a killed build loses what it decoded in this time
+
+
+class Cache:
+    """The decoded files of a list: `cache[index]` is (image, label or None, ids), read-only maps of a file.
+
+    image (H, W, 3) uint8 RGB, label (H, W) uint8 or uint16, ids the label's distinct values. `missing` are the indices of what
+    the cache lacks, one for each key.
+    """
+
+    def __init__(self, directory, keys):
+        self.files = sorted(map(str, Path(directory).glob("*.cache")))
+        slots = [_read_slots(file) for file in self.files]
+        of_file = np.repeat(np.arange(len(slots)), [len(part) for part in slots])
+        slots = np.concatenate([np.empty(0, SLOT), *slots])
+        order = np.argsort(slots["key"][:, 0], kind="stable")
+        place = np.searchsorted(slots["key"][order, 0], keys[:, 0])
+        found = np.append(order, -1)[place]  # the last slot, or none, for a key that is larger than all
+        is_here = (slots["key"][found] == keys).all(1) if len(slots) else np.zeros(len(keys), bool)
+        first = np.zeros(len(keys), bool)
+        first[np.unique(keys[:, 0], return_index=True)[1]] = True
+        self.missing = np.flatnonzero(first & ~is_here).tolist()
+        self.slots, self.of_file = slots[found[is_here]], of_file[found[is_here]]  # of the list, where nothing is missing
+
+    def __getitem__(self, index):
+        slot, file = self.slots[index], self.files[self.of_file[index]]
+        offset, h, w, size, ids = (int(slot[name]) for name in ("offset", "h", "w", "label", "ids"))
+        with file_errors(file, "; the cache is complete only when a run starts"):
+            data = np.asarray(np.memmap(file, np.uint8, "r", offset, int(_bytes(slot))))
+        image = data[(h * w + ids) * size :].reshape(h, w, 3)
+        if not size:
+            return image, None, ()
+        label = data[: (h * w + ids) * size].view(f"<u{size}")
+        return image, label[: h * w].reshape(h, w), label[h * w :]
 
 
 def build_cache(directory, data_list, decode, say=print):
-    """Bring the cache up to date with `data_list` and return its files, one path (str) for each pair.
+    """Bring the cache up to date with `data_list` and return its `Cache`.
 
     data_list holds (image path, label path or None); decode(index) -> image (H, W, 3) uint8, label (H, W) uint8 or uint16.
     One process builds and the others wait for it. `say` gets the size before the first file is written, and the progress;
     a disk without room for it raises Mistake.
     """
-    directory = Path(directory)
-    files = [str(directory / _name(pair)) for pair in data_list]
-    if all(_is_current(file, pair) for file, pair in zip(files, data_list)):
-        return files
+    directory, keys = Path(directory), np.array([_key(pair) for pair in data_list])
+    cache = Cache(directory, keys)
+    if not cache.missing:
+        return cache
     with file_errors(f"cache {directory}: the folder cannot be made"):
         directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory / "lock"):
-        unique = dict(zip(files, range(len(files))))  # a list may name a pair twice
-        todo = [i for file, i in unique.items() if not _is_current(file, data_list[i])]
-        need, free = sum(_bytes_of(*data_list[i]) for i in todo), shutil.disk_usage(directory).free
+        missing = Cache(directory, keys).missing
+        if missing:
+            _build(directory, data_list, keys, missing, decode, say)
+    cache = Cache(directory, keys)
+    if cache.missing:
+        raise Mistake(f"cache {directory}: {len(cache.missing)} images are missing after they were written: is anything else "
+                      "writing or deleting files there?")  # fmt: skip
+    return cache
+
+
+def _build(directory, data_list, keys, missing, decode, say):
+    """Decode the missing pairs into a file of their own. It stays if the build is stopped, without the pairs not reached."""
+    slots, lock = np.zeros(len(missing), SLOT), threading.Lock()
+
+    def add(row):
+        index = missing[row]
+        image, label = decode(index)
+        parts, slot = [image], np.zeros(1, SLOT)
+        if data_list[index][1] is not None:
+            ids = cv2.calcHist([label], [0], None, [256**label.itemsize], [0, 256**label.itemsize]).ravel().nonzero()[0]
+            parts = [label, ids.astype(label.dtype), image]
+            slot["label"], slot["ids"] = label.itemsize, len(ids)
+        slot["key"], (slot["h"], slot["w"]) = keys[index], image.shape[:2]
+        with lock:
+            slot["offset"] = stream.seek(-(-stream.seek(0, os.SEEK_END) // 64) * 64)
+            for part in parts:
+                _write(stream, part)
+            slot["check"] = _check(slot)
+            slots[row] = slot
+
+    def commit():
+        with lock:
+            ready = slots.copy()
+            os.fsync(stream)
+            stream.seek(16)
+            _write(stream, ready)
+            os.fsync(stream)
+
+    file = directory / f"{uuid.uuid4().hex}.cache"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes outside the interpreter's lock
+        need, free = sum(pool.map(lambda i: _bytes_of(*data_list[i]), missing)), shutil.disk_usage(directory).free
         if need > free:
-            raise Mistake(f"cache {directory}: {len(todo)} decoded images need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
+            raise Mistake(f"cache {directory}: {len(missing)} decoded images need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
                           "free: choose a directory on a larger disk or train without cache")  # fmt: skip
-        if todo:
-            sizes = f"{need / 1e9:.2f} GB ({free / 1e9:.2f} GB are free)"
-            say(f"cache {directory}: decoding {len(todo)} of {len(files)} images, {sizes}")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes outside the interpreter's lock
-            for done, _ in enumerate(pool.map(lambda i: _write(files[i], data_list[i], decode, i), todo), 1):
-                if done * 10 // len(todo) > (done - 1) * 10 // len(todo):
-                    say(f"cache {directory}: {done}/{len(todo)}")
-    return files
+        if old := sum(1 for _ in directory.glob("*.raw")):
+            say(f"cache {directory}: {old} .raw files are of an earlier version and no longer used: delete them")
+        sizes = f"{need / 1e9:.2f} GB ({free / 1e9:.2f} GB are free)"
+        say(f"cache {directory}: decoding {len(missing)} of {len(data_list)} images, {sizes}")
+        with file_errors(file), file.open("xb", buffering=0) as stream:
+            try:
+                _write(stream, np.array([FORMAT, len(missing)], "<u8"))
+                stream.truncate(-(-(16 + slots.nbytes) // 4096) * 4096)
+                committed = time.monotonic()
+                for done, _ in enumerate(pool.map(add, range(len(missing))), 1):
+                    if done * 10 // len(missing) > (done - 1) * 10 // len(missing):
+                        say(f"cache {directory}: {done}/{len(missing)}")
+                    if time.monotonic() > committed + COMMIT_S:
+                        commit()
+                        committed = time.monotonic()
+            finally:
+                pool.shutdown(cancel_futures=True)
+                commit() if slots["h"].any() else file.unlink()
 
 
-def read_cached(file):
-    """(image, label or None, ids): read-only maps of the file, (H, W, 3) uint8 and (H, W), and the label's values."""
-    with file_errors(file, "; the cache is complete only when a run starts"), Path(file).open("rb") as stream:
-        head = json.loads(stream.readline())
-        label_start = stream.tell()
-        data = np.asarray(np.memmap(stream, np.uint8, "r"))
-    h, w = head["h"], head["w"]
-    image_start = len(data) - h * w * 3
-    label = data[label_start:image_start].view(head["label"]).reshape(h, w) if head["label"] else None
-    return data[image_start:].reshape(h, w, 3), label, head["ids"]
+def _read_slots(file):
+    """The slots of a file that are in order and whose pixels it holds; none of a file that is of another kind."""
+    with file_errors(file), Path(file).open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        kind, count = np.frombuffer(stream.read(16).ljust(16, b"\0"), "<u8").tolist()
+        if kind != FORMAT or 16 + count * SLOT.itemsize > size:
+            return np.empty(0, SLOT)
+        slots = np.frombuffer(stream.read(count * SLOT.itemsize), SLOT)
+    slots = slots[slots["check"] == _check(slots)]
+    return slots[slots["offset"] + _bytes(slots) <= size]
 
 
-def _write(file, pair, decode, index):
-    source = _source(pair)  # before decoding: a file that changes meanwhile is found stale next time
-    image, label = decode(index)
-    label = None if pair[1] is None else np.ascontiguousarray(label)
-    head = {
-        "format": FORMAT,
-        "h": image.shape[0],
-        "w": image.shape[1],
-        "label": None if label is None else str(label.dtype),
-        "ids": [] if label is None else np.unique(label).tolist(),
-        "source": source,
-    }
-    text = json.dumps(head)
-    with write_aside(file) as aside, aside.open("wb") as stream:
-        stream.write(text.ljust(-(-(len(text) + 1) // 64) * 64 - 1).encode() + b"\n")
-        if label is not None:
-            stream.write(label)
-        stream.write(np.ascontiguousarray(image))
+def _check(slots):
+    """A number that tells slots from zeros and from damage, (N,) uint64."""
+    words = slots.view("<u8").reshape(len(slots), SLOT.itemsize // 8)[:, :-1]
+    return (words * np.arange(3, 2 * words.shape[1] + 3, 2, np.uint64)).sum(1) + np.uint64(1)
 
 
-def _is_current(file, pair):
-    """Whether the cached file is whole, of this format, and made from the pair's files as they are now."""
-    try:
-        with Path(file).open("rb") as stream:
-            head = json.loads(stream.readline())
-            if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("source") != _source(pair):
-                return False
-            size = stream.tell() + head["h"] * head["w"] * (3 + np.dtype(head["label"] or "V0").itemsize)
-            return os.fstat(stream.fileno()).st_size == size
-    except (FileNotFoundError, ValueError):  # none yet, or its header is cut off
-        return False
-    except OSError as error:
-        raise Mistake(f"{file}: {system_words(error)}") from error
+def _bytes(slots):
+    """The bytes of a slot's label, ids and image."""
+    pixels = slots["h"].astype(np.int64) * slots["w"]
+    return pixels * 3 + (pixels + slots["ids"]) * slots["label"]
 
 
-def _name(pair):
-    """Both paths count: one list may name an image with a label, another without."""
-    text = json.dumps([None if path is None else str(Path(path).absolute()) for path in pair])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest() + ".raw"
+def _write(stream, array):
+    """All of an array; a write may take a part, as before the disk is full."""
+    rest = memoryview(np.ascontiguousarray(array)).cast("B")
+    while rest:
+        rest = rest[stream.write(rest) :]
 
 
-def _source(pair):
-    stats = []
-    for path in filter(None, pair):
+def _key(pair):
+    """128 bits as two integers. Both paths count: one list may name an image with a label, another without."""
+    facts = []
+    for path in map(Path, filter(None, pair)):
         with file_errors(path):
-            stats.append(Path(path).stat())
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+            stat = path.stat()
+        facts.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns])
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
 def _bytes_of(image_path, label_path):
     """Bytes that a pair takes decoded, from the headers of its files."""
     w, h, _ = image_header(image_path)
     deep = label_path is not None and image_header(label_path)[2].startswith("I")
-    return h * w * (3 + (0 if label_path is None else 2 if deep else 1)) + 64
+    return h * w * (3 + (0 if label_path is None else 2 if deep else 1)) + 64 + SLOT.itemsize
 
 
 @contextmanager
@@ -129,6 +200,6 @@ def _lock(path):
     with file_errors(path):
         stream = path.open("w", encoding="utf-8")
     with stream:
-        with suppress(OSError):  # some file systems of clusters cannot lock; files still appear whole
+        with suppress(OSError):  # some file systems of clusters cannot lock: then each builds a file of its own
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield

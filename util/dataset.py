@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from util.cache import build_cache, read_cached
+from util.cache import build_cache
 from util.common import Mistake, first_few
 from util.image import check_sizes, pixel_counts, read_image, read_label, read_text, system_words
 
@@ -121,7 +121,7 @@ class SemData(torch.utils.data.Dataset):
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 or uint16, checked, as in the files; read-only from a cache."""
         if self.cached is None:
             return self._decode(index)
-        image, label, ids = read_cached(self.cached[index])
+        image, label, ids = self.cached[index]
         if label is None:
             return image, np.zeros(image.shape[:2], np.uint8)
         if self.classes is not None and any(i >= self.classes and i != self.ignore_label for i in ids):
