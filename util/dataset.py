@@ -16,7 +16,8 @@ import torch
 
 from util.cache import build_cache
 from util.common import Mistake, first_few
-from util.image import check_sizes, pixel_counts, read_image, read_label, read_text, system_words
+from util.image import check_sizes, open_image, pixel_counts, read_image, read_label, read_text, system_words
+from util.transform import Compose
 
 
 def read_list(path, data_root, split):
@@ -93,8 +94,8 @@ class SemData(torch.utils.data.Dataset):
     uint16, and the sample's own random numbers. Split `test` has no labels: they are all zero, uint8. With `classes` given,
     a label id that is neither below it nor `ignore_label` is a Mistake.
 
-    `cache` names a directory for decoded files (util/cache.py); what it lacks is decoded by the constructor. A lazy transform
-    then reads the pixels of its crop only.
+    `cache` names a directory for decoded files (util/cache.py); what it lacks is decoded by the constructor. A lazy `Compose`
+    then reads the pixels of its crop only, and without a cache it decodes of a PNG no more than leads to them.
     """
 
     def __init__(self, split="train", data_root=None, data_list=None, transform=None, *,
@@ -110,17 +111,18 @@ class SemData(torch.utils.data.Dataset):
     def __getitem__(self, key):
         """Sample `index`, or `(epoch, index)`; an index alone is that of epoch 0."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, label = self.read(index)
-        if not getattr(self.transform, "lazy", False):
+        lazy = getattr(self.transform, "lazy", False)
+        image, label = self.read(index, open_image if lazy and isinstance(self.transform, Compose) else read_image)
+        if not lazy:
             image, label = image.astype(np.float32), np.array(label)
         if self.transform is None:
             return image, label
         return self.transform(image, label, sample_rng(self.seed, epoch, index))
 
-    def read(self, index):
+    def read(self, index, read_image=read_image):
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 or uint16, checked, as in the files; read-only from a cache."""
         if self.cached is None:
-            return self._decode(index)
+            return self._decode(index, read_image)
         image, label, ids = self.cached[index]
         if label is None:
             return image, np.zeros(image.shape[:2], np.uint8)
@@ -136,7 +138,7 @@ class SemData(torch.utils.data.Dataset):
             return None, str(error)
         return None if self.split == "test" else count_pixels(label, self.classes, self.ignore_label), ""
 
-    def _decode(self, index):
+    def _decode(self, index, read_image=read_image):
         image_path, label_path = self.data_list[index]
         image = read_image(image_path)
         if label_path is None:

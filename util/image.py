@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from util.common import Mistake, first_few
+from util.png import SIGNATURE, cut_png, png_layout
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
 TIFF_STARTS, ORIENTATION = (b"II", b"MM"), 274
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # of cv2.flip; EXIF orientations over 4 are transposed first
@@ -24,7 +24,34 @@ def read_image(path, lossless=False):
     data = read_bytes(path)
     if lossless:
         _refuse_lossy(path, data)
-    return cv2.cvtColor(_decode(path, data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return _decode_rgb(path, data)
+
+
+def open_image(path):
+    """`read_image`, for a reader that needs a window only: of ordinary PNGs a `PngImage`, of other files the array."""
+    data = read_bytes(path)
+    layout = png_layout(data)
+    return PngImage(path, data, layout) if layout else _decode_rgb(path, data)
+
+
+class PngImage:
+    """A PNG that is decoded when it is sliced: `image[y0:y1, x0:x1]` costs the rows up to y1 and the columns up to x1.
+
+    shape (H, W, 3), uint8 RGB; `np.asarray` decodes all of it. Mistake where what a window needs is damaged.
+    """
+
+    ndim, dtype = 3, np.dtype(np.uint8)
+
+    def __init__(self, path, data, layout):
+        self.path, self.data, self.layout, self.shape = path, data, layout, (*layout[:2], 3)
+
+    def __getitem__(self, window):
+        rows, columns = (range(side)[part] for side, part in zip(self.shape, window, strict=False))
+        cut = cut_png(self.data, self.layout, rows.stop, columns.stop)  # None: the decoder says what is wrong
+        return _decode_rgb(self.path, cut or self.data)[rows.start : rows.stop, columns.start : columns.stop]
+
+    def __array__(self, dtype=None, copy=None):
+        return _decode_rgb(self.path, self.data).astype(dtype or self.dtype, copy=False)
 
 
 def rgb_of(image):
@@ -67,7 +94,7 @@ def read_label(path):
     _refuse_lossy(path, data)
     if data[:2] in TIFF_STARTS and _header(data, "tag_v2", {}).get(ORIENTATION, 1) != 1:
         raise Mistake(f"{path}: a TIFF with an orientation tag, which decoders apply differently; save labels as PNG")
-    depth, colour = data[24:26] if data.startswith(PNG_SIGNATURE) and len(data) > 25 else (None, None)
+    depth, colour = data[24:26] if data.startswith(SIGNATURE) and len(data) > 25 else (None, None)
     if colour == PNG_PALETTE or colour is None and _header(data, "mode") == "P":
         with _decoding(path):
             return np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
@@ -181,6 +208,10 @@ def _header(data, name, default=None):
         return getattr(Image.open(io.BytesIO(data)), name)
     except Exception:  # as in _decoding, which reports what is wrong
         return default
+
+
+def _decode_rgb(path, data):
+    return cv2.cvtColor(_decode(path, data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def _decode(path, data, flags):

@@ -442,9 +442,9 @@ class Compose:
     Lazy: the transforms that lead up to the last Crop draw their random numbers first, in the same order. The crop's
     window is then followed back through them to the source pixels it depends on, and each computes its window only.
     Labels are equal to those of the plain order, the crop's image is within 0.05 grey levels of it (where PhotometricDistortion
-    follows, a few pixels in a thousand round to the other grey level). The image may then be a uint8 memory map: only the
-    source window is read and converted. Transforms without a lazy form, and all of them where OpenCV's warp is too coarse (see
-    `warp_is_exact`), run one by one.
+    follows, a few pixels in a thousand round to the other grey level). The image may then be a uint8 memory map or a `PngImage`
+    (util/image.py): only the source window is read and converted. Transforms without a lazy form, and all of them where
+    OpenCV's warp is too coarse (see `warp_is_exact`), run one by one.
     """
 
     def __init__(self, ops, lazy=False):
@@ -464,8 +464,8 @@ class Compose:
 
     @staticmethod
     def _run(ops, image, label, rng):
-        if ops and isinstance(image, np.ndarray):
-            image = image.astype(np.float32, copy=False)
+        if ops and not isinstance(image, torch.Tensor):
+            image = np.asarray(image).astype(np.float32, copy=False)
         for op in ops:
             image, label = op(image, label, rng)
         return image, label
