@@ -272,6 +272,8 @@ def _coco(files, images):
                       "they are with --images DIR")  # fmt: skip
     if strays and not placed:
         raise Mistake(f"{files[0]}: none of the {strays} annotations has the `image_id` of an image of its file")
+    if samples and not placed:
+        raise Mistake(f"{files[0]}: no annotations in it, so every pixel would be background; give the file that has them")
     if strays:
         notes.append(f"{strays} annotations belong to no image of their file")
     if len(listed) < len(pictures):

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from util.common import Mistake
+from util.common import EXPORT_FORMATS, Mistake, first_line
 
-FORMATS = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}
 VERSION = "1"
 # config is YAML, of a run of tool/train.py; mean and std are R, G, B of 0..255; size is h, w. All but the texts are JSON.
 KEYS = ("version", "config", "names", "palette", "mean", "std", "size", "epoch", "revision")
@@ -86,7 +85,7 @@ class Exported:
         except (Mistake, MemoryError):
             raise
         except Exception as error:  # a class of its own for each package and fault
-            raise Mistake(f"{path}: damaged, or not a file of this format ({_first_line(error)})") from error
+            raise Mistake(f"{path}: damaged, or not a file of this format ({first_line(error)})") from error
         missing = [key for key in KEYS if not meta.get(key)]
         if missing:
             raise Mistake(f"{path}: was not written by tool/export.py: it has no {', '.join(missing)}")
@@ -103,8 +102,8 @@ class Exported:
         """Raise Mistake for a config with other classes, windows or precision."""
         if len(self.names) != cfg.classes:
             raise Mistake(f"{cfg.path}: DATA.classes: {cfg.classes}, but {self.path} has {len(self.names)}")
-        if cfg.precision != "fp32":
-            raise Mistake(f"{cfg.path}: TRAIN.precision: {cfg.precision}, but {self.path} computes in fp32; set it to fp32")
+        if cfg.precision not in ("fp32", "auto"):
+            raise Mistake(f"{cfg.path}: TRAIN.precision: {cfg.precision}, but {self.path} computes in fp32; set it to auto")
         (h, w), size = self.size, (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
         if cfg.test_mode == "slide" and size != (h, w):
             raise Mistake(
@@ -125,9 +124,10 @@ class Exported:
 
 def format_of(path) -> str:
     """onnx, pt2 or openvino, by the suffix."""
-    if Path(path).suffix not in FORMATS:
-        raise Mistake(f"{path}: the name must end with {', '.join(f'{suffix} ({form})' for suffix, form in FORMATS.items())}")
-    return FORMATS[Path(path).suffix]
+    if Path(path).suffix not in EXPORT_FORMATS:
+        known = ", ".join(f"{suffix} ({form})" for suffix, form in EXPORT_FORMATS.items())
+        raise Mistake(f"{path}: the name must end with {known}")
+    return EXPORT_FORMATS[Path(path).suffix]
 
 
 def _read_onnx(path):
@@ -180,6 +180,3 @@ def _quiet():
         finally:
             logging.disable(level)
 
-
-def _first_line(error) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

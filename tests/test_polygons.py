@@ -49,6 +49,9 @@ def labelme(path, shapes, image=None, size=SIZE):
     path.write_text(json.dumps(content | {"version": "5.5.0", "flags": {}, "shapes": shapes}))
 
 
+CAR = [(0, "car", [[1, 1, 9, 1, 9, 9]], {})]  # as `coco` takes it
+
+
 def coco(path, annotations, images=("a.png", "b.png"), names=NAMES):
     """annotations: [(number of the image, name, segmentation, more)]; ids have gaps."""
     content = {
@@ -309,7 +312,7 @@ def test_compressed_run_lengths_are_those_of_pycocotools(mine, tmp_path):
 def test_coco_files_of_train_and_val_are_the_splits(tmp_path):
     for year, name in (("train2017", "a"), ("val2017", "b")):
         picture(tmp_path / "coco" / year / f"{name}.png")
-        coco(tmp_path / "coco/annotations" / f"instances_{year}.json", [], [f"{name}.png"])
+        coco(tmp_path / "coco/annotations" / f"instances_{year}.json", CAR if name == "a" else [], [f"{name}.png"])
     assert run("--images", tmp_path / "coco", "--polygons", tmp_path / "coco/annotations", "--out", tmp_path / "out") == 0
     assert (tmp_path / "out/list/val.txt").read_text() == "image/val2017/b.png label/val2017/b.png\n"
 
@@ -317,7 +320,7 @@ def test_coco_files_of_train_and_val_are_the_splits(tmp_path):
 def test_coco_files_beside_images_of_the_same_names_take_their_own(tmp_path):
     for split in ("train", "valid", "test"):
         picture(tmp_path / "coco" / split / "a.png")
-        coco(tmp_path / "coco" / split / "_annotations.coco.json", [], ["a.png"])
+        coco(tmp_path / "coco" / split / "_annotations.coco.json", CAR, ["a.png"])
     assert run("--polygons", tmp_path / "coco", "--out", tmp_path / "out") == 0
     assert (tmp_path / "out/list/val.txt").read_text() == "image/valid/a.png label/valid/a.png\n"
     assert (tmp_path / "out/list/test.txt").exists()
@@ -339,20 +342,27 @@ def test_a_fault_of_coco_is_named_with_file_and_annotation(mine, tmp_path, capsy
 
 
 def test_images_that_a_coco_file_names_and_nobody_has_are_listed(mine, tmp_path, capsys):
-    coco(mine / "coco.json", [], ["a.png", "b.png", "c.png", "sub/d.png"])
+    coco(mine / "coco.json", CAR, ["a.png", "b.png", "c.png", "sub/d.png"])
     args = "--polygons", mine / "coco.json", "--out", tmp_path / "out"
     assert run(*args) == 1
     error = capsys.readouterr().err
     assert "2 of 4 samples" in error and "image 14: c.png is not in" in error and "image 21: sub/d.png is not in" in error
     assert run(*args, "--skip-bad") == 0
-    coco(mine / "coco.json", [], ["x.png", "y.png"])
+    coco(mine / "coco.json", CAR, ["x.png", "y.png"])
     assert run(*args) == 1
     assert "none of its 2 images is in" in capsys.readouterr().err
 
 
+def test_coco_files_without_annotations_are_refused(mine, tmp_path, capsys):
+    coco(mine / "coco.json", [])
+    assert run("--polygons", mine / "coco.json", "--out", tmp_path / "out") == 1
+    assert f"{mine}/coco.json: no annotations in it, so every pixel would be background" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_coco_size_that_is_none_is_left_out_with_skip_bad(mine, tmp_path):
     picture(mine / "c.png")
-    coco(mine / "coco.json", [], ["a.png", "b.png", "c.png"])
+    coco(mine / "coco.json", CAR, ["a.png", "b.png", "c.png"])
     content = json.loads((mine / "coco.json").read_text())
     content["images"][0]["height"] = 48.0
     (mine / "coco.json").write_text(json.dumps(content))
@@ -370,7 +380,7 @@ def test_a_coco_size_that_is_none_is_left_out_with_skip_bad(mine, tmp_path):
     ({"images": [{"id": 0, "file_name": "a.png", "width": 9, "height": 0}]}, "image 0: height 0 and width 9"),
 ])  # fmt: skip
 def test_a_file_that_is_not_of_coco_is_named(mine, tmp_path, capsys, spoil, message):
-    coco(mine / "coco.json", [])
+    coco(mine / "coco.json", CAR)
     content = json.loads((mine / "coco.json").read_text()) | spoil
     (mine / "coco.json").write_text(json.dumps(content))
     assert run("--polygons", mine / "coco.json", "--out", tmp_path / "out") == 1

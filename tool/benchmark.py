@@ -65,7 +65,9 @@ def main(argv=None) -> int:
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python tool/benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     sub = commands.add_parser("speed", aliases=["all"], help="every optimised part against its plain form (default)")
     sub.set_defaults(command=speed)

@@ -87,7 +87,9 @@ def mmseg_settings(switches) -> str:
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python tool/convert.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("input", metavar="IN", help="a file of any format listed in model/weights.py")
     parser.add_argument("output", metavar="OUT", help="the file to write")
     parser.add_argument("--to", choices=("semseg", "mmseg"), default="semseg", help="names to write (default: semseg)")

@@ -19,6 +19,7 @@ import re
 import signal
 import sys
 import time
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from util import distributed
 from util.common import Mistake, first_few
 from util.config import SECTION_OF, Config
 from util.image import read_image
-from util.inference import Predictor, find_model, is_model, load_model_config
+from util.inference import Predictor, find_model, is_model, load_model_config, read_model, with_model
 from util.log import ProgressBar, build_logger, report_errors
 from util.video import VIDEO_SUFFIXES, VideoReader, write_video
 from util.visual import below, colorize, legend, output_names, overlay, save_png
@@ -46,14 +47,16 @@ def main(argv=None) -> int:
 
 
 def demo(args) -> None:
-    cfg = load_cfg(args)
+    read = lru_cache(1)(read_model)  # the checkpoint has the config and the network
+    cfg = load_cfg(args, read)
     sources, out = find_sources(args.image), Path(args.out)
     names = output_names([camera_name(source) if isinstance(source, int) else source for source in sources])
     outputs = {os.path.realpath(out / f"{name}_{kind}") for name in names
                for kind in ("gray.png", "color.png", "overlay.png", "overlay.mp4")}  # fmt: skip
     if overwritten := outputs & {os.path.realpath(source) for source in sources if isinstance(source, Path)}:
         raise Mistake(f"--out {out}: {min(overwritten)} is one of the inputs and would be overwritten; name another folder")
-    predictor = Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, config=cfg)
+    predictor = Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, cfg, read)
+    read.cache_clear()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,13 +82,13 @@ def demo(args) -> None:
         raise Mistake(f"{len(faults)} of {len(sources)} inputs could not be read:\n" + first_few(faults, 20, "\n"))
 
 
-def load_cfg(args) -> Config:
+def load_cfg(args, read) -> Config:
     experiment = args.config or args.model
     if not args.config and not (experiment and is_model(experiment)):
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
     model = args.model or (experiment if is_model(experiment) else None)
-    overrides = [*args.opts, *(["model_path", find_model(model)] if model else [])]
-    return load_model_config(experiment, overrides, must_exist=["model_path"], check=check_config)
+    overrides = with_model(args.opts, find_model(model)) if model else args.opts
+    return load_model_config(experiment, overrides, ["model_path"], check_config, read)
 
 
 def show_picture(predictor, image, place, args, log) -> None:

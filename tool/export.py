@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,18 +24,20 @@ import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
 
 from model import check_config
-from model.exported import FORMATS, Exported, Window, write_exported
-from util.common import Mistake
+from model.exported import Exported, Window, write_exported
+from util.common import EXPORT_FORMATS, Mistake
 from util.config import config_error, dump_config
 from util.dataset import SemData
 from util.inference import (
     find_model,
+    is_exported,
     is_model,
     load_model_config,
     load_predicting_network,
     predict,
     prediction_settings,
     read_model,
+    with_model,
 )
 from util.log import git_revision, report_errors
 from util.metric import confusion_matrix, scores
@@ -51,19 +54,20 @@ def main(argv=None) -> int:
 
 def export(args) -> None:
     out = Path(args.out)
-    if FORMATS.get(out.suffix) != args.format:
-        suffix = next(suffix for suffix, form in FORMATS.items() if form == args.format)
+    if EXPORT_FORMATS.get(out.suffix) != args.format:
+        suffix = next(suffix for suffix, form in EXPORT_FORMATS.items() if form == args.format)
         raise Mistake(f"--out {out}: the name of a file of --format {args.format} ends with {suffix}")
     if out.is_dir():
         raise Mistake(f"--out {out}: is a folder; name the file to write")
-    if Path(args.model).suffix in FORMATS or not is_model(args.model):
+    if is_exported(args.model) or not is_model(args.model):
         raise Mistake(f"--model {args.model}: expected a checkpoint, such as model_best.pth")
-    model = find_model(args.model)
-    cfg = load_model_config(args.config or model, [*args.opts, "model_path", model], ["model_path"], check_config)
+    model, read = find_model(args.model), lru_cache(1)(read_model)
+    cfg = load_model_config(args.config or model, with_model(args.opts, model), ["model_path"], check_config, read)
     h, w = args.size or (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
     cfg = replace(cfg, test_h=h, test_w=w, precision="fp32", channels_last=False, compile=False)
     data, count = (None, 0) if args.images == 0 else labelled_images(cfg, args.images)
-    network, weights = load_predicting_network(model, read_model(model), cfg, torch.device("cpu"))
+    network, weights = load_predicting_network(model, read(model), cfg, torch.device("cpu"))
+    read.cache_clear()
     windows = [torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3)]
     logits = [run_network(network, window) for window in windows]  # refuses a size before the long export
     meta = {"config": dump_config(cfg), "names": class_names(cfg), "palette": palette_of(cfg).tolist(), "mean": MEAN,
@@ -146,9 +150,11 @@ def run_network(network, windows):
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python tool/export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="the checkpoint: a file, or an address as in the config")
-    parser.add_argument("--format", choices=tuple(FORMATS.values()), default="onnx", help="default: %(default)s")
+    parser.add_argument("--format", choices=tuple(EXPORT_FORMATS.values()), default="onnx", help="default: %(default)s")
     parser.add_argument("--out", required=True, help="the file to write: .onnx, .pt2, or .xml (with a .bin beside it)")
     parser.add_argument("--size", type=size, metavar="HxW", help="window (default: test_h x test_w of the config)")
     parser.add_argument("--images", type=whole, metavar="N", help="compare on N images of the list; 0: none (default: all)")

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,7 +38,7 @@ from util.config import ROOT, Config
 from util.dataset import SemData, check_ids
 from util.fetch import local_file
 from util.image import read_label, size_text
-from util.inference import Predictor, load_model_config, prediction_protocol
+from util.inference import Predictor, is_exported, load_model_config, prediction_protocol, read_model
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_scores
 from util.precision import shared_precision
@@ -86,9 +86,10 @@ def main(argv=None) -> int:
 
 def test(argv) -> int | None:
     distributed.adopt_launcher()
+    read = lru_cache(1)(read_model)  # a checkpoint has the config and the network
     with distributed.same_errors():
         path, overrides, notes = parse_test(argv, __doc__)
-        cfg = load_model_config(path, overrides, needed_files, check_config)
+        cfg = load_model_config(path, overrides, needed_files, check_config, read)
         run = plan(cfg)
     status = distributed.launch(Path(__file__).resolve(), argv, cfg.test_gpu)
     if status is not None:
@@ -104,10 +105,9 @@ def test(argv) -> int | None:
     if cfg.has_prediction:
         predictions = ahead(partial(read_prediction, run), mine)
     else:
-        precision = shared_precision(cfg.precision, run.device)
-        run.log.info(f"Precision: {precision.label}")
         with distributed.same_errors():
-            load_network(run, precision)
+            load_network(run, read)
+        read.cache_clear()
         predictions = predict_images(run, mine)
     with distributed.first_error():
         count_images(run, predictions)
@@ -179,11 +179,15 @@ def open_log(folder):
         raise Mistake(f"TEST.save_folder: no results can be written to {folder} ({error})") from error
 
 
-def load_network(run, precision):
+def load_network(run, read):
     cfg = run.cfg
     checkpoints = cfg.model_path if isinstance(cfg.model_path, tuple) else (cfg.model_path,)
+    exported = any(map(is_exported, checkpoints))  # these compute in fp32, which is what auto means then
+    precision = shared_precision("fp32" if exported and cfg.precision == "auto" else cfg.precision, run.device)
+    run.log.info(f"Precision: {precision.label}")
     fetch = lambda path: distributed.first_on_machine(lambda: local_file(path, ROOT / "initmodel", run.log.info))
-    run.predictor = Predictor([*map(fetch, checkpoints)], run.device, precision, cfg)
+    files = [path if path == cfg.path else fetch(path) for path in checkpoints]  # that of the config is here
+    run.predictor = Predictor(files, run.device, precision, cfg, read)
     for path, weights in zip(checkpoints, run.predictor.weights):
         run.log.info(f"Weights {path}:\n{weights}")
     files, epochs = [shown(path) for path in checkpoints], [weights.epoch for weights in run.predictor.weights]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from util.common import Mistake, first_few, write_aside
+from util.common import Mistake, first_few, first_line, write_aside
 
 NAME = re.compile(r"train_(?:epoch_(\d+)(?:_iter_(\d+))?|iter_(\d+))\.pth")
 RUN_FILES = "model_best.pth metrics.jsonl metrics.stray events.out.tfevents.* config.yaml".split()  # beside those and the logs
@@ -49,7 +49,7 @@ def save_safetensors(content: dict, path) -> None:
         metadata |= {"format": "pt", "config": content["config"], "order": json.dumps(list(state))}
         data = tensors.save(state, metadata | {"crc32": _crc32(state, metadata)})
     except (KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise Mistake(f"{path}: a safetensors file cannot hold this ({_first_line(error)}); write a .pth file") from error
+        raise Mistake(f"{path}: a safetensors file cannot hold this ({first_line(error)}); write a .pth file") from error
     with write_aside(path, sync=True) as aside:
         aside.write_bytes(data)
 
@@ -191,7 +191,7 @@ def _decode(path, data):
             f"{path}: refused, since it holds more than tensors and plain values and could run code ({what[0]})"
         ) from None
     except Exception as error:
-        raise Damaged(f"{path}: damaged, not a readable checkpoint ({_first_line(error)})") from None
+        raise Damaged(f"{path}: damaged, not a readable checkpoint ({first_line(error)})") from None
 
 
 def _decode_safetensors(path, data):
@@ -211,7 +211,7 @@ def _decode_safetensors(path, data):
     except (Mistake, MemoryError):
         raise
     except Exception as error:  # as in _decode
-        raise Damaged(f"{path}: damaged, not a readable safetensors file ({_first_line(error)})") from None
+        raise Damaged(f"{path}: damaged, not a readable safetensors file ({first_line(error)})") from None
 
 
 def _safetensors(path):
@@ -257,6 +257,3 @@ def _iteration_in(path, data_iters=None) -> int:
     except Exception:  # see _decode
         return 0
 
-
-def _first_line(error) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

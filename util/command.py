@@ -10,10 +10,10 @@ from pathlib import Path
 from types import NoneType
 from typing import get_origin
 
-from util.common import Mistake, did_you_mean
+from util.common import MODEL_SUFFIXES, Mistake, did_you_mean
 from util.config import SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, value_of
 from util.fetch import is_url
-from util.inference import MODEL_SUFFIXES, find_model, is_model, load_model_config
+from util.inference import find_model, is_model, load_model_config
 
 WIDTH = 100  # of the help
 PAIRS = "KEY VALUE"

@@ -5,6 +5,9 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+EXPORT_FORMATS = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}  # of tool/export.py, by the suffix of the file
+MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", *EXPORT_FORMATS)  # what tells a trained network from a YAML file
+
 
 class Mistake(ValueError):
     """What the user can put right. The message names file, key and value and says what to do; the programs print it without a
@@ -47,6 +50,11 @@ def first_few(items, count=5, separator=", ") -> str:
     """The first `count` of a list as text, and how many more there are."""
     more = f"{separator}and {len(items) - count} more" if len(items) > count else ""
     return separator.join(map(str, items[:count])) + more
+
+
+def first_line(error) -> str:
+    """Of the message of an exception; its class, if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def text_table(rows) -> str:

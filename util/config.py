@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 import yaml
 
-from util.common import Mistake, did_you_mean, first_few
+from util.common import MODEL_SUFFIXES, Mistake, did_you_mean, first_few
 from util.fetch import is_url, parse_url
 from util.values import convert, parse_yaml, read_config_text, shown
 
@@ -255,6 +255,11 @@ def find_config(name, root=ROOT) -> Path:
     `pspnet_r50-d8_512x1024_40k_cityscapes` or `configs/pspnet/pspnet_r50-d8_512x1024_40k_cityscapes.py`.
     """
     wanted = Path(name)
+    if is_url(str(name)) or wanted.suffix in MODEL_SUFFIXES:
+        raise Mistake(
+            f"{name}: the file of a trained network, and not a config; give the YAML file (or its name), and this file as "
+            "`weight` to start a training from it, as `resume` to go on with its run, or as --model to test, demo and export"
+        )
     for path in (wanted, root / wanted):
         if os.path.isfile(path) and path.suffix != ".py":  # noqa: PTH113, Path.is_file raises where the name is too long
             return path
@@ -545,9 +550,9 @@ def _missing_files(cfg, keys):
                 there = []
                 with suppress(OSError):  # a folder whose name is too long
                     there = sorted(Path(path).parent.glob("*.pth"), key=lambda p: p.lstat().st_mtime, reverse=True)
-                remedy = (
-                    f"; there are {first_few([p.name for p in there])}" if there else "; train first, or name the checkpoint"
-                )
+                remedy = "; train first, or name the checkpoint: model_path FILE"
+                if there:
+                    remedy = f"; there are {first_few([p.name for p in there])}: name one, model_path {there[0]}"
             yield key, f"{path} does not exist{remedy}"
 
 

@@ -4,7 +4,9 @@
 """
 
 import hashlib
+import os
 import re
+import time
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
@@ -15,6 +17,7 @@ from util.common import Mistake, write_aside
 
 HUB = "https://huggingface.co"
 TIMEOUT = 20  # seconds that a server may keep silent
+WAIT, PAUSE = 3600, 0.5  # seconds that a process waits for what another one fetches, and between two looks
 
 
 def is_url(value) -> bool:
@@ -48,24 +51,38 @@ def local_file(value, folder, say=print) -> Path:
     """The file that a config's value means: itself if it is a path, else its copy in `folder`, fetched if it is not there.
 
     The copy is used only if it has the checksum; without one in `value`, say(...) tells it. Raises Mistake if the file cannot
-    be fetched or has another checksum; nothing is left then. Several processes may do this at once.
+    be fetched or has another checksum; nothing is left then. Several processes may do this at once; of those that a launcher
+    has started on one machine the first one fetches, the others wait for its copy.
     """
     if not is_url(value):
         return Path(value)
     url, pinned = parse_url(value)
     by_url = _place(folder, url, hashlib.sha256(url.encode()).hexdigest())
     places = [_place(folder, url, pinned), by_url] if pinned else [by_url]
-    for path in places:
-        found = path.is_file() and _sha256_of(path)
-        if found and pinned in (None, found):
-            break
-    else:
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of the processes that a launcher has started on this machine
+    path, found = _kept(places, pinned)
+    if not path and first:
         path = places[0]
         say(f"Fetching {url} into {path}")
         found = _download(value, url, pinned, path)
-    if not pinned:
+    end = time.monotonic() + WAIT
+    while not path:  # if the first one fails, the launcher ends this one too
+        if time.monotonic() > end:
+            raise Mistake(f"{value}: the first process of this machine, which fetches it into {places[0]}, has not done so")
+        time.sleep(PAUSE)
+        path, found = _kept(places, pinned)
+    if not pinned and first:
         say(f"{value}: to have this very file checked from now on, write {value}#sha256={found}")
     return path
+
+
+def _kept(places, pinned):
+    """(path, SHA-256) of the first of these files that is there and has the checksum, or (None, None)."""
+    for path in places:
+        found = path.is_file() and _sha256_of(path)
+        if found and pinned in (None, found):
+            return path, found
+    return None, None
 
 
 def _place(folder, url, digits) -> Path:

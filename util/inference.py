@@ -14,22 +14,24 @@ import os
 from dataclasses import replace
 from functools import lru_cache, partial
 from math import ceil, inf
+from pathlib import PurePosixPath
+from types import NoneType
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from util.checkpoint import load_checkpoint
-from util.common import Mistake, did_you_mean, first_few
-from util.config import ROOT, Config, carries_config, load_config, value_of
+from util.common import EXPORT_FORMATS, MODEL_SUFFIXES, Mistake, did_you_mean, first_few
+from util.config import ROOT, Config, carries_config, key_value_pairs, load_config, value_of
 from util.fetch import is_url, local_file
 from util.image import rgb_of
-from util.precision import Precision
+from util.precision import DTYPES, Precision
 from util.transform import MEAN, STD
 from util.visual import class_names, palette_of
 
-EXPORTED_SUFFIXES = (".onnx", ".pt2", ".xml")  # of tool/export.py
-MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", *EXPORTED_SUFFIXES)  # what tells a trained network from a YAML file
 WHOLE = 2**31  # bytes; `predict` works in strips where the class probabilities of an image or a scale of it would take more
 STRIP = 32  # rows that are averaged over the scales and decided at a time, then
 # The keys of the config that say how to predict and may be different for each Predictor.
@@ -44,13 +46,15 @@ class Predictor:
 
     checkpoint: a file, the content of one, or a list of these, whose probabilities are averaged.
     device: None = a GPU if there is one.
-    precision: fp32, bf16, fp16 or a Precision; None = auto, bf16 if the device has instructions for it.
+    precision: fp32, bf16, fp16 or a Precision; None = auto, bf16 if the device has instructions for it, and fp32 with a file
+        of tool/export.py.
     config: a YAML file or a Config, for checkpoints that carry none.
+    read: in place of `read_model`, for who has read a file already.
     protocol: keys of PROTOCOL, in place of the config's.
     Raises Mistake for what does not fit together.
     """
 
-    def __init__(self, checkpoint, device=None, precision=None, config=None, **protocol):
+    def __init__(self, checkpoint, device=None, precision=None, config=None, read=None, **protocol):
         from model import check_config  # util knows the networks in this file alone, and only where one is loaded
 
         for key in protocol:
@@ -59,13 +63,15 @@ class Predictor:
         files = [*checkpoint] if isinstance(checkpoint, list | tuple) else [checkpoint]
         if not files:
             raise Mistake("Predictor: the list of checkpoints is empty; name at least one")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device_named(device)
+        if not isinstance(precision, Precision | NoneType) and precision not in (*DTYPES, "auto"):
+            raise Mistake(f"Predictor: precision: {precision!r} is unknown; choose one of {', '.join(DTYPES)}, auto")
         self.cfg = None
         if isinstance(config, Config):
             self.cfg = replace(config, **{key: _protocol_value(key, value) for key, value in protocol.items()})
         self.networks, self.weights = [], []  # with the report of what was loaded into each
         for file in files:
-            path, content = ("checkpoint", file) if isinstance(file, dict) else (file, read_model(file))
+            path, content = ("checkpoint", file) if isinstance(file, dict) else (file, (read or read_model)(file))
             if self.cfg is None:
                 overrides = [word for pair in protocol.items() for word in pair]
                 carried = content if config is None else None
@@ -82,7 +88,8 @@ class Predictor:
             self.weights.append(weights)
         self.names, self.palette = class_names(self.cfg), palette_of(self.cfg)
         if not isinstance(precision, Precision):
-            precision = Precision(precision or "auto", self.device)
+            exported = any(not isinstance(network, nn.Module) for network in self.networks)
+            precision = Precision(precision or "auto", self.device, native="fp32" if exported else None)
         self.precision = precision
 
     def __call__(self, image):
@@ -105,12 +112,12 @@ class Predictor:
         return total.div_(len(self.networks)) if len(self.networks) > 1 else total
 
 
-def load_model_config(path, overrides=(), must_exist=(), check=None):
-    """`load_config` of a YAML file, or of the config that a trained network's file carries."""
+def load_model_config(path, overrides=(), must_exist=(), check=None, read=None):
+    """`load_config` of a YAML file, or of the config that a trained network's file carries; read: in place of `read_model`."""
     if not is_model(path):
         return load_config(path, overrides, must_exist, check)
     path = find_model(path)
-    return load_config(path, overrides, must_exist, check, read_model(path))
+    return load_config(path, overrides, must_exist, check, (read or read_model)(path))
 
 
 def find_model(path) -> str:
@@ -127,11 +134,25 @@ def is_model(path) -> bool:
     return is_url(path) or str(path).endswith(MODEL_SUFFIXES)
 
 
+def is_exported(path) -> bool:
+    """Is this a file of tool/export.py, by its suffix?"""
+    return PurePosixPath(urlsplit(path).path if is_url(path) else path).suffix in EXPORT_FORMATS
+
+
+def with_model(overrides, path) -> list[str]:
+    """`overrides` of a config and this file as model_path; Mistake if they name another one."""
+    pairs = [*key_value_pairs(overrides)]
+    for key, value in pairs:
+        if key.rpartition(".")[2] == "model_path" and find_model(value) != path:
+            raise Mistake(f"command line: --model {path} and {key} {value} are two networks; give one")
+    return [*overrides, "model_path", path]
+
+
 def read_model(path) -> dict:
     """What the file of a trained network holds: `state_dict`, and `config`, `names`, `palette` if it carries them. Of a file of
     tool/export.py: `exported`, the network as a function, in place of `state_dict`."""
     path = local_file(path, ROOT / "initmodel")
-    if not str(path).endswith(EXPORTED_SUFFIXES):
+    if not is_exported(path):
         return load_checkpoint(path)
     from model.exported import Exported
 
@@ -152,6 +173,18 @@ def load_predicting_network(path, content, cfg, device):
     network = build_model(cfg)
     weights = load_network_weights(network, path, read=lambda _: content)
     return for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile), weights
+
+
+def _device_named(device):
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise Mistake(f"Predictor: device: {device!r} is unknown; it is cpu, cuda, or cuda:1 for the second GPU") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise Mistake(f"Predictor: device: {device!s}, but torch sees {torch.cuda.device_count()} GPUs here")
+    return found
 
 
 def _protocol_value(key, value):

@@ -27,6 +27,7 @@ from util.visual import colorize, overlay, paint, save_jpeg
 
 HARDEST, SHOWN, BEST = 20, 6, 3  # images listed with their overlays; of them shown in four pictures; best images shown
 THUMBNAIL = 480  # pixels of the long side: sharp at twice the density of a screen with four in a row
+LONG = ("config", "checkpoint", "date", "environment", "list")  # what the protocol has in files and not on the screen
 DASHES = """A dash: the class is in no label (accuracy), or in neither label nor prediction (IoU, dice), or in no prediction
 (precision); the means leave it out. The accuracy of a class is its recall."""
 
@@ -93,8 +94,10 @@ class Example:
 
 def log_result(log, result: Result) -> None:
     log.info(f"Eval result: {result.summary}.")
-    for title, values in (("Further", result.further), ("Protocol", result.protocol)):
-        log.info(f"{title}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    text = lambda values: ", ".join(f"{key} {value}" for key, value in values.items())
+    log.info(f"Further: {text(result.further)}")
+    log.info(f"Protocol: {text({key: value for key, value in result.protocol.items() if key not in LONG})}")
+    log.debug(f"Protocol: {text(result.protocol)}")
     log.info("\n" + table(result.scores, result.names, boundary=result.boundary))
 
 
@@ -108,8 +111,8 @@ def write_result(folder, result: Result) -> None:
 
 
 def write_images(folder, names, images) -> None:
-    """images.csv: of each image (its name, its `image_scores`) a row; nan is an empty cell. names: of the classes."""
-    rows = ([name, *("" if math.isnan(x) else x for x in values.tolist())] for name, values in images)
+    """images.csv: of each image (its name, its `image_scores`) a row, 6 digits; nan is an empty cell. names: of the classes."""
+    rows = ([name, *("" if math.isnan(x) else round(x, 6) for x in values.tolist())] for name, values in images)
     _write_csv(folder / "images.csv", [["image", "mIoU", "allAcc", *(f"IoU {name}" for name in names)], *rows])
 
 
