@@ -3,7 +3,6 @@
 import os
 import re
 import resource
-import shlex
 import signal
 import struct
 
@@ -420,26 +419,3 @@ def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
     getmask = own.getmask
     monkeypatch.setattr(own, "getmask", lambda text: getmask({"ö": "o"}.get(text, text)))
     assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe")) and not np.array_equal(strip("Hö"), strip(r"H\xf6"))
-
-
-def test_the_commands_of_the_documentation_run(project, tmp_path, monkeypatch, camera):
-    section = (ROOT / "docs/running.md").read_text().split("## Predict pictures and videos\n")[1].split("\n## ")[0]
-    commands = re.search("```sh\n(.*?)```", section, re.S)[1].splitlines()
-    monkeypatch.chdir(tmp_path)
-    for name, source in {
-        "exp/toy/pspnet18/model/model_best.pth": "best.pth",
-        "weights.pth": "best.pth",
-        "picture.jpg": "picture.png",
-        "holiday/a.png": "picture.png",
-        "more/b.jpg": "picture.png",
-        "drive.mp4": "drive.mp4",
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((project / source).read_bytes())
-    camera(last=lambda: os.kill(os.getpid(), signal.SIGINT))
-    for command in commands:
-        program, *words = shlex.split(command)[1:]
-        options = "classes 4 names_path null colors_path null".split() if "toy_pspnet18" in words else []
-        assert program == "tool/demo.py" and demo.main([*words, *options]) == 0, command
-    assert (tmp_path / "seen/picture_overlay.png").is_file()
-    assert {"a_overlay.png", "b_overlay.png", "drive_overlay.mp4", "camera_overlay.mp4"} <= {*names_in(tmp_path / "demo")}

@@ -26,7 +26,7 @@ from util.config import ROOT, load_config
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES += [ROOT / f"{folder}/README.md" for folder in ("dataset", "initmodel", "exp")]
 PROGRAMS = "python python3 torchrun srun mpirun sbatch pip tensorboard".split()
-CITYSCAPES, CAMVID, GPUS, SLURM = "needs Cityscapes", "needs CamVid", "needs GPUs", "needs SLURM; tests/test_launch.py pretends it"
+CITYSCAPES, CAMVID, GPUS, SLURM = "needs Cityscapes", "needs CamVid", "needs GPUs", "needs SLURM"
 INSTALLS, SUITE = "installs packages", "is this suite"
 PARSED = {  # without comments and quotes
     "sh tool/train.sh cityscapes pspnet50": CITYSCAPES,
@@ -62,12 +62,12 @@ PARSED = {  # without comments and quotes
     "python tool/train.py --config F world_size 2 rank 0 dist_url tcp://HOST0:6789": "waits for another machine",
     "sbatch tool/slurm.sh DATASET EXP [KEY VALUE ...]": SLURM,
     "sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 tool/slurm.sh DATASET EXP": SLURM,
-    "python tool/demo.py --model exp/toy/pspnet18/model/model_best.pth --image 0 --no-legend": "needs a camera; tests/test_demo.py",
+    "python tool/demo.py --model exp/toy/pspnet18/model/model_best.pth --image 0 --no-legend": "needs a camera",
     "python tool/benchmark.py --minutes 15": "takes 15 minutes; tests/test_benchmark.py runs it with --quick",
     "python tool/benchmark.py exported": "takes minutes; tests/test_export.py runs it with --quick",
     "python tool/benchmark.py model cityscapes_pspnet50": "tests/test_summary.py runs it with another config",
     "python tool/benchmark.py model cityscapes_pspnet50 --fit 24 train_gpu [0]": "tests/test_summary.py, likewise",
-    "python tool/export.py --model exp/toy/pspnet18/model/model_best.pth --format onnx --out toy.onnx": "docs/export.md has it again",
+    "python tool/export.py --model exp/toy/pspnet18/model/model_best.pth --format onnx --out toy.onnx": "as in docs/export.md",
     "python docs/why_0739.py --seeds 3 --parallel 2": "trains 24 networks",
     "sh tool/check.sh": SUITE,
     "sh tool/check.sh --gpu": SUITE,
@@ -88,7 +88,7 @@ NO_COMMANDS = {  # what else looks like one
 }  # fmt: skip
 STANDS_FOR = {  # words of the pages
     "[KEY VALUE ...]": "", "[flags]": "", "DATASET": "toy", "EXP": "pspnet18", "CONFIG": "toy_pspnet18", "F": "toy_pspnet18",
-    "CHECKPOINT": "A.pth", "FILE": "A.pth", "OUT": "B.safetensors", "S": "1", "DIR": "exp/other", "ROW": "criterion_outside True",
+    "CHECKPOINT": "A.pth", "FILE": "A.pth", "OUT": "B.safetensors", "S": "1", "DIR": "exp/a", "ROW": "criterion_outside True",
 }  # fmt: skip
 TINY = "train_h 33 train_w 33 test_h 33 test_w 33 base_size 64 batch_size 4 epochs 1 eval_freq 1 workers 0".split()
 

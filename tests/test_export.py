@@ -304,6 +304,7 @@ def test_an_export_that_is_ended_by_sigterm_leaves_nothing(project, tmp_path, mo
     "options, message",
     [
         (["--out", "a.xml"], "--out a.xml: the name of a file of --format onnx ends with .onnx"),
+        (["--out", "a.onnx", "--model", "https://h/a.onnx"], "--model https://h/a.onnx: expected a checkpoint"),
         (["--out", "a.onnx", "--model", "a.onnx"], "--model a.onnx: expected a checkpoint, such as"),
         (["--out", "a.onnx", "--model", "https://127.0.0.1/a.pth"], "https://127.0.0.1/a.pth: the checksum is missing"),
         (["--out", "a.onnx", "--model", "exp/no.pth"], f"{ROOT}/exp/no.pth: no such checkpoint"),
@@ -407,3 +408,14 @@ def test_benchmark_times_each_runtime(monkeypatch, capsys):
     said = capsys.readouterr().out
     for name in ("PyTorch", "torch.compile", "ONNX Runtime", "OpenVINO"):
         assert re.search(rf"\n\| {name} \| \d+\.\d\d s \| \d+\.\d\d \|\n", said)
+
+
+def test_auto_precision_is_that_of_the_file(written, project, tmp_path, monkeypatch):
+    monkeypatch.setattr("util.precision.native_precision", lambda device: "bf16")
+    exported, cfg = Exported(written), replace(load_config(project / "config.yaml"), precision="auto")
+    exported.check_config(cfg)
+    assert Predictor(written).precision.label == "fp32 (auto)" and Predictor(project / "a.pth").precision.label == "bf16 (auto)"
+    assert Predictor([project / "a.pth", written]).precision.name == "fp32"
+    words = ["--config", str(project / "config.yaml"), "--model", str(written), "precision", "auto"]
+    assert test.main([*words, "save_folder", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/result.json").read_text())["protocol"]["precision"] == "fp32"

@@ -285,3 +285,32 @@ def test_the_first_process_of_a_machine_goes_ahead_of_the_others(local_rank, ord
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert distributed.first_on_machine(lambda: events.append("function") or "path") == "path"
     assert [event for event in events if event == "function"] == ["function"] and events[:2] == order
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_of_several_processes_of_a_machine_the_others_wait_for_the_first(server, tmp_path, monkeypatch, comes):
+    monkeypatch.setattr(fetch, "WAIT", 20 if comes else 0.1)
+    monkeypatch.setattr(fetch, "PAUSE", 0.02)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    value, told = f"{server.url}/w/net.pth#sha256={SHA256}", []
+    place = tmp_path / f"net-{SHA256[:16]}.pth"
+    if comes:
+        threading.Timer(0.2, lambda: place.write_bytes(CONTENT)).start()
+        assert local_file(value, tmp_path, told.append) == place
+    else:
+        assert f"which fetches it into {place}, has not done so" in refusal(local_file, value, tmp_path, told.append)
+    assert not server.asked and not told
+
+
+def test_processes_that_test_a_checkpoint_by_its_address_fetch_it_once(server, toy, tmp_path, narrow):
+    options = small_training(toy, max_iter=1, check_data=False, evaluate=False, save_path=tmp_path / "a")
+    assert train.main(["--config", CONFIG, *options]) == 0
+    server.files["/net.pth"] = (tmp_path / "a/train_iter_1.pth").read_bytes()
+    digits = hashlib.sha256(server.files["/net.pth"]).hexdigest()
+    words = ["--config", f"{server.url}/net.pth#sha256={digits}", "save_folder", tmp_path / "out", "index_step", 2]
+    log = tmp_path / "log"
+    try:
+        assert finish(start(words, log=log, world=2, program="tool.test")) == [0, 0], said(log)
+    finally:
+        kept = [path.unlink() for path in (ROOT / "initmodel").glob(f"net-{digits[:16]}.pth")]
+    assert server.asked == ["/net.pth"] and len(kept) == 1 and (tmp_path / "out/result.json").is_file()

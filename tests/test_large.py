@@ -1,14 +1,18 @@
 """Large images are predicted in strips, in the memory of a row of windows."""
 
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_inference import MEAN, STD, convolution, layers
 
+from tool.demo import show_picture
 from util import inference
 from util.inference import predict, predict_probability, probability_strips
+from util.log import build_logger
 from util.memory import Memory
 from util.visual import overlay
 
@@ -146,3 +150,32 @@ def test_colours_over_a_large_picture_are_those_over_its_rows(classes, dtype):
     assert picture.nbytes < tracemalloc.get_traced_memory()[1] - before < 8 * picture.nbytes
     tracemalloc.stop()
     assert overlay(image, ids, palette, out=image) is image and np.array_equal(image, picture)
+
+
+class Predicted:
+    """In the place of a Predictor: what it has predicted."""
+
+    def __init__(self, ids, palette):
+        self.ids, self.palette, self.names = ids, palette, [f"name {k}" for k in range(len(palette))]
+
+    def __call__(self, image):
+        return self.ids
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_the_demo_makes_no_second_large_picture(tmp_path, monkeypatch, side_by_side):
+    """Overlay and legend are written in strips; Pillow, which copies what it writes in colours, gets ids alone."""
+    rng = np.random.default_rng(0)
+    image, ids = photograph(rng, 6000, 250), np.kron(rng.integers(0, 19, (60, 5)), np.ones((100, 50), int)).astype(np.uint8)
+    predictor, shapes, fromarray = Predicted(ids, rng.integers(0, 256, (19, 3)).astype(np.uint8)), [], Image.fromarray
+    mixed = overlay(image, ids, predictor.palette)
+    expected = np.hstack([image, mixed]) if side_by_side else mixed
+    args, log = SimpleNamespace(legend=True, side_by_side=side_by_side), build_logger(silent=True)
+    monkeypatch.setattr(Image, "fromarray", lambda array, *more: shapes.append(array.shape) or fromarray(array, *more))
+    tracemalloc.start()
+    show_picture(predictor, image, tmp_path / "a", args, log)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.9 * image.nbytes and shapes == [(6000, 250)] * 2
+    written = np.asarray(Image.open(tmp_path / "a_overlay.png"))
+    assert np.array_equal(written[:6000, : expected.shape[1]], expected) and len(written) > 6000

@@ -16,7 +16,8 @@ from PIL import Image
 from processes import CONFIG, finish, said, small_training, start
 
 from model import build_model
-from tool import convert, test, train
+from tool import benchmark, convert, demo, export, prepare, test, train
+from util import inference
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.command import parse_test
 from util.common import Mistake
@@ -360,3 +361,55 @@ def test_mistakes_in_naming_the_network_end_with_one_message(runs, capsys, words
     names = {"a": runs / "a/model_best.pth", "yaml": runs / "a/config.yaml"}
     assert test.main([word.format(**names) for word in words]) == 1
     assert message in capsys.readouterr().err
+
+
+# ---- each program ----
+
+
+def test_a_model_file_is_read_once(runs, picture, tmp_path, monkeypatch):
+    reads, load = [], inference.load_checkpoint
+    monkeypatch.setattr(inference, "load_checkpoint", lambda path: reads.append(str(path)) or load(path))
+    best = str(runs / "a/model_best.pth")
+    assert test.main([best, "save_folder", str(tmp_path / "test"), "index_step", "1"]) == 0
+    assert demo.main(["--model", best, "--image", str(picture), "--out", str(tmp_path / "demo")]) == 0
+    monkeypatch.setattr(export, "write_exported", lambda *_: sys.exit(7))
+    with pytest.raises(SystemExit, match="7"):
+        export.main(["--model", best, "--out", str(tmp_path / "a.onnx"), "--images", "0"])
+    assert reads == [best] * 3
+
+
+@pytest.mark.parametrize("program, words", [(demo, ["--image", "x.png"]), (export, ["--out", "x.onnx"])])
+def test_two_networks_for_a_program_that_takes_one_are_refused(runs, tmp_path, program, words, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    a, b = (str(runs / name / "model_best.pth") for name in "ab")
+    assert program.main(["--model", a, *words, "model_path", b]) == 1
+    assert capsys.readouterr().err == f"error: command line: --model {a} and model_path {b} are two networks; give one\n"
+    assert not list(tmp_path.iterdir())
+    assert "no such picture" in says(demo, ["--model", a, "--image", "x.png", "model_path", a], capsys)
+
+
+def says(program, words, capsys):
+    assert program.main(words) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["{}"], ["--config", "{}"]])
+def test_a_checkpoint_in_the_place_of_a_config_is_told_from_one(runs, words, capsys):
+    best = str(runs / "a/model_best.pth")
+    words = [word.format(best) for word in words]
+    expected = f"{best}: the file of a trained network, and not a config; give the YAML file (or its name), and this file as `weight`"
+    assert expected in says(train, words, capsys)
+    for command in ("check", "look --out x", "cache"):
+        with pytest.raises(Mistake, match=re.escape(expected)):
+            prepare.main([*command.split(), *words])
+    assert expected in says(benchmark, ["model", *words], capsys)
+
+
+@pytest.mark.parametrize("more, message", [
+    ({"device": "gpu"}, "Predictor: device: 'gpu' is unknown; it is cpu, cuda, or cuda:1 for the second GPU"),
+    ({"device": "cuda"}, "Predictor: device: cuda, but torch sees 0 GPUs here"),
+    ({"precision": "half"}, "Predictor: precision: 'half' is unknown; choose one of fp32, bf16, fp16, auto"),
+])  # fmt: skip
+def test_a_device_or_precision_that_is_none_is_named(runs, more, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert refusal(Predictor, runs / "a/model_best.pth", **more) == message

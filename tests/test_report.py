@@ -15,8 +15,9 @@ from PIL import Image
 
 from tool import test as program
 from util.config import ROOT
+from util.log import build_logger
 from util.metric import scores
-from util.report import Example, Result, error_map, write_images, write_report, write_result
+from util.report import LONG, Example, Result, error_map, log_result, write_images, write_report, write_result
 from util.visual import default_palette, save_png
 
 NAMES = ["road", "sky & <clouds>", "traffic light"]
@@ -295,3 +296,13 @@ def test_several_processes_write_the_same_scores_and_report(result, tmp_path):
     for name in ("result.json", "report.html", "images.csv"):
         one, two = ((folder / name).read_text(encoding="utf-8") for folder in (result, tmp_path))
         assert one.replace(f"{result}", "") == two.replace(f"{tmp_path}", ""), name
+
+
+def test_the_protocol_on_the_screen_is_short_and_in_the_log_file_whole(result, tmp_path, capsys):
+    protocol = json.loads((result / "result.json").read_text(encoding="utf-8"))["protocol"]
+    protocol |= dict.fromkeys(LONG, "x" * 300) | {"scales": [1.0]}
+    log = build_logger(tmp_path / "a.log")
+    log_result(log, Result("t", ["a"], PALETTE[:1], 255, np.array([[4, 0]]), None, protocol))
+    screen = capsys.readouterr().out
+    assert "Protocol: " in screen and "scales [1.0]" in screen and max(map(len, screen.splitlines())) < 300
+    assert all(f"{key} {value}" in (tmp_path / "a.log").read_text() for key, value in protocol.items())

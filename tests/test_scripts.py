@@ -1,5 +1,6 @@
 """The shell wrappers as a user runs them: in subprocesses, from another directory."""
 
+import importlib
 import json
 import os
 import re
@@ -202,6 +203,14 @@ def test_one_line_is_for_missing_packages_alone():
     code = "import util.start; import torch_of_another_name"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_usage_begins_as_the_command_does(program, capsys):
+    main = importlib.import_module(f"tool.{program.removesuffix('.py')}").main
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python tool/{program} ")
 
 
 def test_threads_of_a_program_started_by_hand_wait_without_spinning_unless_the_user_wants_it():

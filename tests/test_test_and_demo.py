@@ -328,7 +328,8 @@ def test_a_missing_checkpoint_is_answered_with_those_that_are_there(project, tmp
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (i, i))
     model = ("model_path", tmp_path / "train_epoch_50.pth")
-    words = f"{model[1]} does not exist; there are model_best.pth, train_epoch_10.pth, train_epoch_9.pth: name one, model_path {tmp_path}/model_best.pth\n"
+    words = f"{model[1]} does not exist; there are model_best.pth, train_epoch_10.pth, train_epoch_9.pth: name one, "
+    words += f"model_path {tmp_path}/model_best.pth\n"
     assert run(project, *model) == 1 and words in capsys.readouterr().err
     assert show(project, "--image", project / "image/bonn", *model) == 1 and words in capsys.readouterr().err
 

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from util.visual import (
     palette_of,
     panel,
     save_png,
+    save_png_strips,
 )
 
 PALETTE = np.uint8([[128, 64, 128], [244, 35, 232], [70, 70, 70]])
@@ -188,3 +190,24 @@ def test_results_have_different_names_whatever_the_images_are_called():
     assert output_names(["d/a/x.jpg", "d/b/x.jpg", "d/b/y.jpg"]) == ["a/x", "b/x", "b/y"]
     assert output_names(["d/x.jpg", "d/x.png"]) == ["x.jpg", "x.png"]
     assert output_names(["d/x.v1.jpg"]) == ["x.v1"]
+
+
+@pytest.mark.parametrize("h, w, heights", [(1, 1, [1]), (7, 3, [3, 4]), (600, 5, [256, 256, 88])])
+def test_a_png_in_strips_is_that_of_the_whole(tmp_path, h, w, heights):
+    picture = np.random.default_rng(0).integers(0, 256, (h, w, 3)).astype(np.uint8)
+    strips = np.split(picture, np.cumsum(heights)[:-1])
+    save_png_strips(tmp_path / "new/a.png", h, w, strips)
+    assert np.array_equal(Image.open(tmp_path / "new/a.png"), picture)
+    assert np.array_equal(cv2.imread(str(tmp_path / "new/a.png"))[..., ::-1], picture)
+    save_png_strips(tmp_path / "a.png", h, w + 2, strips)
+    assert np.array_equal(Image.open(tmp_path / "a.png"), np.pad(picture, ((0, 0), (0, 2), (0, 0)), constant_values=255))
+
+
+def test_a_png_in_strips_appears_whole_or_not_at_all(tmp_path):
+    def strips():
+        yield np.zeros((1, 9, 3), np.uint8)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        save_png_strips(tmp_path / "a.png", 2, 9, strips())
+    assert not list(tmp_path.iterdir())

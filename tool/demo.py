@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +36,7 @@ from util.image import read_image
 from util.inference import Predictor, find_model, is_model, load_model_config, read_model, with_model
 from util.log import ProgressBar, build_logger, report_errors
 from util.video import VIDEO_SUFFIXES, VideoReader, write_video
-from util.visual import below, colorize, legend, output_names, overlay, save_png
+from util.visual import below, colorize, legend, output_names, overlay, row_strips, save_png, save_png_strips
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 WINDOW = "camera, q ends"
@@ -94,15 +94,15 @@ def load_cfg(args, read) -> Config:
 def show_picture(predictor, image, place, args, log) -> None:
     start = time.time()
     ids = predictor(image)
-    rows = range(0, len(ids), 256)  # a few at a time: bincount makes eight bytes of each pixel
-    pixels = sum(np.bincount(ids[i : i + 256].ravel(), minlength=len(predictor.names)) for i in rows)
+    pixels = sum(np.bincount(ids[rows].ravel(), minlength=len(predictor.names)) for rows in row_strips(ids))
     present = [k for k in pixels.argsort(kind="stable")[::-1] if pixels[k]]
-    shown = compose(image, ids, predictor.palette, args)
-    if args.legend:
-        shown = below(shown, legend([predictor.names[k] for k in present], predictor.palette[present], shown.shape[:2]))
+    h, w = len(ids), ids.shape[1] * (1 + args.side_by_side)
+    names = [legend([predictor.names[k] for k in present], predictor.palette[present], (h, w))] if args.legend else []
+    shown = (compose(image[rows], ids[rows], predictor.palette, args) for rows in row_strips(ids))  # no second large picture
     save_png(f"{place}_gray.png", ids)
     save_png(f"{place}_color.png", colorize(ids, predictor.palette))
-    save_png(f"{place}_overlay.png", shown)
+    h, w = h + sum(map(len, names)), max([w, *(strip.shape[1] for strip in names)])
+    save_png_strips(f"{place}_overlay.png", h, w, chain(shown, names))
     log.info(f"{place}_overlay.png: {largest(pixels, predictor.names)} ({time.time() - start:.1f} s)")
 
 

@@ -4,6 +4,8 @@ import colorsys
 import math
 import os
 import re
+import struct
+import zlib
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from util.common import Mistake, write_aside
-from util.image import read_lines
+from util.image import PNG_SIGNATURE, read_lines
 
 PANEL = 512  # pixels, the longest side of a picture in a panel
 NAME = 40  # letters of a name in a legend, the longest
@@ -92,7 +94,7 @@ def paint(gray, palette):
     """Class ids (H, W) in the colours (K, 3) of a palette as an RGB array, (H, W, 3) uint8."""
     colors = np.vstack([palette, np.zeros((1, 3), np.uint8)])
     picture = np.empty((*gray.shape, 3), np.uint8)
-    for rows in _strips(gray):
+    for rows in row_strips(gray):
         picture[rows] = colors[np.where(gray[rows] < len(palette), gray[rows], np.uint16(len(palette)))]
     return picture
 
@@ -103,13 +105,13 @@ def overlay(image, gray, palette, alpha=0.5, out=None):
     out: the array for it, which may be the image itself if that is uint8 and no longer needed.
     """
     picture = np.empty((*gray.shape, 3), np.uint8) if out is None else out
-    for rows in _strips(gray):
+    for rows in row_strips(gray):
         mixed = (1 - alpha) * np.float32(image[rows]) + alpha * np.float32(paint(gray[rows], palette))
         picture[rows] = np.uint8(np.rint(mixed))
     return picture
 
 
-def _strips(picture):
+def row_strips(picture):
     """Slices of its rows: what is computed for a few of them takes little memory, however large the picture is."""
     return (slice(first, first + 256) for first in range(0, len(picture), 256))
 
@@ -204,6 +206,28 @@ def save_png(path, image):
     image: Pillow image, or array: (H, W) uint8 or uint16 (a 16-bit gray PNG), or (H, W, 3) uint8 RGB.
     """
     _save(path, image, "PNG", compress_level=3)  # a third of the default 6's time, for a tenth to a fifth more bytes
+
+
+def save_png_strips(path, h, w, strips):
+    """Write a PNG of h x w pixels as `save_png` does, in the memory of a strip: Pillow copies the picture, to four bytes a pixel.
+
+    strips: (n, w, 3) uint8 RGB from top to bottom, h rows in all; beside a narrower one it is white.
+    """
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packed = zlib.compressobj(3)
+    with write_aside(path) as aside, aside.open("wb") as file:
+        file.write(PNG_SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)))  # 8 bits, RGB
+        for strip in strips:
+            strip = np.pad(strip, ((0, 0), (1, w - strip.shape[1]), (0, 0)), constant_values=255)
+            strip[:, 0] = 0
+            values = strip.reshape(len(strip), -1)
+            lines = np.ones((len(strip), 1 + 3 * w), np.uint8)  # 1: what follows is the difference from the pixel to the left
+            np.subtract(values[:, 3:], values[:, :-3], out=lines[:, 1:])
+            file.write(chunk(b"IDAT", packed.compress(lines)))
+        file.write(chunk(b"IDAT", packed.flush()) + chunk(b"IEND", b""))
 
 
 def save_jpeg(path, image):
