@@ -397,8 +397,8 @@ def says(program, words, capsys):
 def test_a_checkpoint_in_the_place_of_a_config_is_told_from_one(runs, words, capsys):
     best = str(runs / "a/model_best.pth")
     words = [word.format(best) for word in words]
-    expected = f"{best}: the file of a trained network, and not a config; give the YAML file (or its name), and this file as `weight`"
-    assert expected in says(train, words, capsys)
+    expected = f"{best}: the file of a trained network, and not a config; give the YAML file (or its name), and this file"
+    assert f"{expected} as `weight`" in says(train, words, capsys)
     for command in ("check", "look --out x", "cache"):
         with pytest.raises(Mistake, match=re.escape(expected)):
             prepare.main([*command.split(), *words])

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from util.common import Mistake, write_aside
-from util.image import PNG_SIGNATURE, read_lines
+from util.image import read_lines
+from util.png import SIGNATURE
 
 PANEL = 512  # pixels, the longest side of a picture in a panel
 NAME = 40  # letters of a name in a legend, the longest
@@ -209,7 +210,7 @@ def save_png(path, image):
 
 
 def save_png_strips(path, h, w, strips):
-    """Write a PNG of h x w pixels as `save_png` does, in the memory of a strip: Pillow copies the picture, to four bytes a pixel.
+    """Write a PNG as `save_png` does, in the memory of a strip: Pillow copies the picture, to four bytes a pixel.
 
     strips: (n, w, 3) uint8 RGB from top to bottom, h rows in all; beside a narrower one it is white.
     """
@@ -219,7 +220,7 @@ def save_png_strips(path, h, w, strips):
 
     packed = zlib.compressobj(3)
     with write_aside(path) as aside, aside.open("wb") as file:
-        file.write(PNG_SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)))  # 8 bits, RGB
+        file.write(SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)))  # 8 bits, RGB
         for strip in strips:
             strip = np.pad(strip, ((0, 0), (1, w - strip.shape[1]), (0, 0)), constant_values=255)
             strip[:, 0] = 0
