@@ -30,7 +30,7 @@ GROUND = {
     "cache": {"image"},
     "checkpoint": set(),
     "dataset": {"image", "cache", "transform"},
-    "visual": {"image"},
+    "visual": {"image", "png"},
     "video": {"image"},
     "log": {"config", "distributed"},
 }
