@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin make a 
 import cv2
 import pytest
 import torch
+from processes import PLAIN
 
 torch.set_num_threads(2)  # on one, rounding is another: of the golden images too
 cv2.setNumThreads(0)
@@ -41,7 +42,7 @@ def toy_options(toy, tmp_path):
         "test_list": toy / "list/val.txt",
         "save_path": tmp_path / "exp/model",
         **{"train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64},
-        **{"init": "semseg", "class_weights": "null", "ema_decay": 0},  # of the plainest training
+        **PLAIN,
         **{"batch_size": 4, "epochs": 2, "print_freq": 2, "eval_freq": 2, "workers": 0, "manual_seed": 7},
     }
     return [str(word) for pair in options.items() for word in pair]

@@ -26,14 +26,15 @@ from util.checkpoint import load_checkpoint
 from util.config import ROOT
 
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
+PLAIN = {"init": "semseg", "class_weights": "null", "ema_decay": 0, "optimizer": "sgd", "base_lr": 0.05, "head_lr_factor": 2,
+         "weight_decay": 1e-4, "scale_min": 0.75, "scale_max": 1.5, "rotate_min": -5, "rotate_max": 5}  # fmt: skip
 
 
 def small_training(toy, **changes) -> list[str]:
     """Options of two epochs of three iterations, four images each."""
     options = {"data_root": toy, "train_list": toy / "list/train.txt", "val_list": toy / "list/val.txt"}
     options |= {"test_list": toy / "list/val.txt", "train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
-    options |= {"init": "semseg", "class_weights": "null", "ema_decay": 0}  # of the plainest training
-    options |= {"batch_size": 4, "epochs": 2, "print_freq": 1, "eval_freq": 2, "workers": 0, "manual_seed": 7} | changes
+    options |= PLAIN | {"batch_size": 4, "epochs": 2, "print_freq": 1, "eval_freq": 2, "workers": 0, "manual_seed": 7} | changes
     return [str(word) for pair in options.items() for word in pair]
 
 
