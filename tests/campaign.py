@@ -403,7 +403,7 @@ def file_fault(base, rng, number, place):
         base_times(base.toy, toy)
     if program == "tool.test" and "has_prediction" in argv:
         shutil.copytree(base.result, result)
-    path = path or rng.choice(sorted([*(place / "cache").glob("*.raw"), *(result / "gray").glob("*.png")]))
+    path = path or rng.choice(sorted([*(place / "cache").glob("*.cache"), *(result / "gray").glob("*.png")]))
     shutil.copy(image, picture)
     if program == "tool.demo":
         argv = ["--config", CONFIG, "--image", picture, "--out", place / "out", "--model_path", weights]

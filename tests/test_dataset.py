@@ -315,7 +315,7 @@ def test_an_error_of_reading_names_the_file(root, tmp_path, monkeypatch, number,
     monkeypatch.setattr(Path, "open", fail)
     monkeypatch.setattr(Path, "read_bytes", fail)
     monkeypatch.setattr(Path, "read_text", fail)
-    for what, act in ((data.cached[2], lambda: data[2]), ("image/2.png", lambda: plain[2]),
+    for what, act in ((data.cached.files[0], lambda: data[2]), ("image/2.png", lambda: plain[2]),
                       ("train.txt", lambda: read_list(root / "train.txt", root, "train"))):  # fmt: skip
         with pytest.raises(Mistake, match=f"{what}: {words}"):
             act()

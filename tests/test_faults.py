@@ -309,7 +309,7 @@ def test_a_signal_while_the_data_is_looked_at_or_cached_ends_the_run_at_once(num
     (tmp_path / "list.txt").write_text("".join(lines))
     more = ["train_list", tmp_path / "list.txt", *(["cache", tmp_path / "cache"] if cached else [])]
     (process,) = start(options, "save_path", folder, *more, log=log)
-    wait_for(lambda: list((tmp_path / "cache").glob("*.raw") if cached else folder.glob("train-*.log")))
+    wait_for(lambda: list((tmp_path / "cache").glob("*.cache") if cached else folder.glob("train-*.log")))
     time.sleep(0 if cached else 1)  # until the list is read
     os.kill(process.pid, number)
     assert finish([process], REPORTED) == [train.REQUEUE]
