@@ -355,3 +355,12 @@ def test_without_locks_two_processes_build_two_files_and_both_are_in_order(root,
     seen = []
     assert_whole(build(root, tmp_path / "cache", seen))
     assert not seen
+
+
+def test_relative_paths_are_those_of_the_folder_the_run_is_in(root, tmp_path, monkeypatch):
+    build(root, tmp_path / "cache")
+    seen = []
+    monkeypatch.chdir(root)
+    pairs = [(f"image/{i}.png", f"label/{i}.png") for i in range(6)]
+    assert_whole(C.build_cache(tmp_path / "cache", pairs, decode_of(pairs, seen), lambda text: None))
+    assert not seen

@@ -53,13 +53,13 @@ class Cache:
         first = np.zeros(len(keys), bool)
         first[np.unique(keys[:, 0], return_index=True)[1]] = True
         self.missing = np.flatnonzero(first & ~is_here).tolist()
-        self.slots, self.of_file = slots[found[is_here]], of_file[found[is_here]]  # of the list, where nothing is missing
+        self.slots, self.of_file = slots[found[is_here]], of_file[found[is_here]]  # of the pairs, once nothing is missing
 
     def __getitem__(self, index):
         slot, file = self.slots[index], self.files[self.of_file[index]]
         offset, h, w, size, ids = (int(slot[name]) for name in ("offset", "h", "w", "label", "ids"))
-        with file_errors(file, "; the cache is complete only when a run starts"):
-            data = np.asarray(np.memmap(file, np.uint8, "r", offset, int(_bytes(slot))))
+        with file_errors(file, "; the cache is complete only when a run starts"), Path(file).open("rb") as stream:
+            data = np.asarray(np.memmap(stream, np.uint8, "r", offset, int(_bytes(slot))))
         image = data[(h * w + ids) * size :].reshape(h, w, 3)
         if not size:
             return image, None, ()
@@ -74,7 +74,8 @@ def build_cache(directory, data_list, decode, say=print):
     One process builds and the others wait for it. `say` gets the size before the first file is written, and the progress;
     a disk without room for it raises Mistake.
     """
-    directory, keys = Path(directory), np.array([_key(pair) for pair in data_list])
+    directory, here = Path(directory), Path.cwd()
+    keys = np.array([_key(pair, here) for pair in data_list], np.uint64)
     cache = Cache(directory, keys)
     if not cache.missing:
         return cache
@@ -176,13 +177,13 @@ def _write(stream, array):
         rest = rest[stream.write(rest) :]
 
 
-def _key(pair):
+def _key(pair, here):
     """128 bits as two integers. Both paths count: one list may name an image with a label, another without."""
     facts = []
-    for path in map(Path, filter(None, pair)):
+    for path in filter(None, pair):
         with file_errors(path):
-            stat = path.stat()
-        facts.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns])
+            stat = Path(path).stat()
+        facts.append([path if path.startswith("/") else f"{here}/{path}", stat.st_size, stat.st_mtime_ns])
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
