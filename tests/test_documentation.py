@@ -64,6 +64,7 @@ PARSED = {  # without comments and quotes
     "sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 tool/slurm.sh DATASET EXP": SLURM,
     "python tool/demo.py --model exp/toy/pspnet18/model/model_best.pth --image 0 --no-legend": "needs a camera",
     "python tool/benchmark.py --minutes 15": "takes 15 minutes; tests/test_benchmark.py runs it with --quick",
+    "python tool/benchmark.py --against DIR --minutes 15": "needs the original's code; tests/test_benchmark.py, likewise",
     "python tool/benchmark.py exported": "takes minutes; tests/test_export.py runs it with --quick",
     "python tool/benchmark.py model cityscapes_pspnet50": "tests/test_summary.py runs it with another config",
     "python tool/benchmark.py model cityscapes_pspnet50 --fit 24 train_gpu [0]": "tests/test_summary.py, likewise",

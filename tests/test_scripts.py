@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -220,6 +221,17 @@ def test_threads_of_a_program_started_by_hand_wait_without_spinning_unless_the_u
     assert re.search("OMP_WAIT_POLICY ?= ?'PASSIVE'", done.stderr)  # as OpenMP has understood it
     command = [sys.executable, "-c", "import util.start, os; print(os.environ['OMP_WAIT_POLICY'])"]
     assert run(command, env=variables | {"OMP_WAIT_POLICY": "active"}).stdout == "active\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+@pytest.mark.parametrize("variables, kept", [({}, True), ({"LD_PRELOAD": "libm.so.6"}, True), ({"MALLOC_PERTURB_": "0"}, False),
+                                             ({"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, False)])  # fmt: skip
+def test_memory_that_is_freed_is_used_again_unless_the_user_has_set_the_allocator(variables, kept):
+    code = "import resource, util.start; pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; b'a' * 2**26; " \
+           "before = pages(); b'a' * 2**26; print(pages() - before)"  # fmt: skip
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=others | variables)
+    assert (int(done.stdout) < 16) == kept  # pages cleared for the second block: none, or 32 of 2 MiB or 16384 of 4 KiB
 
 
 def test_quick_start_ends_with_lines_that_work(project, tmp_path):

@@ -60,9 +60,12 @@ def test_multiply_adds_of_the_stem_and_the_classifiers_of_pspnet():
     assert macs["aux"] == 0 and sum(macs.values()) > 10 * macs["layer1"] > 0
 
 
-@pytest.mark.parametrize("options, size", [((), "129x129"), (("--h", "33", "--w", "41", "--batch", "2"), "33x41")])
+SMALL = "train_h 33 train_w 41 test_h 33 test_w 41 batch_size 2".split()
+
+
+@pytest.mark.parametrize("options, size", [((), "129x129"), (SMALL, "33x41")])
 def test_the_table_adds_up(capsys, options, size):
-    assert main(["model", "--config", str(TOY), *options]) == 0
+    assert main(["model", str(TOY), *options]) == 0
     out = capsys.readouterr().out
     header, _, *lines = [line for line in out.partition("\n\n")[0].splitlines() if line.startswith("|")]
     assert f"train {size}" in header and f"test {size}" in header
@@ -137,12 +140,12 @@ def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys):
     one, two = (step_memory(build_model, config("accumulate_steps", n), 4 // n, 129, 129) for n in (1, 2))
     assert two["kept"] == pytest.approx(one["kept"] / 2, rel=0.05) and two["peak"] < one["peak"]
     limit = (one["peak"] - 1 + 2 * 2**30) / 2**30  # a byte too little
-    assert main(["model", "--config", str(TOY), "--fit", str(limit), "ema_decay", "0"]) == 0
+    assert main(["model", str(TOY), "--fit", str(limit), "ema_decay", "0"]) == 0
     table = capsys.readouterr().out.splitlines()[-5:]
     assert numbers(table[0])[:2] == [1, 4]
     assert {line.split("|")[1].strip() for line in table} == {"fp32", "bf16"} and any(" layer4 " in line for line in table)
     assert all(numbers(line)[-1] <= limit - 2 + 0.01 for line in table[1:]) and not any("does not" in line for line in table)
-    assert main(["model", "--config", str(TOY), "--fit", "2.001"]) == 0
+    assert main(["model", str(TOY), "--fit", "2.001"]) == 0
     assert capsys.readouterr().out.count("does not fit") == 4
 
 

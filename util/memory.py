@@ -2,6 +2,7 @@
 
 import weakref
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from util.precision import Precision
 
 REST = "between the parts"
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def step_memory(build_model, cfg, batch, h, w, processes=1) -> dict:
@@ -60,6 +62,35 @@ class Memory(TorchDispatchMode):
     def change(self, size):
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def fitting(build_model, cfg, share, least, h, w, processes, limit):
+    """(config, images at a time, needs of a step): each precision, with stages kept and recomputed, at the fewest
+    accumulate_steps whose peak is within `limit` bytes, or else at the most.
+
+    share: images of one device in an update, of which `least` go through the network at once.
+    """
+    recomputed = {(), STAGES} if cfg.arch != "smp_pspnet" and not cfg.compile else {()}
+    for precision in dict.fromkeys((cfg.precision, "bf16")):
+        for stages in sorted(recomputed | {tuple(cfg.checkpoint_layers)}, key=len):
+            steps = [n for n in range(1, share + 1) if share % n == 0 and share // n >= least] if cfg.loss == "ce" else [1]
+            for n in steps or [1]:
+                tried = replace(cfg, precision=precision, checkpoint_layers=stages, accumulate_steps=n)
+                needs = step_memory(build_model, tried, share // n, h, w, processes)
+                if needs["peak"] <= limit:
+                    break
+            yield tried, share // n, needs
+
+
+def costs(network, batch, train_size, test_size):
+    """[(part, its parameters, multiply-adds of a training image and of a test image, bytes kept for backward)] of a network on
+    the meta device; the last part is **all**. Training is of `batch` images, a test of one; sizes are (h, w)."""
+    train_macs, kept = measure(network.train(), batch, *train_size)
+    test_macs, _ = measure(network.eval(), 1, *test_size)
+    parameters = Counter({name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()})
+    rows = [(name, parameters[name], train_macs[name] / batch, test_macs[name], kept[name]) for name in (*parameters, REST)]
+    rows = [row for row in rows if row[1] or row[2] or row[4]]
+    return [*rows, ("**all**", *map(sum, list(zip(*rows))[1:]))]
 
 
 def measure(network, batch, h, w):

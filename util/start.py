@@ -1,5 +1,7 @@
-"""Imported by the programs before any package: threads that wait without spinning, and one line where a package is missing."""
+"""Imported by the programs before any package: threads that wait without spinning, memory that is used again, and one line
+where a package is missing."""
 
+import ctypes
 import os
 import shlex
 import sys
@@ -10,6 +12,20 @@ PACKAGES = {"torch", "torchvision", "numpy", "cv2", "PIL", "yaml", "tensorboardX
 # Threads that spin while they wait slow everything down where there are more of them than free cores. OpenMP reads this when
 # torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def keep_memory():
+    """Have glibc keep large blocks that are freed, for the next step, which asks for the same: the system clears each page
+    that it hands out. Nothing happens with another C library or allocator, or where variables of glibc's malloc are set."""
+    chosen = any("malloc" in os.environ.get(name, "") for name in ("LD_PRELOAD", "GLIBC_TUNABLES"))
+    if chosen or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def say_what_is_missing(kind, error, trace):
@@ -27,3 +43,4 @@ def say_what_is_missing(kind, error, trace):
 if sys.version_info < (3, 10):  # noqa: UP036, an older one would end in a traceback
     sys.exit(f"error: Python 3.10 or newer is needed, and {sys.executable} is {sys.version.split()[0]}")
 sys.excepthook = say_what_is_missing
+keep_memory()
