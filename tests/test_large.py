@@ -166,8 +166,8 @@ class Predicted:
 def test_the_demo_makes_no_second_large_picture(tmp_path, monkeypatch, side_by_side):
     """Overlay and legend are written in strips; Pillow, which copies what it writes in colours, gets ids alone."""
     rng = np.random.default_rng(0)
-    image, ids = photograph(rng, 6000, 250), np.kron(rng.integers(0, 19, (60, 5)), np.ones((100, 50), int)).astype(np.uint8)
-    predictor, shapes, fromarray = Predicted(ids, rng.integers(0, 256, (19, 3)).astype(np.uint8)), [], Image.fromarray
+    image, ids = photograph(rng, 6000, 250), np.kron(rng.integers(0, 3, (60, 5)), np.ones((100, 50), int)).astype(np.uint8)
+    predictor, shapes, fromarray = Predicted(ids, rng.integers(0, 256, (3, 3)).astype(np.uint8)), [], Image.fromarray
     mixed = overlay(image, ids, predictor.palette)
     expected = np.hstack([image, mixed]) if side_by_side else mixed
     args, log = SimpleNamespace(legend=True, side_by_side=side_by_side), build_logger(silent=True)
