@@ -43,7 +43,8 @@ class Window(nn.Module):
 def write_exported(path, network, meta):
     """Write a network, in eval mode on the CPU, in the format of the path's suffix; for OpenVINO a .bin of the same name too.
 
-    meta: values of KEYS without `version`. Raises Mistake if a package is missing, and whatever the exporters raise.
+    meta: values of KEYS without `version`. Raises Mistake if a package is missing or the disk does not take the file, and
+    whatever the exporters raise.
     """
     form, (h, w) = format_of(path), meta["size"]
     needed = {"onnx": ("onnx", "onnxscript"), "pt2": (), "openvino": ("openvino",)}[form]
@@ -56,17 +57,22 @@ def write_exported(path, network, meta):
             names = {"input_names": ["image"], "output_names": ["logits"]}
             program = torch.onnx.export(network, inputs, dynamo=True, dynamic_shapes=sizes, verbose=False, **names)
             program.model.metadata_props.update(meta)
-            program.save(path)
+            with _disk_errors(path):
+                program.save(path)
             return
         program = torch.export.export(network, inputs, dynamic_shapes=sizes)
         if form == "pt2":
-            torch.export.save(program, path, extra_files=meta)
+            data = io.BytesIO()  # not the file itself: where the disk is full, torch's writer would end the process
+            torch.export.save(program, data, extra_files=meta)
+            with _disk_errors(path):
+                Path(path).write_bytes(data.getbuffer())
         else:
             model = packages[0].convert_model(program, input=[("image", [-1, 3, h, w])])
             model.outputs[0].set_names({"logits"})
             for key, value in meta.items():
                 model.set_rt_info(value, ["model_info", key])
-            packages[0].save_model(model, path, compress_to_fp16=False)
+            with _disk_errors(path, RuntimeError):  # OpenVINO's `iostream error`
+                packages[0].save_model(model, path, compress_to_fp16=False)
 
 
 class Exported:
@@ -91,8 +97,13 @@ class Exported:
             raise Mistake(f"{path}: was not written by tool/export.py: it has no {', '.join(missing)}")
         if meta["version"] != VERSION:
             raise Mistake(f"{path}: version {meta['version']} of the format, and this program reads {VERSION}; export it again")
-        for key in KEYS:
-            setattr(self, key, meta[key] if key in TEXTS else json.loads(meta[key]))
+        try:
+            vars(self).update({key: meta[key] if key in TEXTS else json.loads(meta[key]) for key in KEYS})
+            sound = len(self.names) and len(self.size) == 2 and all(type(side) is int and side > 0 for side in self.size)
+        except (ValueError, TypeError):
+            sound = False
+        if not sound:
+            raise Mistake(f"{path}: what it says about itself is damaged; export it again")
 
     def __str__(self):
         h, w = self.size
@@ -166,6 +177,14 @@ def _package(name, path):
         return importlib.import_module(name)
     except ImportError as error:
         raise Mistake(f"{path}: needs a package that cannot be imported ({error}): pip install {name}") from None
+
+
+@contextlib.contextmanager
+def _disk_errors(path, *more):
+    try:
+        yield
+    except (OSError, *more) as error:
+        raise Mistake(f"{path}: could not be written ({first_line(error)}); is the disk full?") from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -361,6 +362,35 @@ def test_files_that_are_cut_or_foreign_are_named(written, tmp_path, capsys):
     assert_refused(tmp_path / "b.onnx", "no such file")
     path.write_text("no graph")
     assert test.main([str(path)]) == 1 and f"error: {path}: damaged, or not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key, value", [("names", "{"), ("names", "3"), ("size", "[0, 41]"), ("size", "[33]"), ("size", "33")])
+def test_a_file_that_says_nonsense_about_itself_is_refused(written, tmp_path, key, value):
+    model = onnx.load(written)
+    next(entry for entry in model.metadata_props if entry.key == key).value = value
+    onnx.save(model, tmp_path / "a.onnx")
+    assert_refused(tmp_path / "a.onnx", "what it says about itself is damaged; export it again")
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2", "openvino"])
+def test_a_disk_that_is_full_ends_an_export_with_a_message(project, tmp_path, form, monkeypatch, capsys):
+    if form == "openvino":
+        pytest.importorskip("openvino")
+    network = torch.nn.Conv2d(3, 3, 9).eval()  # of 3 kB of weights
+    suffix = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml"}[form]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_on_a_full_disk(path, _, meta):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # then a write fails
+        try:
+            write_exported(path, network, meta)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(export, "write_exported", write_on_a_full_disk)
+    assert run(project, "--format", form, "--out", tmp_path / f"a{suffix}", "--images", 0) == 1
+    assert re.search(rf"^error: .*/a{suffix}: could not be written \(.*\); is the disk full\?$", capsys.readouterr().err, re.M)
+    assert not files(tmp_path)
 
 
 def test_a_config_that_does_not_fit_the_file_is_refused(written, project, tmp_path):
