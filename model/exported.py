@@ -165,7 +165,10 @@ def _read_openvino(path):
     if not weights.is_file():
         raise Mistake(f"{path}: its weights are missing, {weights}; copy both files")
     core = openvino.Core()
-    model = core.read_model(path)
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise RuntimeError(str(error).strip().rpartition("\n")[2]) from error  # before it: where in OpenVINO
     meta = {key: model.get_rt_info(["model_info", key]).value for key in KEYS if model.has_rt_info(["model_info", key])}
     how = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", how)
