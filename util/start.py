@@ -23,8 +23,7 @@ def keep_memory():
     if chosen or any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+    if hasattr(libc, "gnu_get_libc_version") and libc.mallopt(M_MMAP_THRESHOLD, 2**30):  # old versions refuse more than 32 MiB
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
