@@ -66,7 +66,7 @@ def free_port() -> int:
 def start(options, *more, log, world=1, program="tool.train", dtype=torch.float32, variables=(), pause=0, width=8):
     """`world` processes of the program as a launcher would start them, one thread each. Their screens go to log.RANK, and
     the checksums of the samples they trained on to log.RANK.json. Their exit status is the program's. pause: seconds that each
-    iteration takes longer, to leave time for what a test does to them. width: of the networks, 64 in what others start."""
+    batch takes longer, to leave time for what a test does to them. width: of the networks, 64 in what others start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tool.train", "tool.test", "torch._dynamo"])  # the last is what an optimizer imports
     argv = ["--config", CONFIG, *options, *map(str, more)]
@@ -81,8 +81,8 @@ def start(options, *more, log, world=1, program="tool.train", dtype=torch.float3
     return processes
 
 
-def finish(processes, seconds=120):
-    """Exit statuses; whoever takes longer is killed, and has a negative one."""
+def finish(processes, seconds=600):
+    """Exit statuses; whoever takes longer, on a busy machine too, hangs: it is killed, and has a negative one."""
     for process in processes:
         process.join(seconds)
         if process.is_alive():
@@ -91,7 +91,7 @@ def finish(processes, seconds=120):
     return [process.exitcode for process in processes]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     """The first true value of `condition()`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -148,8 +148,8 @@ def _run(program, argv, log, variables, dtype, pause, width):
         if not isinstance(module, SceneParser) or inputs[0].is_meta:  # asked by check_config
             return inputs
         image, *label = inputs
+        time.sleep(pause)
         if module.training:
-            time.sleep(pause)
             checksums.append([zlib.crc32(a.numpy().tobytes() + b.numpy().tobytes()) for a, b in zip(image, *label)])
         return image.to(dtype), *label
 

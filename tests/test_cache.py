@@ -3,13 +3,13 @@ import errno
 import multiprocessing
 import os
 import signal
-import time
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import wait_for
 from test_dataset import AUGMENT, picture, root, save  # noqa: F401
 
 from tool import prepare, train
@@ -207,7 +207,7 @@ def test_a_build_that_was_killed_loses_what_it_decoded_since_the_last_commit(roo
 
     def killed(index):
         if index == 3:
-            time.sleep(0.5)  # for the commit of the others
+            wait_for(lambda: sum(len(C._read_slots(file)) for file in entries(tmp_path / "cache")) == 3)
             os.kill(os.getpid(), signal.SIGKILL)
         return decode_of(pairs, [])(index)
 
@@ -341,7 +341,7 @@ def test_without_locks_two_processes_build_two_files_and_both_are_in_order(root,
     def work():
         def decode(index):
             if index == 0:
-                together.wait(20)
+                together.wait(600)
             return read_image(pairs[index][0]), read_label(pairs[index][1])
 
         assert_whole(C.build_cache(tmp_path / "cache", pairs, decode, say=lambda text: None))

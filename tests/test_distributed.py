@@ -350,7 +350,7 @@ def test_a_mistake_of_one_process_alone_is_reported_and_ends_all(options, alone,
         own = {**variables, "RANK": rank, "LOCAL_RANK": rank}
         more = ["save_path", tmp_path / "model", "weight", weight]
         processes += start(options, *more, variables=own, log=tmp_path / f"log{rank}")
-    assert finish(processes, 60) == [1, 1]
+    assert finish(processes) == [1, 1]
     text = said(tmp_path / "log1")
     assert "cut.pth: not a readable checkpoint" in text and "Traceback" not in text
     assert "error" not in said(tmp_path / "log0")

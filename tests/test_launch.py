@@ -64,7 +64,7 @@ def launch(options, program, tmp_path):
         process.kill()
 
 
-def ended(process, seconds=120):
+def ended(process, seconds=600):
     return process.wait(seconds)
 
 
@@ -173,7 +173,7 @@ def test_killed_process_ends_the_others(launch, tmp_path):
     killed = time.monotonic()
     os.kill(rank_of(process, 1), signal.SIGKILL)
     assert ended(process) != 0
-    assert time.monotonic() - killed < 45  # torchrun gives them 30 seconds
+    assert time.monotonic() - killed < 120  # torchrun gives them 30 seconds, and nobody waits for half an hour
     assert not any(Path(f"/proc/{pid}").exists() for pid in others)
 
 

@@ -95,7 +95,7 @@ def test_a_screen_that_takes_nothing_does_not_end_a_program(tmp_path, screen, mi
     log = tmp_path / "a.log"
     command = f'{{ {sys.executable} -c "$SPEAK" {log} {mistake}; echo $? >&3; }} 3> {tmp_path}/status {screen}'
     env = os.environ | {"SPEAK": SPEAK, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    subprocess.run(["sh", "-c", command], cwd=ROOT, env=env, check=True, timeout=60)
+    subprocess.run(["sh", "-c", command], cwd=ROOT, env=env, check=True, timeout=600)
     assert (tmp_path / "status").read_text() == ("1\n" if mistake else "0\n")
     lines = log.read_text(encoding="utf-8").splitlines()
     assert lines[1999].endswith("line 1999 naïve 日本")

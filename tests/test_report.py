@@ -241,7 +241,7 @@ def test_a_test_finishes_and_writes_its_report_whatever_its_screen_is(screen, re
         rows.append(f"{tmp_path}/{i}.png\tlabel/{i}.png")
     (tmp_path / "val.txt").write_text("\n".join(rows), encoding="utf-8")
     line = f"{screen} {line}" if "=" in screen else f"{line} {screen}"
-    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(html.escape(name) in page for name in names) and "<script" not in page
@@ -267,7 +267,7 @@ def chromium(folder, *words):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
                "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
                f"--user-data-dir={folder}", *words]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs the browser Chromium: apt-get install chromium")
@@ -292,7 +292,7 @@ def test_several_processes_write_the_same_scores_and_report(result, tmp_path):
     shutil.copytree(result / "gray", tmp_path / "gray")
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "tool/test.py"),
              "--config", str(result.parent / "config.yaml"), "save_folder", str(tmp_path)]  # fmt: skip
-    subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=600)
     for name in ("result.json", "report.html", "images.csv"):
         one, two = ((folder / name).read_text(encoding="utf-8") for folder in (result, tmp_path))
         assert one.replace(f"{result}", "") == two.replace(f"{tmp_path}", ""), name
