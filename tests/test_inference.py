@@ -12,7 +12,7 @@ from model.pspnet import PSPNet
 from model.smp import SMPPSPNet
 from util import transform
 from util.config import ROOT, load_config
-from util.inference import predict, predict_probability, prediction_settings, scaled_size, window_starts
+from util.inference import most_probable, predict, predict_probability, prediction_settings, scaled_size, window_starts
 
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -179,7 +179,7 @@ def test_any_number_of_classes_is_predicted(classes, dtype):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("average", ["prob", "logit"])
 def test_a_prediction_that_is_not_finite_is_refused(value, average):
-    """argmax alone would take NaN for the largest, and everything would be that class."""
+    """max alone would take NaN for the largest, and everything would be that class."""
     image, _ = golden_image("finite", 40, 50, 5)
 
     def model(x):  # one value at one pixel
@@ -190,6 +190,11 @@ def test_a_prediction_that_is_not_finite_is_refused(value, average):
     with pytest.raises(FloatingPointError, match="NaN or infinite"):
         run(model, image, predict, average=average)
     run(lambda x: convolution(x).index_fill(1, torch.tensor(1), -float("inf")), image, predict)  # a class that is impossible
+
+
+def test_of_equally_probable_classes_the_first_counts():
+    probability = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (7, 60, 50)).astype(np.float32))
+    assert np.array_equal(most_probable(probability), probability.numpy().argmax(0))
 
 
 def test_whole_images_go_through_in_one_piece_at_every_scale():

@@ -365,6 +365,7 @@ def compare(forms, seconds, repeats, times=1):
     They alternate: each round runs all of them, in the reverse order of the round before, until `seconds` are over; at least
     one round, at most `repeats`.
     """
+    gc.collect()
     taken, order = {name: [] for name in forms}, list(forms)
     begin = time.perf_counter()
     for done in range(repeats):
@@ -383,7 +384,6 @@ def compare(forms, seconds, repeats, times=1):
 
 def observe(form) -> Measured:
     """Time and peak of the memory above what was in use before; a program in `form` measures itself."""
-    gc.collect()
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.synchronize()

@@ -392,7 +392,7 @@ def validate(run) -> dict | None:
         image, label = image.numpy(), label.to(run.device)
         with run.precision.autocast():
             probability = predict_probability(network, image, **how)
-        pred = probability.argmax(0)
+        pred = probability.max(0).indices
         confusion += confusion_matrix(pred, label, cfg.classes, cfg.ignore_label).to(run.device)
         labelled = label != cfg.ignore_label
         p = probability.gather(0, label.long().where(labelled, 0)[None])[0][labelled]
