@@ -33,7 +33,8 @@ def build_logger(log_file=None, silent=False) -> logging.Logger:
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # lines of an earlier run that a full disk has not taken
+            handler.close()
     screen = ScreenHandler(sys.stdout)
     screen.setLevel(logging.INFO)
     screen.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
