@@ -1,90 +1,21 @@
-"""Image lists, the dataset that reads them, and the sampler of the training.
+"""The dataset of an image list, and the sampler of the training.
 
 The random numbers of a sample depend only on (seed, epoch, index in the list), the order of an epoch only on (seed, epoch):
 any number of processes and workers gets the same samples.
 """
 
 import random
-import re
 import signal
-import stat
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
 from util.cache import build_cache
-from util.common import Mistake, first_few
-from util.image import check_sizes, open_image, pixel_counts, read_image, read_label, read_text, system_words
+from util.common import Mistake
+from util.image import check_sizes, open_image, pixel_counts, read_image, read_label
+from util.lists import read_list
 from util.transform import Compose
-
-
-def read_list(path, data_root, split):
-    """Read a list file into [(image path, label path)], the label path None for split `test`.
-
-    A line is `image label`, relative to data_root; `test` needs the image only and ignores a label. Blank lines and lines
-    that begin with `#` are skipped. Paths that hold spaces are separated by a TAB, or else where both parts are files. A list
-    that is missing, empty or not UTF-8, lines without label and paths that are no files raise Mistake.
-    """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"split = {split!r}: expected 'train', 'val' or 'test'")
-    if path is None or not _is_file(path):
-        raise Mistake(f"{path}: no such list file (split {split}): check the list's path in the config")
-    root = Path(data_root or "")
-    pairs, missing, unlabelled = [], [], []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        image, label = _split_line(line, root, split)
-        if split != "test" and label is None:
-            unlabelled.append(f"line {number}: {line}")
-            continue
-        pairs.append((str(root / image), None if split == "test" else str(root / label)))
-        missing += [f"line {number}: {name}{fault}" for name in pairs[-1] if name and (fault := _file_fault(name)) is not None]
-    if unlabelled:
-        listed = first_few(unlabelled, separator="\n  ")
-        raise Mistake(f"{path}: {len(unlabelled)} lines have no label, split {split} needs `image label` on each line "
-                      f"(separated by a TAB if paths hold spaces):\n  {listed}")  # fmt: skip
-    if missing:
-        listed = first_few(missing, separator="\n  ")
-        raise Mistake(f"{path}: {len(missing)} of the files it names do not exist under data_root = {data_root}:\n  {listed}")
-    if not pairs:
-        raise Mistake(f"{path}: the list is empty (split {split})")
-    return pairs
-
-
-def _split_line(line, root, split):
-    """(image, label or None) of one line: at a TAB, else at the space that leaves files on disk, else at the first space."""
-    if "\t" in line:
-        image, label = (part.strip() for part in line.split("\t", 1))
-        return image, label or None
-    splits = [(line[: gap.start()], line[gap.end() :]) for gap in re.finditer(r"\s+", line)]
-    if split == "test":
-        splits = [(line, None), *reversed(splits)]  # the longest name that is a file
-    if len(splits) > 1:  # an ordinary line needs no look at the disk
-        for image, label in splits:
-            if _is_file(root / image) and (split == "test" or _is_file(root / label)):
-                return image, label
-    return splits[0] if splits else (line, None)
-
-
-def _file_fault(path):
-    """None for a file, else the reason in parentheses, which is empty where there is nothing of that name."""
-    try:
-        kind = Path(path).stat().st_mode
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return f" ({system_words(error)})"
-    except ValueError:
-        return " (a NUL character in the path)"
-    return None if stat.S_ISREG(kind) else " (a folder)" if stat.S_ISDIR(kind) else " (not a regular file)"
-
-
-def _is_file(path):
-    return _file_fault(path) is None
 
 
 class SemData(torch.utils.data.Dataset):
@@ -203,10 +134,10 @@ class EpochSampler:
         epoch, batch, left = self.epoch, self.start_batch, len(self)
         while left:
             mixed = random.Random(f"{self.seed},{epoch}").getrandbits(63)  # not a sum: (0, 1) and (1, 0) are two orders
-            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed)).tolist()
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(mixed)).numpy()
             stop = min(batch + left, self.length // self.batch_size)
             for begin in range(batch * self.batch_size, stop * self.batch_size, self.batch_size):
-                yield [(epoch, index) for index in order[begin : begin + self.batch_size][self.part]]
+                yield [(epoch, index) for index in order[begin : begin + self.batch_size][self.part].tolist()]
             epoch, batch, left = epoch + 1, 0, left - max(stop - batch, 0)
 
 
