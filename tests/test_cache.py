@@ -126,7 +126,7 @@ def test_a_file_that_was_cut_off_in_its_slots_is_made_again(root, tmp_path, kept
 
 
 def test_of_a_file_that_was_cut_off_the_pixels_it_still_has_are_used(root, tmp_path):
-    size = 24 * 32 * 4 + 5
+    size = 16 + 24 * 32 * 4 + 5
     assert len(damaged(root, tmp_path / "cache", lambda data: data[: -size - 300])) == 2
     assert len(damaged(root, tmp_path / "more", lambda data: data[:-1])) == 1
 
@@ -143,6 +143,15 @@ def test_a_slot_with_a_wrong_byte_is_made_again(root, tmp_path, place):
 @pytest.mark.parametrize("head", [b"samples2", b"\0" * 8, b"samples3" + b"\xff" * 8, b"samples3" + b"\0" * 8])
 def test_a_file_with_another_head_is_made_again(root, tmp_path, head):
     assert len(damaged(root, tmp_path / "cache", lambda data: head + data[len(head) :])) == 6
+
+
+def test_pixels_that_have_moved_are_refused(root, tmp_path):
+    data = SemData("train", root, root / "train.txt", cache=tmp_path / "cache")
+    (file,) = entries(tmp_path / "cache")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:5000] + whole[5001:] + b"x")
+    with pytest.raises(Mistake, match=f"{file}: damaged: delete it, and the next run decodes its images again"):
+        [data[index] for index in range(6)]
 
 
 def test_files_of_an_earlier_version_are_named_once_and_left_alone(root, tmp_path):
@@ -236,7 +245,7 @@ def test_a_full_disk_is_named_and_what_was_written_is_kept(root, tmp_path, monke
 
     def full(stream, array):
         written.append(array)
-        if len(written) == 9:  # in the third pair, after the header
+        if len(written) == 11:  # in the third pair, after the header
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(stream, array)
 

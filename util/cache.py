@@ -2,8 +2,8 @@
 
 Every run that finds pairs of its list missing in the cache's directory decodes them into one more file NAME.cache:
   FORMAT and the number of slots, two uint64; the slots, one for each pair (SLOT); zeros up to a multiple of 4096
-  for each pair at its slot's offset: the label, h x w of 0 (no label), 1 or 2 bytes a pixel; its distinct values in the same
-  dtype; the image, h x w x 3 uint8 RGB.
+  for each pair at its slot's offset: its key; the label, h x w of 0 (no label), 1 or 2 bytes a pixel; the label's distinct
+  values in the same dtype; the image, h x w x 3 uint8 RGB.
 A pair's key is a digest of both paths, and sizes and times of both files, so a changed file is a pair that is missing. Slots
 are written after their pixels have reached the disk: a file is in order at any moment, and a build that was stopped continues
 where it was. No run changes or removes a file of another: one cache serves any number of lists, processes and machines.
@@ -60,6 +60,9 @@ class Cache:
         offset, h, w, size, ids = (int(slot[name]) for name in ("offset", "h", "w", "label", "ids"))
         with file_errors(file, "; the cache is complete only when a run starts"), Path(file).open("rb") as stream:
             data = np.asarray(np.memmap(stream, np.uint8, "r", offset, int(_bytes(slot))))
+        key, data = data[:16], data[16:]
+        if key.tobytes() != slot["key"].tobytes():
+            raise Mistake(f"{file}: damaged: delete it, and the next run decodes its images again")
         image = data[(h * w + ids) * size :].reshape(h, w, 3)
         if not size:
             return image, None, ()
@@ -75,7 +78,7 @@ def build_cache(directory, data_list, decode, say=print):
     a disk without room for it raises Mistake.
     """
     directory, here = Path(directory), Path.cwd()
-    keys = np.array([_key(pair, here) for pair in data_list], np.uint64)
+    keys = np.array([_key(pair, here) for pair in data_list], "<u8")
     cache = Cache(directory, keys)
     if not cache.missing:
         return cache
@@ -99,10 +102,10 @@ def _build(directory, data_list, keys, missing, decode, say):
     def add(row):
         index = missing[row]
         image, label = decode(index)
-        parts, slot = [image], np.zeros(1, SLOT)
+        parts, slot = [keys[index], image], np.zeros(1, SLOT)
         if data_list[index][1] is not None:
             ids = cv2.calcHist([label], [0], None, [256**label.itemsize], [0, 256**label.itemsize]).ravel().nonzero()[0]
-            parts = [label, ids.astype(label.dtype), image]
+            parts[1:1] = label, ids.astype(label.dtype)
             slot["label"], slot["ids"] = label.itemsize, len(ids)
         slot["key"], (slot["h"], slot["w"]) = keys[index], image.shape[:2]
         with lock:
@@ -165,9 +168,9 @@ def _check(slots):
 
 
 def _bytes(slots):
-    """The bytes of a slot's label, ids and image."""
+    """The bytes of a slot's key, label, ids and image."""
     pixels = slots["h"].astype(np.int64) * slots["w"]
-    return pixels * 3 + (pixels + slots["ids"]) * slots["label"]
+    return 16 + pixels * 3 + (pixels + slots["ids"]) * slots["label"]
 
 
 def _write(stream, array):
@@ -192,7 +195,7 @@ def _bytes_of(image_path, label_path):
     """Bytes that a pair takes decoded, from the headers of its files."""
     w, h, _ = image_header(image_path)
     deep = label_path is not None and image_header(label_path)[2].startswith("I")
-    return h * w * (3 + (0 if label_path is None else 2 if deep else 1)) + 64 + SLOT.itemsize
+    return h * w * (3 + (0 if label_path is None else 2 if deep else 1)) + 80 + SLOT.itemsize
 
 
 @contextmanager

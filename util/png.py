@@ -16,7 +16,7 @@ except ImportError:
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # of the colour types without a palette
-PIECE = 1 << 14  # bytes inflated at a time: few, so that memory is used again instead of asked for
+PIECE = 1 << 16  # bytes inflated at a time: few, so that memory is used again instead of asked for
 
 
 def png_layout(data):
