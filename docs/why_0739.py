@@ -29,7 +29,8 @@ DATA = "dataset/toy_small"
 # The original's recipe, as far as toy allows: its rates, groups and schedule, a crop of two thirds of the image's height.
 COMMON = f"""data_root {DATA} train_list {DATA}/list/train.txt val_list {DATA}/list/val.txt test_list {DATA}/list/val.txt
     base_size 192 train_h 97 train_w 97 test_h 97 test_w 97 base_lr 0.01 head_lr_factor 10 batch_size 8 epochs 12 eval_freq 3
-    keep_checkpoints 1 workers 0 precision bf16 channels_last True""".split()
+    keep_checkpoints 1 workers 0 precision bf16 channels_last True init semseg class_weights null ema_decay 0 optimizer sgd
+    weight_decay 0.0001 scale_min 0.75 scale_max 1.5 rotate_min -5 rotate_max 5""".split()
 AUGMENTATION = """[
     {Affine: {scale: [0.5, 2.0], keep_ratio: True, translate_percent: [-0.01, 0.01], rotate: [-10, 10], border_mode: 0,
               fill: [123.675, 116.28, 103.53], fill_mask: 255, p: 0.5}},
