@@ -2,18 +2,18 @@
 
 import hashlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from dataset.build import frequency_table
-from util.common import Mistake
+from util.common import Mistake, ahead
 from util.dataset import SemData
 from util.image import image_header
-from util.loader import class_weights, look_at, nothing_labelled
+from util.loader import class_sums, class_weights, look_at, nothing_labelled
 from util.visual import class_names, palette_of
 
+THREADS = 8  # that read files, which is waiting for a disk
 MUCH = 6  # times longer than a crop is an image of which it shows little
 
 
@@ -44,14 +44,16 @@ def check(cfg):
 
     counts, weights = {}, []
     for name, samples in data.items():
-        found = look_at([(samples, index) for index in range(len(samples))], name)
-        faults += [fault for _, fault in found if fault]
-        pixels = [pixels for pixels, _ in found if pixels is not None]
-        counts[name] = len(found), sum(pixels)
-        if pixels and not np.any(sum(pixels)[:-1]):
+        sums = 0
+        for _, pixels, fault in look_at(((samples, index) for index in range(len(samples))), len(samples), name):
+            faults += [fault] if fault else []
+            sums += 0 if pixels is None else class_sums(pixels)
+        is_counted = np.ndim(sums) > 0
+        counts[name] = len(samples), sums[0] if is_counted else 0
+        if is_counted and not sums[0, :-1].any():
             faults.append(nothing_labelled(samples))
-        if pixels and name == "train":
-            auto = class_weights(pixels)
+        if is_counted and name == "train":
+            auto = class_weights(sums)
             for title, column in (("auto", auto), ("sqrt", np.sqrt(auto))):
                 weights.append((title, *(f"{w:.3f}" if np.isfinite(w) else "-" for w in column)))
     faults += _repeated(data)
@@ -71,8 +73,7 @@ def _unfit_sizes(cfg, data):
     """What to warn of: crops and sizes of testing that do not go with the median image of the lists."""
     median = {}
     for name, samples in data.items():
-        with ThreadPoolExecutor() as pool:
-            sizes = [size for size in pool.map(_sides, [image for image, _ in samples.data_list]) if size]
+        sizes = [size for size in ahead(_sides, (image for image, _ in samples.data_list), THREADS, 4 * THREADS) if size]
         if sizes:
             median[name] = np.median(sizes, 0)
     if "train" not in median or not isinstance(cfg.augmentation, str):  # of a pipeline of Albumentations we know nothing
@@ -118,8 +119,7 @@ def _repeated(data):
     for name, paths in images.items():
         count = Counter(paths)
         faults += [f"{data[name].list_path}: {image} is listed {n} times" for image, n in count.items() if n > 1]
-    with ThreadPoolExecutor() as pool:
-        digests = {name: list(pool.map(_digest, paths)) for name, paths in images.items()}
+    digests = {name: list(ahead(_digest, paths, THREADS, 4 * THREADS)) for name, paths in images.items()}
     of_digest = dict(zip(digests.pop("train", ()), images.get("train", ())))
     for name, found in digests.items():
         for image, digest in zip(images[name], found):

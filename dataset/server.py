@@ -10,6 +10,7 @@ voc2012     results/VOC2012/Segmentation/comp6_SPLIT_cls/NAME.png, ids with VOC'
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def server_files(form, images, split, classes):
             raise Mistake(f"{unknown[0]}: cityscapes knows images by names like CITY_SEQ_FRAME_leftImg8bit.png")
         names = [f"{match[0]}_pred_labelIds" for match in found]
     if len(set(names)) < len(names):
-        twice = next(image for image, name in zip(images, names) if names.count(name) > 1)
+        count = Counter(names)
+        twice = next(image for image, name in zip(images, names) if count[name] > 1)
         raise Mistake(f"{twice}: another image has the same file name, and {form} tells images apart by it alone")
     folder = f"results/VOC2012/Segmentation/comp6_{split}_cls" if form == "voc2012" else form
     return [f"{folder}/{name}.png" for name in names]

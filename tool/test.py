@@ -18,8 +18,6 @@ import logging
 import os
 import sys
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -33,7 +31,7 @@ from dataset.server import save_for_server, server_files
 from model import check_config
 from util import distributed
 from util.command import parse_test
-from util.common import Mistake, first_few
+from util.common import Mistake, ahead, first_few
 from util.config import ROOT, Config
 from util.dataset import SemData, check_ids
 from util.fetch import local_file
@@ -163,9 +161,9 @@ def plan(cfg) -> Evaluation:
             )
         run.protocol = earlier_protocol(run.folder)
     else:
-        read = {os.path.realpath(path) for pair in data.data_list for path in pair if path}
-        written = {os.path.realpath(path) for i in indices for path in (run.gray(i), run.color(i))}
-        if overwritten := read & written:
+        written = {os.path.realpath(path) for i in indices for path in (run.gray(i), run.color(i)) if path.exists()}
+        read = (path for pair in data.data_list for path in pair if path) if written else ()
+        if overwritten := written.intersection(map(os.path.realpath, read)):
             raise Mistake(f"{cfg.path}: TEST.save_folder: {min(overwritten)} is in test_list and would be overwritten")
     return run
 
@@ -260,18 +258,6 @@ def finish_image(run, index, pred, label):
     confusion = confusion_matrix(pred, label, cfg.classes, cfg.ignore_label, other=True).numpy()
     contours = boundary_areas(pred, label, cfg.classes, cfg.ignore_label) if cfg.boundary_iou else 0
     return index, confusion, contours, image_scores(confusion)
-
-
-def ahead(function, items, threads=2, depth=4):
-    """Yield function(item) for every item in order, computed by threads up to `depth` items before they are needed."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 # ---- results ----

@@ -196,7 +196,7 @@ def prepare_data(run, resumed) -> None:
     run.train_data.seed = run.state.seed
     if run.cfg.check_data and not resumed:
         with distributed.same_errors():
-            check_data(run.train_data, run.val_data)
+            check_data(run.train_data, run.val_data, count=run.cfg.check_data, say=run.log.info)
     run.loader = build_loader(run.cfg, run.train_data, run.state.seed, run.device)
 
 

@@ -1,7 +1,9 @@
-"""Shared helpers: an error class for mistakes of the user, files that are written atomically, text for messages."""
+"""Shared helpers: an error class for mistakes of the user, files that are written atomically, threads, text for messages."""
 
 import difflib
 import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,6 +39,18 @@ def write_aside(path, sync=False):
         if isinstance(error, OSError):
             raise Mistake(f"{path}: could not be written ({error}); what was there is untouched") from error
         raise
+
+
+def ahead(function, items, threads=2, depth=4):
+    """Yield function(item) for every item in order, computed by threads up to `depth` items before they are needed."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def did_you_mean(name, known, count=1, cutoff=0.6) -> str:

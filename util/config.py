@@ -121,7 +121,7 @@ class Train:
     iter_interval: Count = 4000  # with max_iter, what save_freq and eval_freq count: intervals of so many iterations
     start_epoch: Whole = 0  # set by `resume`; a value of your own starts the schedule there
     # run
-    check_data: bool = True  # read every image and label once before the first step; skipped when a run resumes
+    check_data: bool | Count = True  # read all images and labels before a run, or so many of each list; not if it resumes
     train_gpu: Gpus | None = None  # empty = CPU
     workers: Annotated[int, "[0, 4096]"] = 16  # loader processes of a machine, over its training processes
     loader_timeout: Annotated[int, "[0, 1000000]"] = 600  # seconds to wait for a batch before the run stops; 0 = for ever

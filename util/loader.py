@@ -5,8 +5,9 @@ import multiprocessing
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch.utils.data import DataLoader
 
 from util import distributed
 from util.augmentation import build_augmentation
-from util.common import Mistake, first_few
+from util.common import Mistake, ahead, first_few
 from util.dataset import EpochSampler, SemData, count_pixels, worker_init
 from util.image import read_label
 from util.log import ProgressBar
+
+FIRST, SLOW_S = 300, 120  # images after which their time is known, and from when on it is said
 
 
 def build_data(cfg):
@@ -72,35 +75,53 @@ def end_workers():
                 child.kill()
 
 
-def look_at(samples, title) -> list:
-    """`data.look(index)` of every (data, index): the pixels of its classes and what is wrong with its files."""
-    bar, found = ProgressBar(title, len(samples)), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without holding Python's lock
-        try:
-            for result in pool.map(lambda sample: sample[0].look(sample[1]), samples):
-                found.append(result)
-                bar.show(len(found))
-        finally:
-            bar.clear()
-            pool.shutdown(cancel_futures=True)
-    return found
+def look_at(samples, total, title, say=lambda text: None):
+    """Yield (data, *data.look(index)) for every sample (data, index): the pixels of its classes, what is wrong with its files.
+
+    total: how many there are. `say` gets how long it will take, if that is long, and then the progress.
+    """
+    bar, start, slow = ProgressBar(title, total), time.monotonic(), False
+    threads = os.cpu_count() or 1  # OpenCV decodes without holding Python's lock
+    try:
+        looks = ahead(lambda sample: (sample[0], *sample[0].look(sample[1])), samples, threads, 4 * threads)
+        for done, look in enumerate(looks, 1):
+            yield look
+            bar.show(done)
+            if done == FIRST:
+                left = (time.monotonic() - start) / done * (total - done)
+                if slow := left > SLOW_S:
+                    say(f"{title}: about {left / 60:.0f} minutes for {total} images (`check_data 1000`: so many of each list)")
+            elif slow and done * 10 // total > (done - 1) * 10 // total:
+                say(f"{title}: {done}/{total}")
+    finally:
+        bar.clear()
 
 
-def check_data(*datasets) -> None:
-    """Read every image and label once before the first step. Mistake with all faults, and if a list has no labelled pixel."""
+def check_data(*datasets, count=True, say=lambda text: None) -> None:
+    """Read every image and label before the first step, or, if `count` is a number, so many of each list, evenly spread.
+
+    Mistake with all faults, and if a list that is read as a whole has no labelled pixel. `say` gets the time that it takes, if
+    that is long, and how much of the lists was read, if not all.
+    """
     datasets = [data for data in datasets if data is not None]
-    samples = [(data, index) for data in datasets for index in range(len(data))]
-    mine = samples[distributed.rank() :: distributed.world_size()]
-    found = look_at(mine, "Checking the data")
-    faults = distributed.gather([fault for _, fault in found if fault])
+    counts = [len(data) if count is True else min(count, len(data)) for data in datasets]
+    samples = ((data, i * len(data) // n) for data, n in zip(datasets, counts) for i in range(n))
+    mine = range(distributed.rank(), sum(counts), distributed.world_size())
+    faults, labelled = [], set()
+    for data, pixels, fault in look_at(islice(samples, mine.start, None, mine.step), len(mine), "Checking the data", say):
+        if fault:
+            faults.append(fault)
+        elif pixels[:-1].any():
+            labelled.add(data.list_path)
+    faults, labelled = distributed.gather(faults), distributed.gather([*labelled])
     if faults:
         listed = first_few(faults, 10, "\n")
-        raise Mistake(f"{len(faults)} of {len(samples)} samples are faulty:\n{listed}")
-    labelled = {data.list_path for (data, _), (pixels, _) in zip(mine, found) if pixels[:-1].any()}
-    labelled = distributed.gather([*labelled])
-    for data in datasets:
-        if data.list_path not in labelled:
+        raise Mistake(f"{len(faults)} of {sum(counts)} samples are faulty:\n{listed}")
+    for data, n in zip(datasets, counts):
+        if n == len(data) and data.list_path not in labelled:
             raise Mistake(nothing_labelled(data))
+        if n < len(data):
+            say(f"{data.list_path}: checked {n} of {len(data)} images")
 
 
 def nothing_labelled(data) -> str:
@@ -108,15 +129,20 @@ def nothing_labelled(data) -> str:
     return f"{data.list_path}: every pixel of the {len(data)} labels is ignore_label = {data.ignore_label}"
 
 
-def class_weights(pixels):
+def class_sums(pixels):
+    """What an image adds to the sums that `class_weights` needs: its pixels of each class, and all its pixels for each class
+    that is in it, (2, K + 1) int64. pixels: as `count_pixels` returns them."""
+    return np.stack([pixels, pixels.sum() * (pixels > 0)])
+
+
+def class_weights(sums):
     """Median frequency balancing, (K,) float64; nan for a class without a pixel (Eigen & Fergus 2015).
 
     weight = median of all frequencies / frequency of the class; its frequency is its share of the images it is in.
-    pixels: for each image the pixels of each class and, last, of void, (K + 1,).
+    sums: of `class_sums` over all images, (2, K + 1).
     """
-    pixels = np.stack(pixels)
-    inside = (pixels.sum(1, keepdims=True) * (pixels > 0)).sum(0)[:-1]
-    frequency = np.divide(pixels.sum(0)[:-1], inside, out=np.full(len(inside), np.nan), where=inside > 0)
+    pixels, inside = sums[:, :-1]
+    frequency = np.divide(pixels, inside, out=np.full(len(inside), np.nan), where=inside > 0)
     return np.nanmedian(frequency) / frequency if inside.any() else frequency
 
 
@@ -125,7 +151,10 @@ def automatic_class_weights(kind, pairs, classes, ignore_label=255):
 
     kind: `auto`, median frequency balancing; `sqrt`, its square roots, between that and equal weights.
     """
-    with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda pair: count_pixels(read_label(pair[1]), classes, ignore_label), pairs))
-    weights = np.nan_to_num(class_weights(pixels), nan=1.0)
+
+    def sums(pair):
+        return class_sums(count_pixels(read_label(pair[1]), classes, ignore_label))
+
+    threads = os.cpu_count() or 1
+    weights = np.nan_to_num(class_weights(sum(ahead(sums, pairs, threads, 4 * threads))), nan=1.0)
     return (np.sqrt(weights) if kind == "sqrt" else weights).tolist()
