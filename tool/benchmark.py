@@ -75,17 +75,18 @@ def parse_args(argv):
     parser.add_argument("--minutes", type=float, default=8, help="speed, exported: approximate duration (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="speed, exported: tiny sizes, one run, as a check that it works")
     parser.add_argument("--against", metavar="DIR", help="speed: the original's code, which has a folder model/")
+    parser.add_argument("--config", metavar="FILE", help="model: the same as CONFIG")
     parser.add_argument("--fit", type=float, metavar="GIB", help="model: find the keys with which a step fits into this memory")
     args = parser.parse_intermixed_args(argv)
     name, *words = args.words or ["speed"]
     args.command = {"speed": speed, "all": speed, "exported": exported, "model": model}.get(name)
     if args.command is None:
         parser.error(f"unknown command {name}; choose speed, exported or model")
-    if words and args.command is not model:
-        parser.error(f"unrecognized arguments: {' '.join(words)}")
-    if not words and args.command is model:
+    if (words or args.config) and args.command is not model:
+        parser.error(f"unrecognized arguments: {' '.join([args.config or '', *words]).strip()}")
+    args.config, *args.opts = [args.config, *words] if args.config else words or [None]
+    if args.command is model and not args.config:
         parser.error("model: which experiment? Give CONFIG, its YAML file or the name of a shipped one")
-    args.config, *args.opts = words or [None]
     return args
 
 
