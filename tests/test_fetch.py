@@ -310,7 +310,7 @@ def test_processes_that_test_a_checkpoint_by_its_address_fetch_it_once(server, t
     words = ["--config", f"{server.url}/net.pth#sha256={digits}", "save_folder", tmp_path / "out", "index_step", 2]
     log = tmp_path / "log"
     try:
-        assert finish(start(words, log=log, world=2, program="tool.test")) == [0, 0], said(log)
+        assert finish(start([], *words, log=log, world=2, program="tool.test")) == [0, 0], said(log)
     finally:
         kept = [path.unlink() for path in (ROOT / "initmodel").glob(f"net-{digits[:16]}.pth")]
     assert server.asked == ["/net.pth"] and len(kept) == 1 and (tmp_path / "out/result.json").is_file()
