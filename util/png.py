@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 try:
-    from isal.isal_zlib import decompressobj, error  # an optional package: inflates twice as fast
+    from isal.isal_zlib import decompressobj, error  # an optional package: inflates in 0.6 of the time
 except ImportError:
     from zlib import decompressobj, error
 
