@@ -81,6 +81,7 @@ PARSED = {  # without comments and quotes
     "pip install onnx onnxscript onnxruntime": INSTALLS,
     "pip install albumentations>=2.0.8": INSTALLS,
     "pip install segmentation-models-pytorch>=0.5": INSTALLS,
+    "pip install isal": INSTALLS,
     "pip install safetensors": INSTALLS,
 }  # fmt: skip
 NO_COMMANDS = {  # what else looks like one

@@ -120,6 +120,7 @@ def _lines(path):
                     yield number, line
     except UnicodeDecodeError:
         read_text(path)  # says at which byte of the file
+        raise  # it has changed meanwhile
 
 
 def _split_line(line, root, split):
