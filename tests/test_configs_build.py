@@ -105,7 +105,7 @@ def test_every_config_of_the_original_loads_and_builds(dataset, arch, layers, tm
 
 
 def test_keys_of_the_hard_pixel_loss_reach_the_criterion():
-    words = ["loss", "ohem", "ohem_threshold", "0.6", "ohem_min_kept", "7", "classes", "2", "ignore_label", "255"]
+    words = ["loss", "ohem", "ohem_threshold", "0.6", "ohem_min_kept", "7", "classes", "2", "class_weights", "null"]
     logits = torch.tensor([0.0, 2.0, 0.1, 3.0]).view(1, 1, 4, 1) * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)
     label = torch.zeros(1, 4, 1, dtype=torch.int64)
     losses = torch.nn.functional.cross_entropy(logits, label, reduction="none").flatten()

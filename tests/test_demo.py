@@ -42,8 +42,8 @@ def project(narrow, frames, tmp_path_factory):
     """A checkpoint as a training writes it, whose network tells the patches apart, a picture and a video of the frames."""
     root = tmp_path_factory.mktemp("project")
     sizes = {"classes": 4, "train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64}
-    sizes |= {"scales": [1.0], "flip": False}
-    options = [str(word) for pair in (sizes | {"names_path": "null", "colors_path": "null"}).items() for word in pair]
+    sizes |= {"scales": [1.0], "flip": False, "names_path": "null", "colors_path": "null", "class_weights": "null"}
+    options = [str(word) for pair in sizes.items() for word in pair]
     cfg = load_config("toy_pspnet18", options)
     torch.manual_seed(0)
     network = build_model(cfg)
@@ -112,7 +112,8 @@ def test_a_checkpoint_is_enough_and_a_config_may_be_named(project, frames, tmp_p
     color = Image.open("a/picture_color.png")
     assert np.array_equal(Image.open("a/picture_gray.png"), ids) and np.array_equal(Image.open("a/picture_overlay.png"), seen)
     assert color.getpalette()[:12] == PALETTE.ravel().tolist()
-    options = "classes 4 names_path null colors_path null test_h 33 test_w 33 base_size 64 scales [1.0] flip False".split()
+    options = "classes 4 class_weights null names_path null colors_path null test_h 33 test_w 33 base_size 64".split()
+    options += ["scales", "[1.0]", "flip", "False"]
     for i, words in enumerate((["toy_pspnet18", "--model_path"], ["--config", "toy_pspnet18", "--model-path"])):
         assert demo.main([*words, str(project / "best.pth"), "--image", str(picture), "--out", str(i), *options]) == 0
         assert np.array_equal(Image.open(f"{i}/picture_gray.png"), ids)

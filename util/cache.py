@@ -42,7 +42,8 @@ class Cache:
     """
 
     def __init__(self, directory, keys):
-        self.files = sorted(map(str, Path(directory).glob("*.cache")))
+        with file_errors(f"cache {directory}: the folder cannot be read"):
+            self.files = sorted(map(str, Path(directory).glob("*.cache")))
         slots = [_read_slots(file) for file in self.files]
         of_file = np.repeat(np.arange(len(slots)), [len(part) for part in slots])
         slots = np.concatenate([np.empty(0, SLOT), *slots])
