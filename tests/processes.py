@@ -26,6 +26,7 @@ from util.checkpoint import load_checkpoint
 from util.config import ROOT
 
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
+ONE_BLOCK = (resnet.BasicBlock, (1, 1, 1, 1))  # of a ResNet-18 that is as small as one can be
 PLAIN = {"init": "semseg", "class_weights": "null", "ema_decay": 0, "optimizer": "sgd", "base_lr": 0.05, "head_lr_factor": 2,
          "weight_decay": 1e-4, "scale_min": 0.75, "scale_max": 1.5, "rotate_min": -5, "rotate_max": 5}  # fmt: skip
 
@@ -38,17 +39,20 @@ def small_training(toy, **changes) -> list[str]:
     return [str(word) for pair in options.items() for word in pair]
 
 
-def copy_project(root):
-    """The project's code and configs in another place, where the networks have an eighth of the channels, for tests that start
-    the programs as a user does."""
+def copy_project(root, blocks=1):
+    """The project's code and configs in another place, for tests that start the programs as a user does; the networks are
+    those of the fixture `narrow`, or `eighth` with two blocks."""
     for name in ("model", "util", "tool", "config"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("dataset/*/*_*.txt"), *ROOT.glob("dataset/**/*.py")]:
         (root / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, root / path.relative_to(ROOT))
     code = (root / "model/resnet.py").read_text()
-    assert code.count("\nWIDTH = 64 ") == 1
-    (root / "model/resnet.py").write_text(code.replace("\nWIDTH = 64 ", "\nWIDTH = 8 "))
+    changes = {"\nWIDTH = 64 ": "\nWIDTH = 8 ", "18: (BasicBlock, (2, 2, 2, 2))": f"18: (BasicBlock, {(blocks,) * 4})"}
+    for before, after in changes.items():
+        assert code.count(before) == 1
+        code = code.replace(before, after)
+    (root / "model/resnet.py").write_text(code)
     return root
 
 
@@ -63,10 +67,10 @@ def free_port() -> int:
             return port
 
 
-def start(options, *more, log, world=1, program="tool.train", dtype=torch.float32, variables=(), pause=0, width=8):
+def start(options, *more, log, world=1, program="tool.train", dtype=torch.float32, variables=(), pause=0):
     """`world` processes of the program as a launcher would start them, one thread each. Their screens go to log.RANK, and
     the checksums of the samples they trained on to log.RANK.json. Their exit status is the program's. pause: seconds that each
-    batch takes longer, to leave time for what a test does to them. width: of the networks, 64 in what others start."""
+    batch takes longer, to leave time for what a test does to them. The networks are those of the fixture `narrow`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tool.train", "tool.test", "torch._dynamo"])  # the last is what an optimizer imports
     argv = ["--config", CONFIG, *options, *map(str, more)]
@@ -76,7 +80,7 @@ def start(options, *more, log, world=1, program="tool.train", dtype=torch.float3
     processes = []
     for rank in range(world):
         own = {**variables, **({"RANK": rank, "LOCAL_RANK": rank} if world > 1 else {})}
-        processes.append(context.Process(target=_run, args=(program, argv, f"{log}.{rank}", own, dtype, pause, width)))
+        processes.append(context.Process(target=_run, args=(program, argv, f"{log}.{rank}", own, dtype, pause)))
         processes[-1].start()
     return processes
 
@@ -135,13 +139,13 @@ def same_tensors(a, b) -> bool:
     return named and len(momenta[0]) == len(momenta[1]) and all(torch.equal(x, y) for x, y in pairs)
 
 
-def _run(program, argv, log, variables, dtype, pause, width):
+def _run(program, argv, log, variables, dtype, pause):
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(1)
-    resnet.WIDTH = width
+    resnet.WIDTH, resnet.BLOCKS[18] = 8, ONE_BLOCK
     checksums, build_model = [], train.build_model
 
     def note_and_convert(module, inputs):

@@ -9,9 +9,10 @@ from model.base import SceneParser
 from model.loss import CrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
-from model.resnet import ResNet
+from model.resnet import ResNet, feature_channels
 from util.config import Config
 
+pytestmark = pytest.mark.usefixtures("narrow")
 K, H, W = 5, 33, 49  # both sides are of the form 16n+1, which PSANet with shrink_factor 2 needs
 
 
@@ -171,20 +172,20 @@ def test_the_two_parameter_groups_are_the_whole_network(make):
 @every_network
 def test_without_its_context_module_the_head_sees_the_features_of_layer4(make, batch):
     net = make(**{"use_ppm" if make is pspnet else "use_psa": False})
-    assert net.cls[0].in_channels == 512 and not net.context_names
+    assert net.cls[0].in_channels == feature_channels(18) == 64 and not net.context_names
     assert net.eval()(batch[0]).shape == (2, K, H, W)
 
 
 def test_a_context_module_of_ones_own_is_all_a_new_network_adds(batch):
     class GlobalMean(nn.Module):
-        stride, out_channels = 1, 1024
+        stride, out_channels = 1, 128
 
         def forward(self, x):
             return torch.cat([x, x.mean((2, 3), keepdim=True).expand_as(x)], 1)
 
     net = SceneParser(18, 0.1, K, 8, context={"mean": GlobalMean()})
     assert net(*batch)[0].shape == (2, H, W)
-    assert net.cls[0].in_channels == 1024
+    assert net.cls[0].in_channels == 2 * feature_channels(18) == 128
 
 
 @every_network

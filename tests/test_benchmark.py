@@ -1,7 +1,9 @@
 """`tool/benchmark.py speed`: its table is complete, and its times and memory are those of the work it measures."""
 
 import shutil
+import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,6 +39,26 @@ def test_without_a_command_it_prints_the_table_of_speed(monkeypatch, capsys):
                  "memory returned", "memory kept", "eager", "compiled, in 0 s"):  # fmt: skip
         assert f" {name} |" in out
     assert f"torch {torch.__version__}" in out and "CPU threads" in out and "100.000% of the pixels the same class" in out
+
+
+def test_growth_prints_a_table_for_each_question():
+    command = [sys.executable, ROOT / "docs/growth.py", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    tables = [table.splitlines() for table in done.stdout.split("\n\n")[:-1]]
+    assert done.returncode == 0, done.stderr
+    columns = [[line.split("|")[1].strip() for i, line in enumerate(table) if i != 1] for table in tables]
+    assert columns == [["images of a list", "10", "20", "30"], ["classes", "2", "19", "150"], ["scales", "1", "3", "6"],
+                       ["processes", "1", "2"]]  # fmt: skip
+
+
+def test_bf16_is_left_out_where_it_is_emulated(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "native_precision", lambda device: "fp32")
+    monkeypatch.setattr(benchmark, "Setup", partial(benchmark.Setup, **{**benchmark.QUICK, "layers": 18}))
+    for name in ("scoring", "loss", "start", "allocator", "compiled", "loader"):
+        monkeypatch.setattr(benchmark, name, lambda *_: ())
+    assert benchmark.main([]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| fp32 |") == 3 and "| bf16" not in out and "bf16 was not measured" in out
 
 
 ORIGINAL = """from torch import nn

@@ -303,7 +303,7 @@ def test_workers_share_the_cache(root, tmp_path):
         assert torch.equal(alone[0], shared[0]) and torch.equal(alone[1], shared[1])
 
 
-def test_prepare_builds_the_cache_that_training_then_reads(toy_options, tmp_path, capsys, monkeypatch):
+def test_prepare_builds_the_cache_that_training_then_reads(toy_options, narrow, tmp_path, capsys, monkeypatch):
     config, options = str(ROOT / "config/toy/toy_pspnet18.yaml"), [*toy_options, "epochs", "1", "evaluate", "True"]
     assert train.main(["--config", config, *options]) == 0
     plain = load_checkpoint(tmp_path / "exp/model/train_epoch_1.pth")["state_dict"]

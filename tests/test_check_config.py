@@ -9,6 +9,7 @@ from golden_rules import golden_input, golden_label
 from model import build_model, check_config, images_needed
 from util.config import ROOT, Config, load_config
 
+pytestmark = pytest.mark.usefixtures("narrow")
 PSA = {"arch": "psa", "train_h": 465, "train_w": 465}
 COMPACT = {**PSA, "compact": True}
 

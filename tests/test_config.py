@@ -179,6 +179,7 @@ def test_key_in_two_sections_is_refused(write):
         ("ignore_label: 255", "ignore_label: 255\n  class_weights: some", "expected a number, not 'some'"),
         ("scales: [1.0]", "scales: []", "the list is empty"),
         ("sync_bn: True", "sync_bn: 2", "expected True or False, not 2"),
+        ("sync_bn: True", "check_data: abc", "expected True, False or a whole number, not 'abc'"),
         ("batch_size: 16", "batch_size: 16.5", "expected a whole number, not 16.5"),
         ("classes: 21", "classes:", "expected a whole number, not None (this key cannot be empty)"),
         ("train_gpu: [0,", "train_gpu: [zero,", "expected a whole number, not 'zero'"),
@@ -487,7 +488,7 @@ def test_any_text_for_any_key_on_the_command_line_gives_a_config_or_a_mistake_th
     rng, path = random.Random(key), tmp_path / "x.yaml"
     path.write_text(MINIMAL)
     signs = ["[", "]", "{", "}", ":", " ", ",", "'", '"', "|", ">", "-", "\n", "\t", "%", "@", "<<", "&a", "*a", "!!int"]
-    signs += ["!!python/name:os.system", "1", "0.5", "auto", "2024-13-45", "0o9", "1:90", "[" * 5000]
+    signs += ["!!python/name:os.system", "1", "0.5", "auto", "2024-13-45", "0o9", "1:90", "[" * 500, "y" * 2000]
     for _ in range(20):
         text = "".join(rng.choice(signs) for _ in range(rng.randrange(1, 7)))
         try:

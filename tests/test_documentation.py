@@ -69,6 +69,7 @@ PARSED = {  # without comments and quotes
     "python tool/benchmark.py model cityscapes_pspnet50": "tests/test_summary.py runs it with another config",
     "python tool/benchmark.py model cityscapes_pspnet50 --fit 24 train_gpu [0]": "tests/test_summary.py, likewise",
     "python tool/export.py --model exp/toy/pspnet18/model/model_best.pth --format onnx --out toy.onnx": "as in docs/export.md",
+    "python docs/growth.py": "takes minutes; tests/test_benchmark.py runs it with --quick",
     "python docs/why_0739.py --seeds 3 --parallel 2": "trains 24 networks",
     "sh tool/check.sh": SUITE,
     "sh tool/check.sh --gpu": SUITE,
@@ -130,7 +131,7 @@ COMMANDS = {plain(command): command for page in PAGES for command in commands_of
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project with narrow networks, and what a user has beside it."""
-    root = copy_project(tmp_path_factory.mktemp("documentation") / "project")
+    root = copy_project(tmp_path_factory.mktemp("documentation") / "project", blocks=2)  # which tool/convert.py counts
     shutil.copytree(ROOT / "docs", root / "docs", ignore=shutil.ignore_patterns("*.md", "*.png", "__pycache__"))
     for folder in (".venv/bin", "config/mine", "more", "my/yolo/labels"):
         (root / folder).mkdir(parents=True)
@@ -263,6 +264,8 @@ def understand(monkeypatch, name, *words):
     elif words[0].endswith("benchmark.py"):
         args = benchmark.parse_args(words[1:])
         assert args.command is not benchmark.model or load_config(args.config, args.opts, check=check_config)
+    elif words[0] == "docs/growth.py":
+        assert len(words) == 1
     elif words[0] == "docs/why_0739.py":
         understand_why(monkeypatch, words[1:])
     else:

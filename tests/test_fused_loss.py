@@ -182,7 +182,7 @@ def peak_bytes(profile):
 
 @pytest.mark.parametrize("make", [PSPNet, PSANet])
 @pytest.mark.parametrize("options", [{}, {"zoom_factor": 2}, {"size_rule": "input", "align_corners": False}], ids=str)
-def test_a_network_trains_the_same_with_and_without(make, options):
+def test_a_network_trains_the_same_with_and_without(make, options, narrow):
     torch.manual_seed(0)
     net = make(18, classes=5, dropout=0, **options, **({"mask_h": 5, "mask_w": 7} if make is PSANet else {})).double()
     image, label = torch.randn(2, 3, 33, 49, generator=generator("image")).double(), golden_label("net", 2, 33, 49, 5)

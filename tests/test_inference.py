@@ -14,6 +14,7 @@ from util import transform
 from util.config import ROOT, load_config
 from util.inference import most_probable, predict, predict_probability, prediction_settings, scaled_size, window_starts
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -274,18 +275,19 @@ def test_one_scale_in_one_window_is_the_same_with_both_averages():
     assert torch.equal(prob, run(layers(), image, align_corners=True, flip=False))  # which is about resized logits alone
 
 
-@pytest.mark.parametrize("network, shape", [(PSPNet(18, classes=5), (42, 61)), (PSPNet(18, classes=5, zoom_factor=1), (41, 50)),
-                                            (PSPNet(18, classes=5, size_rule="input"), (30, 35)),
-                                            (PSANet(18, classes=5, mask_h=3, mask_w=3), (42, 61))])  # fmt: skip
-def test_networks_take_whole_images_of_any_size(network, shape):
+@pytest.mark.parametrize("make, changes, shape", [(PSPNet, {}, (42, 61)), (PSPNet, {"zoom_factor": 1}, (41, 50)),
+                                                  (PSPNet, {"size_rule": "input"}, (30, 35)),
+                                                  (PSANet, {"mask_h": 3, "mask_w": 3}, (42, 61))])  # fmt: skip
+def test_networks_take_whole_images_of_any_size(make, changes, shape, narrow):
     image, _ = golden_image("whole network", *shape, 5)
-    prob = run(network.eval(), image, mode="whole", scales=(0.7, 1.0, 1.3))
+    prob = run(make(18, classes=5, **changes).eval(), image, mode="whole", scales=(0.7, 1.0, 1.3))
     assert prob.shape == (5, *shape) and torch.allclose(prob.sum(0), torch.ones(shape), atol=1e-5)
 
 
-@pytest.mark.parametrize("network", [PSPNet(18, classes=5), SMPPSPNet(18, 0.1, 5)], ids=["psp", "smp_pspnet"])
-def test_compiled_networks_take_whole_images_of_any_size(network):
+@pytest.mark.parametrize("make", [PSPNet, SMPPSPNet])
+def test_compiled_networks_take_whole_images_of_any_size(make, narrow):
     image, _ = golden_image("compiled", 42, 61, 5)
+    network = make(18, dropout=0.1, classes=5)
     compiled = torch.compile(network.eval(), backend="aot_eager").eval()  # the tracing without g++
     prob, expected = (run(model, image, mode="whole", scales=(0.7, 1.0), average="logit") for model in (compiled, network))
     torch.testing.assert_close(prob, expected, rtol=0, atol=1e-5)

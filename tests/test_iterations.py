@@ -26,6 +26,14 @@ def run(toy_options, save_path, *more):
     return train.main(["--config", CONFIG, *toy_options, *map(str, [*common, *more])])
 
 
+@pytest.fixture(scope="module")
+def whole(narrow, toy, tmp_path_factory):
+    """The folder of a run of eight iterations that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(small_training(toy, print_freq=2), folder) == 0
+    return folder
+
+
 def lines(save_path, key):
     found = map(json.loads, (save_path / "metrics.jsonl").read_text().splitlines())
     return [(line["iteration"], line[key]) for line in found if key in line]
@@ -66,13 +74,12 @@ def test_iterations_see_the_samples_of_epochs(toy_options, tmp_path):
 
 
 @pytest.mark.parametrize("iteration", [4, 5, 7])  # inside the first interval, at its end, inside the second
-def test_run_resumed_at_any_iteration_ends_as_the_uninterrupted_one(toy_options, tmp_path, iteration):
-    assert run(toy_options, tmp_path / "a") == 0
+def test_run_resumed_at_any_iteration_ends_as_the_uninterrupted_one(whole, toy_options, tmp_path, iteration):
     assert run(toy_options, tmp_path / "b", "save_iters", 1 if iteration == 7 else 2) == 0
     source = tmp_path / "b" / f"train_iter_{iteration}.pth"
     assert run(toy_options, tmp_path / "c", "resume", source) == 0
-    assert same(tmp_path / "a/train_iter_8.pth", tmp_path / "c/train_iter_8.pth")
-    assert lines(tmp_path / "a", "loss_train_batch")[iteration:] == lines(tmp_path / "c", "loss_train_batch")
+    assert same(whole / "train_iter_8.pth", tmp_path / "c/train_iter_8.pth")
+    assert lines(whole, "loss_train_batch")[iteration:] == lines(tmp_path / "c", "loss_train_batch")
 
 
 def test_a_finished_run_can_be_made_longer(toy_options, tmp_path):
@@ -90,14 +97,13 @@ def test_a_finished_run_can_be_made_longer(toy_options, tmp_path):
     ],
     ids=["other interval", "shorter", "epochs"],
 )
-def test_a_run_goes_on_at_its_iteration_however_it_counts_now(toy_options, tmp_path, change, files):
-    assert run(toy_options, tmp_path / "a") == 0
-    assert run(toy_options, tmp_path / "b", "resume", tmp_path / "a/train_iter_5.pth", *change) == 0
+def test_a_run_goes_on_at_its_iteration_however_it_counts_now(whole, toy_options, tmp_path, change, files):
+    assert run(toy_options, tmp_path / "b", "resume", whole / "train_iter_5.pth", *change) == 0
     assert {p.name for p in (tmp_path / "b").glob("*.pth")} == files
     if files:
         assert [i for i, _ in lines(tmp_path / "b", "loss_train_batch")] == list(range(6, 9 + ("null" in change)))
     if change == ["iter_interval", 3]:
-        assert same(tmp_path / "a/train_iter_8.pth", tmp_path / "b/train_iter_8.pth")
+        assert same(whole / "train_iter_8.pth", tmp_path / "b/train_iter_8.pth")
 
 
 def test_best_resumes_from_the_best_and_starts_anew_where_there_is_none(toy_options, tmp_path, capsys):
@@ -240,21 +246,35 @@ def test_an_interval_that_changes_in_the_middle_of_another_goes_on(toy_options, 
 EARLIER = json.loads((ROOT / "tests/golden/earlier_checkpoints.json").read_text())  # all of them but the tensors
 
 
+KINDS = {
+    "epochs": ["max_iter", 9, "iter_interval", 3, "eval_freq", 2],
+    "iterations": ["max_iter", 8, "iter_interval", 5, "eval_freq", 1],
+}
+
+
+@pytest.fixture(scope="module")
+def new(narrow, toy, tmp_path_factory):
+    """For each kind of them the folder of the same run by this version, with the checkpoint of every iteration."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    for kind, folder in folders.items():
+        more = ["evaluate", "True", "keep_checkpoints", 9, "save_iters", 1]
+        assert run(small_training(toy, print_freq=2), folder, *KINDS[kind], *more) == 0
+    return folders
+
+
 @pytest.mark.parametrize("length, name", [(length, name) for length in EARLIER for name in EARLIER[length]])
-def test_a_checkpoint_of_the_version_that_counted_epochs_and_steps_goes_on(toy_options, tmp_path, length, name):
-    how = {"epochs": ["max_iter", 9, "iter_interval", 3], "iterations": ["max_iter", 8, "iter_interval", 5]}[length]
-    more = ["evaluate", "True", "eval_freq", {"epochs": 2, "iterations": 1}[length], "keep_checkpoints", 9]
-    assert run(toy_options, tmp_path / "new", *how, *more, "save_iters", 1) == 0
+def test_a_checkpoint_of_the_version_that_counted_epochs_and_steps_goes_on(new, toy_options, tmp_path, length, name):
     old = EARLIER[length][name]
-    tensors = load_checkpoint(tmp_path / f"new/train_iter_{old['iteration']}.pth")
+    tensors = load_checkpoint(new[length] / f"train_iter_{old['iteration']}.pth")
     content = {**old, "state_dict": tensors["state_dict"]}
-    content["optimizer"] = {**old["optimizer"], "state": tensors["optimizer"]["state"]}
+    groups = zip(old["optimizer"]["param_groups"], tensors["optimizer"]["param_groups"])  # of a network of two blocks a stage
+    content["optimizer"] = tensors["optimizer"] | {"param_groups": [a | {"params": b["params"]} for a, b in groups]}
     (tmp_path / "old").mkdir()
     torch.save(content, tmp_path / "old" / name)
-    how = ["max_iter", "null", "epochs", 3] if length == "epochs" else how
-    assert run(toy_options, tmp_path / "old", *how, *more, "resume", "auto") == 0
+    how = [*KINDS[length], *(["max_iter", "null", "epochs", 3] if length == "epochs" else [])]
+    assert run(toy_options, tmp_path / "old", *how, "evaluate", "True", "keep_checkpoints", 9, "resume", "auto") == 0
     last = "train_epoch_3.pth" if length == "epochs" else "train_iter_8.pth"
-    ours, theirs = tmp_path / "new" / f"train_iter_{how[1] if length == 'iterations' else 9}.pth", tmp_path / "old" / last
+    ours, theirs = new[length] / f"train_iter_{KINDS[length][1]}.pth", tmp_path / "old" / last
     assert same(ours, theirs) and load_checkpoint(theirs)["state"]["counted"] == 0
     plan = Plan(3, 9, 3, counts_epochs=True) if length == "epochs" else Plan(3, 8, 5, counts_epochs=False)
     state = state_of(SimpleNamespace(path="a.yaml", resume=name, classes=9), plan, old)

@@ -17,6 +17,7 @@ from util.metric import (
     table,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
 
 

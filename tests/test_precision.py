@@ -309,8 +309,7 @@ def test_switches_of_speed_leave_the_run_what_it_is(toy_options, tmp_path, monke
     assert got == pytest.approx(first, rel=1e-6) and later == pytest.approx(expected, rel=1e-3)
 
 
-def test_bf16_sees_what_fp32_sees_after_training(toy, toy_options, tmp_path, monkeypatch):
-    monkeypatch.setattr("model.resnet.WIDTH", 64)  # a narrow one is less sure of its classes
+def test_bf16_sees_what_fp32_sees_after_training(toy, toy_options, full_size, tmp_path):  # a narrow network is less sure
     run(toy_options, "epochs", 8, "save_freq", 8)
     cfg = train.load_config(CONFIG, toy_options)
     network = build_model(cfg)

@@ -11,6 +11,7 @@ from golden_rules import fill_, generator, golden_input, golden_label
 
 from model.psanet import PSA, PSANet, psa_mask
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 GOLDEN = Path(__file__).parent / "golden"
 K, H, W = 5, 65, 97
 CASES = {

@@ -10,6 +10,7 @@ from golden_rules import draw, fill_, golden_input, golden_label
 
 from model.pspnet import PPM, PSPNet
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 GOLDEN = Path(__file__).parent / "golden"
 MAPPING = json.loads((GOLDEN / "key_mapping.json").read_text())
 MMSEG_NAMES = {ours: theirs for theirs, ours in MAPPING["mmseg_to_semseg"].items()}

@@ -19,7 +19,7 @@ from util.common import Mistake
 from util.inference import Predictor
 
 safetensors = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = pytest.mark.usefixtures("eighth")
 
 MMSEG = {"stem": "deep32", "contract_dilation": True, "align_corners": False, "size_rule": "input"}
 NAMES, PALETTE = [*"abcdefgh", "Stra\u00dfe"], [[i, 0, 255 - i] for i in range(9)]
@@ -41,7 +41,7 @@ def refusal(function, *args, **more):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(narrow, tmp_path_factory):
+def checkpoint(eighth, tmp_path_factory):
     """A checkpoint as a run writes it, and the same weights in a safetensors file."""
     folder = tmp_path_factory.mktemp("checkpoint")
     content = {"epoch": 3, "state_dict": fill_(PSPNet(18, classes=9)).state_dict(), "config": CONFIG_TEXT}

@@ -20,11 +20,12 @@ from util.metric import confusion_matrix, scores
 from util.transform import MEAN, STD
 from util.visual import overlay, save_png
 
+pytestmark = pytest.mark.usefixtures("narrow")
 NAMES = ["road", "sky", "traffic light"]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(narrow, tmp_path_factory):
     """Three little images, two of one name, with labels that hold no `sky`; a config; random weights in a checkpoint."""
     root = tmp_path_factory.mktemp("project")
     rng = np.random.default_rng(0)

@@ -298,7 +298,7 @@ def test_auto_is_what_it_stands_for_and_log_and_result_say_which(native, toy_opt
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_place(toy_options, capsys):
-    assert run(toy_options, "base_lr", 1000, "evaluate", "False", "save_freq", 9, "print_freq", 1) == 1
+    assert run(toy_options, "base_lr", 1000, "epochs", 9, "evaluate", "False", "save_freq", 9, "print_freq", 1) == 1
     error = capsys.readouterr().err
     assert re.search(r"error: the loss became (nan|inf) in epoch \d, iteration \d", error) and "learning rate" in error
     assert not list(folder(toy_options).glob("*.pth"))
@@ -349,11 +349,10 @@ def test_missing_initmodel_is_refused_with_the_remedy(toy_options, capsys):
     assert "TRAIN.initmodel: /nowhere/resnet18.pth does not exist; initmodel/README.md" in capsys.readouterr().err
 
 
-def test_weights_of_torchvision_and_of_mmsegmentation_start_a_run(toy_options, tmp_path, monkeypatch):
+def test_weights_of_torchvision_and_of_mmsegmentation_start_a_run(toy_options, full_size, tmp_path, monkeypatch):
     path = tmp_path / "resnet18.pth"
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), path)
     monkeypatch.setattr(train, "fetch_torchvision", lambda layers, where: path)
-    monkeypatch.setattr("model.resnet.WIDTH", 64)
     shorter = ["epochs", 1, "evaluate", "False", "contract_dilation", "True"]
     assert run(toy_options, "initmodel", "torchvision", "stem", "plain", *shorter) == 0
     (log,) = folder(toy_options).glob("train-*.log")

@@ -10,6 +10,7 @@ from golden_rules import golden_image
 from util import transform as T
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+pytestmark = pytest.mark.usefixtures("two_threads")
 GOLDEN = np.load(Path(__file__).parent / "golden" / "semseg_transform.npz")
 TRAIN_PIPELINE = [
     T.RandScale([0.5, 2]),

@@ -56,7 +56,7 @@ from util.inference import predict, window_starts
 from util.log import environment, report_errors
 from util.memory import costs, fitting, step_memory
 from util.metric import confusion_matrix
-from util.precision import Precision
+from util.precision import Precision, native_precision
 from util.transform import MEAN, STD
 
 RESERVE = 2  # GiB left for what is not predicted: CUDA's context, cuDNN's workspaces, gaps between the blocks
@@ -97,6 +97,7 @@ def parse_args(argv):
 class Setup:
     device: torch.device
     repeats: int = 9  # at most
+    bf16: bool = True  # measured too: minutes a step where it is emulated
     layers: int = 50
     train: int = 473  # crop of a training step
     frame: tuple = (1024, 2048)  # of the images that are loaded and tested
@@ -110,7 +111,8 @@ QUICK = {"repeats": 1, "layers": 18, "train": 65, "frame": (80, 160), "crop": 65
 
 
 def speed(args) -> None:
-    setup = Setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"), **(QUICK if args.quick else {}))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    setup = Setup(device, **(QUICK if args.quick else {"bf16": native_precision(device) == "bf16"}))
     if args.against:
         network = partial(original(Path(args.against)), pretrained=False)
         setup = replace(setup, plain="the original's", network=network, layers=50)  # it has no 18
@@ -258,8 +260,9 @@ def training(classes, setup, folder):
     plain, fast = setup.network(layers=setup.layers, classes=classes), PSPNet(setup.layers, classes=classes)
     last = copy.deepcopy(fast).to(memory_format=torch.channels_last)
     forms = {f"{setup.plain} fp32": step_of(plain.to(device), "fp32", 2, size, classes),
-             "fp32": step_of(fast.to(device), "fp32", 2, size, classes),
-             "bf16, channels_last": step_of(last.to(device), "bf16", 2, size, classes)}  # fmt: skip
+             "fp32": step_of(fast.to(device), "fp32", 2, size, classes)}  # fmt: skip
+    if setup.bf16:
+        forms["bf16, channels_last"] = step_of(last.to(device), "bf16", 2, size, classes)
     for form in forms.values():
         form(65 if device.type == "cpu" else size)  # loads the libraries, allocates the momenta
     yield f"training step, PSPNet{setup.layers}, 2 x {size}x{size}, {classes} classes", forms, 1
@@ -301,11 +304,14 @@ def sliding(setup, folder):
         with Precision(precision, device).autocast():
             pred[precision] = predict(network, image, **how)
 
-    forms = {"window by window, sums on the host": run_plain, "fp32": partial(run, "fp32", for_test(fast, device)),
-             "bf16, channels_last": partial(run, "bf16", for_test(fast, device, channels_last=True))}  # fmt: skip
+    forms = {"window by window, sums on the host": run_plain, "fp32": partial(run, "fp32", for_test(fast, device))}
+    if setup.bf16:
+        forms["bf16, channels_last"] = partial(run, "bf16", for_test(fast, device, channels_last=True))
     for form in forms.values():
         form(image=image[:crop, :crop])  # loads the libraries
     yield f"test of a {h}x{w} frame, PSPNet{setup.layers}, windows of {crop}, flip, {classes} classes", forms, 1
+    if not setup.bf16:
+        print(f"\nbf16 was not measured: {processor()} computes it without instructions for it.")
     same = (pred["plain"] == pred["fp32"]).mean()
     print(f"\nThe two fp32 tests (of random weights) give {same:.3%} of the pixels the same class.")
 

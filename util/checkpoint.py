@@ -256,4 +256,3 @@ def _iteration_in(path, data_iters=None) -> int:
         return iteration if isinstance(iteration, int) else 0
     except Exception:  # see _decode
         return 0
-

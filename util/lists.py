@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from util.common import Mistake, first_few
 from util.image import file_errors, read_text, system_words
 
 FEW = 32  # names for which a folder is not worth reading
+TASKS = 64  # of the threads that look into the folders
+MANY = 20  # times as many files in a folder as the list names there: it is asked for those that are left one by one
 
 
 class Texts(Sequence):
@@ -151,16 +153,21 @@ def _faults(pairs, hashes):
     ends = np.cumsum(np.bincount(folder_of, minlength=len(pairs.folders)))
     hashes = np.frombuffer(hashes, np.int64)
 
-    def look(folder, of_folder):
+    def look(folder):
+        of_folder = order[ends[folder - 1] if folder else 0 : ends[folder]]
         if len(of_folder) > FEW:
             with suppress(OSError, ValueError), os.scandir(pairs.folders[folder] or ".") as entries:
-                there = np.fromiter((hash(entry.name) for entry in entries if entry.is_file(follow_symlinks=False)), np.int64)
+                files = (hash(entry.name) for entry in entries if entry.is_file(follow_symlinks=False))
+                there = np.fromiter(islice(files, MANY * len(of_folder)), np.int64)
                 of_folder = of_folder[~np.isin(hashes[of_folder], there)]
         return [(i, fault) for i in of_folder.tolist() if (fault := _file_fault(pairs.path(i))) is not None]
 
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(look, range(len(ends)), np.split(order, ends[:-1]))
-        return sorted(fault for faults in found for fault in faults)
+    def look_into(folders):
+        return [fault for folder in folders for fault in look(folder)]
+
+    with ThreadPoolExecutor() as pool:  # a task for each folder would take longer than to look into a small one
+        parts = pool.map(look_into, (range(i, len(ends), TASKS) for i in range(TASKS)))
+        return sorted(chain.from_iterable(parts))
 
 
 def _file_fault(path):

@@ -23,7 +23,11 @@ def convert(value: Any, kind: Any) -> Any:
         for other in others:
             with suppress(Mistake):
                 return convert(value, other)
-        return convert(value, last)  # whose error is the one to show
+        try:
+            return convert(value, last)  # whose error is the one to show
+        except Mistake as error:
+            also = "True, False or " if bool in others else ""
+            raise Mistake(str(error).replace("expected ", f"expected {also}", 1)) from None
     if get_origin(kind) is Annotated:
         kind, interval = get_args(kind)
         value = convert(value, kind)
