@@ -90,8 +90,10 @@ def _values(train, sizes):
         values["base_size"] = base, "long side of the image at scale 1: that of the median image"
         return values, f"The median image has {median} pixels."
     values["base_size"] = base, f"long side of the image at scale 1; the median image has {long:g}"
-    values["scale_min"] = float(f"{0.5 * ratio:.3g}"), f"random scale: 0.5 to 2 of base_size, as shares of the {long:g} pixels"
-    values["scale_max"] = float(f"{2 * ratio:.3g}")
+    template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))["TRAIN"]
+    for key in ("scale_min", "scale_max"):
+        share = template[key]
+        values[key] = float(f"{share * ratio:.3g}"), f"random scale: {share:g} of base_size, as a share of the {long:g} pixels"
     return values, f"The median image, {median} pixels, is seen at {base} ({100 * ratio:.3g} %)."
 
 

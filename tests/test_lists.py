@@ -1,8 +1,10 @@
 """Long lists: what they are as a sequence, which files they name, and what they cost in memory and in the workers."""
 
+import os
 import pickle
 import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -105,6 +107,24 @@ def test_what_is_missing_in_a_large_folder_is_named_with_line_and_reason(root):
     assert said[0].endswith(f"3 of the files it names do not exist under data_root = {root}:")
     expected = [f"line 7: {root}/image/5.png", f"line 9: {root}/label/7.png (a folder)", f"line 11: {root}/image/9.png"]
     assert said[1:] == expected
+
+
+def test_of_a_folder_with_far_more_files_than_the_list_a_part_is_read(root, monkeypatch):
+    seen, scandir = [], os.scandir
+
+    @contextmanager
+    def counted(path):
+        with scandir(path) as entries:
+            yield (seen.append(entry) or entry for entry in entries)
+
+    monkeypatch.setattr(lists, "MANY", 1)
+    monkeypatch.setattr(lists.os, "scandir", counted)
+    for i in range(MANY, 10 * MANY):
+        (root / f"image/{i}.png").touch()
+    assert len(read_list(root / "list.txt", root, "train")) == MANY and len(seen) == 2 * MANY
+    (root / "image/3.png").unlink()
+    with pytest.raises(Mistake, match=r"1 of the files it names do not exist .*\n  line 4: .*image/3.png$"):
+        read_list(root / "list.txt", root, "train")
 
 
 def test_a_wrong_root_names_all_files(root):

@@ -798,11 +798,11 @@ def test_a_config_is_written_complete_and_never_over_another(own, tmp_path, conf
 
 
 @pytest.mark.parametrize("size, train, expected", [
-    ((360, 480), 367, {"train_h": 193, "train_w": 257, "base_size": 480, "test_h": 361, "test_w": 481, "scale_min": 0.5,
+    ((360, 480), 367, {"train_h": 193, "train_w": 257, "base_size": 480, "test_h": 361, "test_w": 481, "scale_min": 0.75,
                        "batch_size": 8, "epochs": 9, "eval_freq": 1}),
     ((480, 360), 367, {"train_h": 257, "train_w": 193, "test_h": 481, "test_w": 361}),
-    ((3000, 4000), 20, {"train_h": 241, "train_w": 321, "base_size": 1024, "test_h": 769, "test_w": 1025, "scale_min": 0.128,
-                        "scale_max": 0.512, "epochs": 200, "eval_freq": 20}),
+    ((3000, 4000), 20, {"train_h": 241, "train_w": 321, "base_size": 1024, "test_h": 769, "test_w": 1025, "scale_min": 0.192,
+                        "scale_max": 0.384, "epochs": 200, "eval_freq": 20}),
     ((192, 256), 3, {"train_h": 185, "train_w": 193, "base_size": 256, "test_h": 193, "test_w": 257, "batch_size": 3}),
     ((20, 3000), 9, {"train_h": 9, "train_w": 321, "base_size": 1024}),
 ])  # fmt: skip
