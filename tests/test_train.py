@@ -461,3 +461,11 @@ def test_clock_counts_hours_beyond_a_day(seconds, text):
 def test_help_says_what_is_written_and_how_it_ends():
     done = subprocess.run([sys.executable, ROOT / "tool/train.py", "--help"], capture_output=True, text=True, check=True)
     assert "train_epoch_N.pth" in done.stdout and "75" in done.stdout
+
+
+def test_the_network_goes_before_the_process_group(monkeypatch):
+    run, seen = SimpleNamespace(net=torch.nn.Linear(1, 1)), []
+    net = weakref.ref(run.net)
+    monkeypatch.setattr(train.distributed, "close", lambda: seen.append(net()))
+    train.leave(run)
+    assert seen == [None]

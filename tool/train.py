@@ -82,7 +82,7 @@ def train(argv) -> int:
     log_start(run, notes)
     if run.has_ended:
         run.log.info(f"The run has reached its end ({run.plan.max_iter} iterations) already: there is nothing to do")
-        distributed.close()
+        leave(run)
         return 0
     run.stop.early = False
     open_output(run)
@@ -412,11 +412,18 @@ def validate(run) -> dict | None:
 # ---- end ----
 
 
+def leave(run) -> None:
+    """End the process group. DistributedDataParallel goes first: the last to hold the group waits for its threads while it has
+    the interpreter's lock, which one of them may need."""
+    run.net = None
+    distributed.close()
+
+
 def finish_stopped(run) -> int:
     run.out.close()
     distributed.barrier()  # some launchers end all processes with the first, and the main one may still be saving
     run.log.warning(f"Stopped by {run.stop.name()}; everything is saved, start again with `resume auto`")
-    distributed.close()
+    leave(run)
     return REQUEUE
 
 
@@ -426,7 +433,7 @@ def finish(run) -> int:
     if state.best_at is not None:
         score = f"{run.cfg.main_metric} {state.best_score:.4f}, {run.plan.end(state.best_at)}"
         run.log.info(f"Best validation {score}: {run.folder / 'model_best.pth'}")
-    distributed.close()
+    leave(run)
     return 0
 
 

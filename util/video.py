@@ -15,7 +15,7 @@ MISSING = 0.5, 0.1  # seconds, and part of all, that a file may state and not ha
 
 # A damaged file is one message of this program, not lines of FFmpeg and OpenCV.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # silent; versions before 5 have it in cv2
 
 
 class VideoReader:
