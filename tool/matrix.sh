@@ -11,7 +11,9 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 130' INT TERM
 status=0
-for version in ${PYTHONS:-3.10 3.11 3.12 3.13}; do
+versions=${PYTHONS:-3.10 3.11 3.12 3.13}
+unset PYTHONS # a test runs this script
+for version in $versions; do
     : > "$folder/constraints.txt"
     if [ "$version" = 3.10 ]; then # the headless build comes with albumentations and replaces the files of the other
         sed -n -e 's/ *#.*//' -e 's/>=/==/p' -e 's/^opencv-python==/opencv-python-headless==/p' \
