@@ -6,7 +6,7 @@ from model.init import init_as_mmseg
 from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
-from model.smp import SMPPSPNet
+from model.smp import SMPPSPNet, import_package
 from util.common import Mistake
 
 # Each key of the config is the keyword argument of the same name.
@@ -116,5 +116,7 @@ def images_needed(cfg):
 
 
 def _without_memory(cfg):
+    if cfg.arch == "smp_pspnet":
+        import_package()
     with torch.device("meta"):
         return build_model(cfg)

@@ -8,6 +8,17 @@ from model.loss import CrossEntropy, upsample
 from util.common import Mistake
 
 
+def import_package():
+    """segmentation_models_pytorch, which takes seconds to import and only this network needs. Not on the meta device: it loads
+    torch's compiler, and that of torch 2.8 cannot be loaded there."""
+    try:
+        import segmentation_models_pytorch
+    except ImportError as error:
+        raise Mistake(f"arch: smp_pspnet needs a package that cannot be imported ({error}): "
+                      'pip install "segmentation-models-pytorch>=0.5"') from None  # fmt: skip
+    return segmentation_models_pytorch
+
+
 class SMPPSPNet(nn.Module):
     """The package's encoder, decoder and segmentation_head under their own names, with random weights.
 
@@ -27,11 +38,7 @@ class SMPPSPNet(nn.Module):
 
     def __init__(self, layers, dropout, classes, criterion=None, ignore_label=255):
         super().__init__()
-        try:
-            from segmentation_models_pytorch import PSPNet  # takes seconds to import, and only this network needs it
-        except ImportError as error:
-            raise Mistake(f"arch: smp_pspnet needs a package that cannot be imported ({error}): "
-                          'pip install "segmentation-models-pytorch>=0.5"') from None  # fmt: skip
+        PSPNet = import_package().PSPNet
         self.layers, self.classes, self.ignore_label = layers, classes, ignore_label
         self.criterion = CrossEntropy(ignore_label) if criterion is None else criterion
         theirs = PSPNet(f"resnet{layers}", encoder_weights=None, encoder_depth=3, psp_dropout=dropout, classes=classes)

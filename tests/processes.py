@@ -122,7 +122,9 @@ def losses(folder) -> list:
 
 
 def said(log, rank=0) -> str:
-    return Path(f"{log}.{rank}").read_text()
+    """What a process wrote, without the lines of torch 2.8 about its connections."""
+    lines = Path(f"{log}.{rank}").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("[Gloo] "))
 
 
 def seen(log, rank=0) -> list:
