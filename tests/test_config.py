@@ -545,6 +545,12 @@ def test_a_wrong_path_of_names_or_colours_is_reported_with_the_other_files(write
     load_config(write(), [*overrides[:2], key, "null"], must_exist=["data_root"])
 
 
+@pytest.mark.parametrize("key", ["weight", "train_list", "colors_path"])
+def test_a_folder_where_a_file_is_needed_is_named_with_its_key(write, tmp_path, key):
+    message = errors_of(write(), ["data_root", str(tmp_path), key, str(tmp_path)], must_exist=["data_root", key])
+    assert message.endswith(f".{key}: {tmp_path} is a folder, not a file")
+
+
 def test_needed_files_may_depend_on_the_config(write, tmp_path):
     needed = lambda cfg: ["data_root"] if cfg.evaluate else []
     load_config(write(), ["data_root", "/nowhere"], must_exist=needed)

@@ -52,6 +52,19 @@ def test_a_run_stopped_inside_an_interval_that_is_beyond_the_new_end_has_ended(n
         assert "reached its end" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more", [[], ["optimizer", "adamw", "schedule", "onecycle", "momentum_low", 0.8]])
+def test_a_run_that_has_only_its_last_validation_to_do_ends_with_the_same_optimizer(more, run, tmp_path, monkeypatch):
+    assert run(*more, "eval_freq", 2) == 0
+    whole = (tmp_path / "model").rename(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "predict_probability", interrupted)
+        assert run(*more, "eval_freq", 2) == 130
+    assert run(*more, "eval_freq", 2, "resume", "auto") == 0
+    a, b = (load_checkpoint(folder / "train_epoch_2.pth")["optimizer"] for folder in (whole, tmp_path / "model"))
+    assert a["param_groups"] == b["param_groups"] and a["param_groups"][0]["lr"] < 0.05
+    assert same_tensors(whole / "train_epoch_2.pth", tmp_path / "model/train_epoch_2.pth")
+
+
 def test_adamw_resumes_to_the_same_bytes(run, tmp_path):
     more = ["optimizer", "adamw", "base_lr", 1e-3, "schedule", "onecycle", "momentum_low", 0.8]
     assert run(*more) == 0

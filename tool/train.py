@@ -229,6 +229,8 @@ def build_training(run, checkpoint) -> None:
     if checkpoint is not None:
         with distributed.same_errors():
             restore(run, checkpoint)
+        if done := min(run.state.iteration, run.plan.max_iter):  # as after the last update: there may be no other before a save
+            set_learning_rate(run.optimizer, *run.schedule(done - 1))
 
 
 def load_weights(run) -> None:
