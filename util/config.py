@@ -539,7 +539,7 @@ def _missing_files(cfg, keys):
             yield key, "this key must be set for what you are about to do"
         for path in paths if isinstance(paths, tuple) else [paths] if paths else []:
             if is_url(path) or os.path.exists(path):  # noqa: PTH110, as in find_config
-                if key != "data_root" and os.path.isdir(path):  # noqa: PTH112
+                if key not in ("data_root", "save_folder") and os.path.isdir(path):  # noqa: PTH112
                     yield key, f"{path} is a folder, not a file"
                 continue
             remedy = ""
