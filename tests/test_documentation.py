@@ -50,7 +50,6 @@ PARSED = {  # without comments and quotes
     "sh tool/train.sh camvid pspnet18": CAMVID,
     "python tool/train.py --config camvid_pspnet18 epochs 8": CAMVID,
     "sh tool/test.sh camvid pspnet18 test_list dataset/camvid/list/test.txt flip False": CAMVID,
-    "sh tool/train.sh camvid pspnet18 precision bf16 channels_last True": CAMVID,
     "python tool/train.py --config F train_gpu [0]": GPUS,
     "torchrun --nproc_per_node 8 tool/train.py --config F": GPUS,
     "torchrun --nproc_per_node 8 --max-restarts 3 tool/train.py --config F resume auto save_iters 500": GPUS,
