@@ -3,8 +3,8 @@
     python docs/growth.py
     python docs/growth.py --quick    # tiny, as a check that it works
 
-Prints the Markdown tables of docs/running.md. The longest list names two million files, which are made in the temporary folder
-and take minutes.
+Prints the numbers of docs/running.md as Markdown tables. The longest list names two million files, which are made in the
+temporary folder and take minutes.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def test_growth_prints_a_table_for_each_question():
 
 def test_bf16_is_left_out_where_it_is_emulated(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "native_precision", lambda device: "fp32")
-    monkeypatch.setattr(benchmark, "Setup", partial(benchmark.Setup, **{**benchmark.QUICK, "layers": 18}))
+    monkeypatch.setattr(benchmark, "Setup", partial(benchmark.Setup, **benchmark.QUICK))
     for name in ("scoring", "loss", "start", "allocator", "compiled", "loader"):
         monkeypatch.setattr(benchmark, name, lambda *_: ())
     assert benchmark.main([]) == 0

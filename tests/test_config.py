@@ -551,6 +551,15 @@ def test_a_folder_where_a_file_is_needed_is_named_with_its_key(write, tmp_path, 
     assert message.endswith(f".{key}: {tmp_path} is a folder, not a file")
 
 
+@pytest.mark.parametrize("text, message", [
+    ("[" * 5000, "command line: scales: .*nested too deeply"),
+    ("{" * 5000, "command line: scales: .*nested too deeply"),
+    ("a" * 5000, "TEST.scales: expected a number"),
+])  # fmt: skip
+def test_long_and_deep_texts_of_the_command_line_are_refused_with_their_key(write, text, message):
+    assert re.search(message, errors_of(write(), ["scales", text]))
+
+
 def test_needed_files_may_depend_on_the_config(write, tmp_path):
     needed = lambda cfg: ["data_root"] if cfg.evaluate else []
     load_config(write(), ["data_root", "/nowhere"], must_exist=needed)

@@ -11,7 +11,9 @@ import torchvision
 from golden_rules import fill_, golden_input, golden_label
 from torch import nn
 
+import model
 from model import build_model, weights
+from model import smp as smp_module
 from model.fold import fold_batchnorm, for_test
 from model.pspnet import PSPNet
 from model.resnet import ResNet
@@ -247,3 +249,13 @@ def test_the_encoder_loads_from_other_networks_of_its_stem_and_depth_only(saved)
     assert "set `initmodel: torchvision`" in refusal(load_backbone, network, saved(ResNet(18).state_dict()))
     text = refusal(load_backbone, network, saved(torchvision.models.resnet34(weights=None).state_dict()))
     assert "layers: the file has 34, the network 18; set `layers: 34`" in text
+
+
+def test_the_config_check_imports_the_package_outside_the_meta_device(monkeypatch):
+    """torch 2.8 cannot load its compiler there, which the package does."""
+    devices, real = [], smp_module.import_package
+    for module in (model, smp_module):
+        monkeypatch.setattr(module, "import_package", lambda: devices.append(torch.empty(0).device.type) or real())
+    cfg = Config(data_root="", save_path="", path="x.yaml", classes=K, arch="smp_pspnet", layers=18, train_h=32, train_w=32)
+    assert not list(model.check_config(cfg))
+    assert devices == ["cpu", "meta"]

@@ -258,11 +258,11 @@ def training(classes, setup, folder):
     """Forward, backward and update."""
     device, size = setup.device, setup.train
     plain, fast = setup.network(layers=setup.layers, classes=classes), PSPNet(setup.layers, classes=classes)
-    last = copy.deepcopy(fast).to(memory_format=torch.channels_last)
     forms = {f"{setup.plain} fp32": step_of(plain.to(device), "fp32", 2, size, classes),
              "fp32": step_of(fast.to(device), "fp32", 2, size, classes)}  # fmt: skip
     if setup.bf16:
-        forms["bf16, channels_last"] = step_of(last.to(device), "bf16", 2, size, classes)
+        last = copy.deepcopy(fast).to(memory_format=torch.channels_last)
+        forms["bf16, channels_last"] = step_of(last, "bf16", 2, size, classes)
     for form in forms.values():
         form(65 if device.type == "cpu" else size)  # loads the libraries, allocates the momenta
     yield f"training step, PSPNet{setup.layers}, 2 x {size}x{size}, {classes} classes", forms, 1
