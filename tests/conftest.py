@@ -45,6 +45,12 @@ def eighth():
 
 
 @pytest.fixture
+def one_block(monkeypatch):
+    """ResNet-18 as wide as it is, of one block a stage, for tests that compare memory or count no blocks."""
+    monkeypatch.setitem(resnet.BLOCKS, 18, ONE_BLOCK)
+
+
+@pytest.fixture
 def full_size(monkeypatch):
     """Networks as they are, for one test among those of narrow ones."""
     monkeypatch.setattr("model.resnet.WIDTH", 64)

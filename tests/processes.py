@@ -72,7 +72,7 @@ def start(options, *more, log, world=1, program="tool.train", dtype=torch.float3
     the checksums of the samples they trained on to log.RANK.json. Their exit status is the program's. pause: seconds that each
     batch takes longer, to leave time for what a test does to them. The networks are those of the fixture `narrow`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tool.train", "tool.test", "torch._dynamo"])  # the last is what an optimizer imports
+    context.set_forkserver_preload(["tool.train", "tool.test", "torch._dynamo"])  # the last: by DistributedDataParallel
     argv = ["--config", CONFIG, *options, *map(str, more)]
     variables = dict(variables)
     if world > 1:

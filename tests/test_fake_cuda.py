@@ -26,6 +26,7 @@ from util.precision import Precision
 from util.run import Run
 from util.transform import MEAN, STD
 
+pytestmark = pytest.mark.usefixtures("one_block")
 GraphExecGroup = getattr(torch.utils.checkpoint, "GraphExecGroup", None)
 if GraphExecGroup is None:
     pytest.skip(

@@ -82,49 +82,34 @@ def test_torch_distributed_launch(launch, two_processes, tmp_path, monkeypatch):
         assert parse_train([f"{flag}=1", "--config", CONFIG, "epochs", "3"], "doc")[1] == ["epochs", "3"]
 
 
-def test_two_agents_of_torchrun_that_meet_by_its_rendezvous(launch, two_processes, tmp_path):
-    where = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=a", "--rdzv-backend=c10d"]
-    where += [f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
-    processes = [launch(*TORCHRUN, *where, folder=tmp_path / "model") for _ in range(2)]
-    assert [ended(process) for process in processes] == [0, 0], said(tmp_path / "log") + said(tmp_path / "log", 1)
-    assert trained_alike(tmp_path / "model", two_processes)
-
-
 @pytest.fixture
-def two_networks():
-    """Two network namespaces joined by a cable: names, addresses and interfaces. They are two machines for all that matters."""
-    name = f"t{os.getpid()}"
+def two_machines():
+    """[(words before a command, words of its rendezvous)] of two network namespaces that a cable joins: names, addresses and
+    interfaces are two machines' for all that matters. Twice this machine where there is no right, or no `ip`, to make them."""
+    name, addresses = f"t{os.getpid()}", {"a": "10.99.0.1", "b": "10.99.0.2"}
     commands = [f"ip netns add {name}a", f"ip netns add {name}b"]
     commands += [f"ip link add {name}a netns {name}a type veth peer name {name}b netns {name}b"]
-    for end, address in zip("ab", ("10.99.0.1", "10.99.0.2")):
-        inside = f"ip netns exec {name}{end} ip"
-        commands += [f"{inside} addr add {address}/24 dev {name}{end}"]
-        commands += [f"{inside} link set {device} up" for device in (f"{name}{end}", "lo")]
+    machines = []
+    for end, address in addresses.items():
+        inside = f"ip netns exec {name}{end}"
+        commands += [f"{inside} ip addr add {address}/24 dev {name}{end}"]
+        commands += [f"{inside} ip link set {device} up" for device in (f"{name}{end}", "lo")]
+        own = f"--rdzv-conf=is_host={int(end == 'a')} --local-addr={address}"  # both have the host name of this machine
+        machines.append((f"{inside} env GLOO_SOCKET_IFNAME={name}{end}", f"--rdzv-endpoint={addresses['a']}:29400 {own}"))
     try:
         for command in commands:
             subprocess.run(command.split(), check=True, capture_output=True)
-        yield [(f"{name}a", "10.99.0.1"), (f"{name}b", "10.99.0.2")]
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no right, or no `ip`, to make network namespaces: {error}")
-    finally:
-        for end in "ab":
-            subprocess.run(["sh", "-c", f"ip netns del {name}{end} 2> /dev/null"])
+    except (OSError, subprocess.CalledProcessError):
+        machines = [("", f"--rdzv-endpoint=127.0.0.1:{free_port()}")] * 2
+    yield machines
+    for end in addresses:
+        subprocess.run(["sh", "-c", f"ip netns del {name}{end} 2> /dev/null"])
 
 
-def test_two_agents_of_torchrun_in_two_networks(launch, two_processes, two_networks, tmp_path):
-    processes = []
-    for (network, address), is_host in zip(two_networks, (1, 0)):
-        inside = ["ip", "netns", "exec", network, "env", f"GLOO_SOCKET_IFNAME={network}"]
-        where = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=b", "--rdzv-backend=c10d", "--rdzv-endpoint=10.99.0.1:29400"]
-        where += [f"--rdzv-conf=is_host={is_host}", f"--local-addr={address}"]  # both have the host name of this machine
-        processes.append(launch(*inside, *TORCHRUN, *where, folder=tmp_path / "model"))
-    assert [ended(process) for process in processes] == [0, 0], said(tmp_path / "log") + said(tmp_path / "log", 1)
-    assert trained_alike(tmp_path / "model", two_processes)
-
-
-def test_two_machines_by_the_old_keys(launch, two_processes, tmp_path):
-    where = ["world_size", 2, "dist_url", f"tcp://127.0.0.1:{free_port()}"]
-    processes = [launch(sys.executable, folder=tmp_path / "model", more=[*where, "rank", rank]) for rank in (0, 1)]
+def test_two_agents_of_torchrun_that_meet_by_its_rendezvous(launch, two_processes, two_machines, tmp_path):
+    where = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=a", "--rdzv-backend=c10d"]
+    processes = [launch(*before.split(), *TORCHRUN, *where, *meeting.split(), folder=tmp_path / "model")
+                 for before, meeting in two_machines]  # fmt: skip
     assert [ended(process) for process in processes] == [0, 0], said(tmp_path / "log") + said(tmp_path / "log", 1)
     assert trained_alike(tmp_path / "model", two_processes)
 
@@ -156,11 +141,10 @@ def rank_of(agent, rank):
 
 
 def test_killed_process_is_replaced_and_the_run_goes_on_from_the_last_checkpoint(launch, two_processes, tmp_path):
-    where = ["--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    where = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     process = launch(*TORCHRUN, *where, folder=tmp_path / "model", more=["resume", "auto", "save_iters", 1, "workers", 1])
-    for rank, checkpoint in ((1, "train_epoch_0_iter_1.pth"), (0, "train_epoch_1_iter_1.pth")):  # then the main process
-        wait_for((tmp_path / "model" / checkpoint).exists)
-        os.kill(rank_of(process, rank), signal.SIGKILL)
+    wait_for((tmp_path / "model/train_epoch_0_iter_1.pth").exists)
+    os.kill(rank_of(process, 0), signal.SIGKILL)  # the main one, which writes them
     assert ended(process) == 0, said(tmp_path / "log")
     assert trained_alike(tmp_path / "model", two_processes)
     assert "resumed at iteration" in said(tmp_path / "log")
@@ -177,8 +161,8 @@ def test_killed_process_ends_the_others(launch, tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in others)
 
 
-def test_signal_to_the_launching_process_saves_and_asks_to_start_again(launch, two_processes, tmp_path):
-    """Two machines by the old keys: the program that the user started is the launcher itself."""
+def test_two_machines_by_the_old_keys_and_a_signal_to_one(launch, two_processes, tmp_path):
+    """The program that the user started is the launcher itself: it saves and asks to be started again, on both."""
     for stopped in (True, False):
         where = ["world_size", 2, "dist_url", f"tcp://127.0.0.1:{free_port()}", "resume", "auto"]
         processes = [launch(sys.executable, folder=tmp_path / "model", more=[*where, "rank", rank]) for rank in (0, 1)]
@@ -190,7 +174,7 @@ def test_signal_to_the_launching_process_saves_and_asks_to_start_again(launch, t
     assert trained_alike(tmp_path / "model", two_processes)
 
 
-def test_mistake_in_the_config_is_said_once(launch, tmp_path):
-    process = launch(*TORCHRUN, "--standalone", "--nproc-per-node=2", folder=tmp_path / "model", more=["batch_size", 1])
-    assert ended(process) == 1
-    assert said(tmp_path / "log").count("error: ") == 1 and "TRAIN.batch_size: 1 over 2 process(es)" in said(tmp_path / "log")
+def test_mistake_in_the_config_is_said_once(options, tmp_path):
+    assert finish(start(options, "save_path", tmp_path, "batch_size", 1, world=2, log=tmp_path / "log")) == [1, 1]
+    text = said(tmp_path / "log") + said(tmp_path / "log", 1)
+    assert text.count("error: ") == 1 and "TRAIN.batch_size: 1 over 2 process(es)" in text

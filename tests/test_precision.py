@@ -297,7 +297,7 @@ def test_an_fp16_run_that_is_resumed_ends_as_one_that_is_not(toy_options, tmp_pa
                                       {"compile": True}])  # fmt: skip
 def test_switches_of_speed_leave_the_run_what_it_is(toy_options, tmp_path, monkeypatch, switches):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # the tracing without g++
-    toy_options += ["epochs", "1", "base_lr", "0.001"]
+    toy_options += ["epochs", "1", "base_lr", "0.001", "evaluate", "False"]
     run(toy_options)
     run(toy_options, *(word for switch in switches.items() for word in switch), "save_path", tmp_path / "switched")
     folders = tmp_path / "exp/model", tmp_path / "switched"

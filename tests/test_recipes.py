@@ -26,7 +26,7 @@ RECIPES = {
     "ade20k/ade20k_pspnet_r50-d8_512x512_80k": MMSEG,
     "voc2012/voc2012_pspnet_r50-d8_512x512_20k": MMSEG,
     "cityscapes/cityscapes_pspnet50_onecycle": EPOCHS
-    | {"augmentation": json.dumps(ALBUMENTATIONS), "precision": "bf16"},  # fp16 takes minutes on a CPU
+    | {"augmentation": json.dumps(ALBUMENTATIONS), "precision": "auto"},  # fp16 takes minutes on a CPU
     "cityscapes/cityscapes_pspnet50_albumentations": EPOCHS | {"augmentation": json.dumps(ALBUMENTATIONS)},
     "cityscapes/cityscapes_smp_pspnet50": EPOCHS | {"train_h": 65, "train_w": 65, "test_h": 65, "test_w": 65},
 }

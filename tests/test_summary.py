@@ -81,7 +81,7 @@ STAGES = "[layer1, layer2, layer3, layer4]"
 
 
 def config(*options):
-    return load_config(TOY, ["ema_decay", "0", "optimizer", "sgd", *map(str, options)])
+    return load_config(TOY, ["ema_decay", "0", "optimizer", "sgd", "train_h", "65", "train_w", "65", *map(str, options)])
 
 
 def numbers(line):
@@ -92,9 +92,9 @@ def numbers(line):
 @pytest.mark.parametrize("options", [
     (), ("precision", "bf16"), ("precision", "fp16", "checkpoint_layers", "[layer3]"), ("checkpoint_layers", STAGES),
     ("arch", "psa", "loss", "ohem"), ("arch", "psa", "precision", "bf16", "checkpoint_layers", STAGES),
-    ("loss", "dice", "zoom_factor", 2), ("arch", "smp_pspnet"), ("layers", 50, "train_h", 65, "train_w", 65),
+    ("loss", "dice", "zoom_factor", 2), ("arch", "smp_pspnet"), ("layers", 50),
 ])  # fmt: skip
-def test_predicted_memory_is_that_which_a_real_step_keeps(options):
+def test_predicted_memory_is_that_which_a_real_step_keeps(options, one_block):
     cfg, n = config(*options), 2
     network, kept = build_model(cfg).train(), {}
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
@@ -136,7 +136,7 @@ def test_peak_of_a_step_counted_by_hand():
     assert step_memory(lambda _: Square(), config("optimizer", "adamw"), 1, 8, 8)["momenta"] == 8000
 
 
-def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys):
+def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys, one_block):
     one, two = (step_memory(build_model, config("accumulate_steps", n), 4 // n, 129, 129) for n in (1, 2))
     assert two["kept"] == pytest.approx(one["kept"] / 2, rel=0.05) and two["peak"] < one["peak"]
     limit = (one["peak"] - 1 + 2 * 2**30) / 2**30  # a byte too little
@@ -152,8 +152,9 @@ def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys):
 @pytest.mark.parametrize(
     "options", [("precision", "bf16", "checkpoint_layers", STAGES), ("arch", "psa", "accumulate_steps", 2)]
 )
-def test_predicted_peak_is_that_of_the_same_step_with_real_tensors(options, monkeypatch):
-    what = build_model, config(*options), 2, 129, 129
+def test_predicted_peak_is_that_of_the_same_step_with_real_tensors(options, one_block, monkeypatch):
+    cfg = config(*options)
+    what = build_model, cfg, 2, cfg.train_h, cfg.train_w
     predicted = step_memory(*what)
     monkeypatch.setattr("util.memory.FakeTensorMode", nullcontext)
     assert step_memory(*what) == pytest.approx(predicted, rel=0.01)
