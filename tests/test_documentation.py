@@ -49,6 +49,10 @@ PARSED = {  # without comments and quotes
     "python tool/prepare.py camvid --source DIR": CAMVID,
     "sh tool/train.sh camvid pspnet18": CAMVID,
     "python tool/train.py --config camvid_pspnet18 epochs 8": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 epochs 8 weight exp/toy/pspnet18/model/model_best.pth"
+    " skip_head True": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/small1/model epochs 6 eval_freq 6 train_h 97"
+    " train_w 129 scale_min 0.375 scale_max 0.75 base_size 240 test_h 185 test_w 241": CAMVID,
     "sh tool/test.sh camvid pspnet18 test_list dataset/camvid/list/test.txt flip False": CAMVID,
     "python tool/train.py --config F train_gpu [0]": GPUS,
     "torchrun --nproc_per_node 8 tool/train.py --config F": GPUS,
@@ -70,6 +74,7 @@ PARSED = {  # without comments and quotes
     "python tool/benchmark.py model cityscapes_pspnet50": "tests/test_summary.py runs it with another config",
     "python tool/benchmark.py model cityscapes_pspnet50 --fit 24 train_gpu [0]": "tests/test_summary.py, likewise",
     "python tool/export.py --model exp/toy/pspnet18/model/model_best.pth --format onnx --out toy.onnx": "as in docs/export.md",
+    "python docs/curve.py docs/camvid.png exp/camvid/small1/model exp/camvid/small2/model exp/camvid/small3/model": CAMVID,
     "python docs/growth.py": "takes minutes; tests/test_benchmark.py runs it with --quick",
     "python docs/why_0739.py --seeds 3 --parallel 2": "trains 24 networks",
     "sh tool/check.sh": SUITE,
@@ -267,6 +272,8 @@ def understand(monkeypatch, name, *words):
         assert args.command is not benchmark.model or load_config(args.config, args.opts, check=check_config)
     elif words[0] == "docs/growth.py":
         assert len(words) == 1
+    elif words[0] == "docs/curve.py":
+        assert words[1].endswith(".png") and len(words) > 2
     elif words[0] == "docs/why_0739.py":
         understand_why(monkeypatch, words[1:])
     else:
