@@ -52,7 +52,7 @@ def tables(quick) -> None:
     rows("images of a list", "until the first batch is known", sizes, images, quick)
     rows("classes", f"a training step, PSPNet18, {2 if quick else 4} images", (2, 19, 150), classes, quick)
     rows("scales", "test of a picture with its mirror image, PSPNet18, 19 classes", (1, 3, 6), scales, quick)
-    sizes = (1, 2) if quick else (1, 2, 4)
+    sizes = (2,) if quick else (1, 2, 4)
     rows("processes", "an epoch of toy, 8 images an iteration, one thread each", sizes, processes, quick)
     print(f"{time.strftime('%Y-%m-%d')}, {processor()}, {environment(torch.device('cpu'))}. Medians; memory: the peak above "
           "what was in use before, of processes all that the largest took.")  # fmt: skip

@@ -49,7 +49,7 @@ def test_growth_prints_a_table_for_each_question(capsys):
     tables = [table.splitlines() for table in capsys.readouterr().out.split("\n\n")[:-1]]
     columns = [[line.split("|")[1].strip() for i, line in enumerate(table) if i != 1] for table in tables]
     assert columns == [["images of a list", "10", "20", "30"], ["classes", "2", "19", "150"], ["scales", "1", "3", "6"],
-                       ["processes", "1", "2"]]  # fmt: skip
+                       ["processes", "2"]]  # fmt: skip
 
 
 def test_bf16_is_left_out_where_it_is_emulated(monkeypatch, capsys):

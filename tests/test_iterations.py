@@ -207,9 +207,7 @@ def stopped(narrow, toy, tmp_path_factory):
 
 
 @pytest.mark.parametrize("after", LENGTHS)
-@pytest.mark.parametrize(
-    "before, iteration", [("iterations", 4), ("iterations", 5), ("iterations", 6), ("epochs", 4), ("epochs", 6)]
-)
+@pytest.mark.parametrize("before, iteration", [("iterations", 4), ("iterations", 5), ("epochs", 4), ("epochs", 6)])
 def test_a_run_goes_on_under_another_length_at_any_moment(stopped, tmp_path, before, iteration, after):
     options, folders = stopped
     for path in folders[before].iterdir():

@@ -145,7 +145,7 @@ def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys, one_block):
     assert numbers(table[0])[:2] == [1, 4]
     assert {line.split("|")[1].strip() for line in table} == {"fp32", "bf16"} and any(" layer4 " in line for line in table)
     assert all(numbers(line)[-1] <= limit - 2 + 0.01 for line in table[1:]) and not any("does not" in line for line in table)
-    assert main(["model", "--config", str(TOY), "--fit", "2.001"]) == 0
+    assert main(["model", "--config", str(TOY), "--fit", "2.001", "batch_size", "2"]) == 0
     assert capsys.readouterr().out.count("does not fit") == 4
 
 
