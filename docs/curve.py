@@ -21,7 +21,8 @@ plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.righ
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for run, colour in zip(args.run, cycle(("#185fbe", "#d0540a", "#2f8f5b", "#8b4fb3", "#6b7280", "#b3874f"))):
     file = run / "metrics.jsonl"
-    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # a killed run may have cut its last one
     points = [(line["iteration"], line["mIoU_val"]) for line in lines if "mIoU_val" in line]
     if not points:
         parser.error(f"{file}: there is no validation in it; give the save_path of a run with `evaluate True`")

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -245,6 +246,17 @@ def test_commands_run(project, start, tmp_path):
     assert len(results) == len(todo), done.stderr
     failed = [(key, screen.read_text()[-2000:]) for (key, _), screen, status in zip(todo, screens, results) if status]
     assert not failed, "\n".join(f"{key}\n{text}" for key, text in failed)
+
+
+def test_curve_of_a_killed_run_is_drawn_and_one_without_a_validation_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "mIoU_val": 0.5}\n{"iteration": 2, "mIoU_v')
+    monkeypatch.setattr(sys, "argv", ["docs/curve.py", str(tmp_path / "a.png"), str(tmp_path)])
+    runpy.run_path(str(ROOT / "docs/curve.py"))
+    assert Image.open(tmp_path / "a.png").width == 600
+    sys.argv[-1] = str(tmp_path / "none")
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "docs/curve.py"))
+    assert f"{tmp_path / 'none/metrics.jsonl'}: there is no validation in it" in capsys.readouterr().err
 
 
 # ---- parsed

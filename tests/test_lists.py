@@ -172,7 +172,7 @@ def growth(data_list):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_an_epoch_copies_no_memory_of_the_list_into_the_workers():
-    pairs = long_list(60_000)
+    pairs = long_list(70_000)
     arrays, tuples = max(growth(pairs)), min(growth([*pairs]))
     assert tuples > 10 * 2**20  # what the test is there to see
     assert arrays < tuples / 4  # a worker copies a mebibyte or two of other things, the more the older its process is
