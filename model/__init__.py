@@ -7,6 +7,7 @@ from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.smp import SMPPSPNet, import_package
+from model.weights import ATTENTION, mask_side
 from util.common import Mistake
 
 # Each key of the config is the keyword argument of the same name.
@@ -22,7 +23,6 @@ FRAME_KEYS = (
     "size_rule",
     "checkpoint_layers",
 )
-PSA_KEYS = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
 
 
 def build_model(cfg, class_weights=None, **distributed):
@@ -36,11 +36,10 @@ def build_model(cfg, class_weights=None, **distributed):
     if cfg.arch == "psp":
         network = PSPNet(**frame)
     elif cfg.arch == "psa":
-        attention = {key: getattr(cfg, key) for key in PSA_KEYS}
+        attention = {key: getattr(cfg, key) for key in ATTENTION}
         for key, pixels in (("mask_h", cfg.train_h), ("mask_w", cfg.train_w)):
-            if attention[key] is None:  # the smallest mask that covers the whole training image
-                side = (pixels - 1) // 8 // cfg.shrink_factor + 1
-                attention[key] = side if cfg.compact else 2 * side - 1
+            if attention[key] is None:
+                attention[key] = mask_side(pixels, cfg.shrink_factor, cfg.compact)
         network = PSANet(**frame, **attention)
     elif cfg.arch == "smp_pspnet":
         for key, only in (("zoom_factor", 8), ("checkpoint_layers", ())):

@@ -88,8 +88,9 @@ class PSA(nn.Module):
         if not compact:  # a compact map has one cell for each position, and no centre
             _check_mask(mask_h, mask_w)
         self.psa_type, self.compact, self.psa_softmax = psa_type, compact, psa_softmax
-        self.stride, self.mask_h, self.mask_w = shrink_factor, mask_h, mask_w
-        self.scale = 1 / (normalization_factor or mask_h * mask_w)
+        self.shrink_factor, self.mask_h, self.mask_w = shrink_factor, mask_h, mask_w
+        self.normalization_factor = normalization_factor or mask_h * mask_w
+        self.scale, self.stride = 1 / self.normalization_factor, shrink_factor
         self.align_corners = align_corners
         self.out_channels = 2 * inplanes
         self.reduce, self.attention = self._branch(inplanes, planes)

@@ -12,6 +12,7 @@
 
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -47,6 +48,8 @@ SMP_ENCODER = {"layer0.0.": "encoder.conv1.", "layer0.1.": "encoder.bn1.", "laye
 # Settings of each family that cannot be told from names and shapes.
 SEMSEG = {"contract_dilation": False, "align_corners": True, "size_rule": "grid"}
 MMSEG = {"contract_dilation": True, "align_corners": False, "size_rule": "input"}
+# And of PSANet's attention; of mask_h and mask_w shapes tell the product alone.
+ATTENTION = ("psa_type", "compact", "shrink_factor", "mask_h", "mask_w", "normalization_factor", "psa_softmax")
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -194,7 +197,9 @@ def _switches(kind, state, content):
     # ImageNet backbones were trained without dilation; this is how the family they come from dilates them.
     usual = {"semseg": SEMSEG, "mmseg": MMSEG, "semseg backbone": {"contract_dilation": False}}
     certain = describe(state) | ({"contract_dilation": True} if kind == "mmseg" else {})
-    certain |= {key: value for key, value in _config_in(content).items() if key in SEMSEG}
+    config = _config_in(content)
+    certain |= {key: value for key, value in config.items() if key in SEMSEG}
+    certain |= _attention_in(config) if certain.get("arch") == "psa" else {}
     return {**describe(state), **usual.get(kind, {"contract_dilation": True}), **certain}, set(certain)
 
 
@@ -211,6 +216,24 @@ def _config_in(content):
     text = next((text for text in texts if isinstance(text, str)), "")
     values = {key: set(re.findall(rf"\b{key}\s*=\s*(True|False)", text)) for key in ("contract_dilation", "align_corners")}
     return {key: found == {"True"} for key, found in values.items() if len(found) == 1}
+
+
+def _attention_in(config):
+    """The keys of ATTENTION that a config states, with the values of those that it leaves empty."""
+    found = {key: config[key] for key in ATTENTION if config.get(key) is not None}
+    with suppress(KeyError, TypeError, ZeroDivisionError):  # not stated, or no numbers
+        for key, pixels in (("mask_h", "train_h"), ("mask_w", "train_w")):
+            if config[key] is None:
+                found[key] = mask_side(config[pixels], config["shrink_factor"], config["compact"])
+        if config["normalization_factor"] is None:
+            found["normalization_factor"] = found["mask_h"] * found["mask_w"]
+    return found
+
+
+def mask_side(pixels, shrink_factor, compact):
+    """Height or width of the smallest mask of a PSANet that covers the whole training image, of so many pixels."""
+    side = (pixels - 1) // 8 // shrink_factor + 1
+    return side if compact else 2 * side - 1
 
 
 def load_network_weights(network, path, *, read, skip_head=False):
@@ -234,7 +257,10 @@ def load_network_weights(network, path, *, read, skip_head=False):
         ]
     expected = describe(own)
     if expected.get("arch") != "smp_pspnet":
-        expected |= {"align_corners": network.align_corners, "contract_dilation": _contracts(network)}
+        expected |= {key: getattr(network, key) for key in ("align_corners", "size_rule")}
+        expected |= {"contract_dilation": _contracts(network)}
+    if expected.get("arch") == "psa":
+        expected |= {key: getattr(network.psa, key) for key in ATTENTION}
     for key in report.skipped:
         expected.pop("classes", None)
         del own[key], state[key]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import yaml
 from golden_rules import fill_, golden_input, golden_label
 from torch import nn
 
@@ -197,6 +198,33 @@ def test_a_config_stated_in_the_file_must_agree_with_the_network(saved, semseg_s
     square = saved({"state_dict": to_mmseg(mmseg_state), "meta": {"config": text}}, "769.pth")
     assert "set `align_corners: True`" in refusal(load_network_weights, empty(**MMSEG), square)
     load_network_weights(empty(**{**MMSEG, "align_corners": True}), square)
+
+
+def test_what_the_file_states_and_no_shape_shows_must_agree(one_block):
+    """A network that computes something else with the same weights is refused with the key to set."""
+    attention = {"psa_type": 1, "compact": False, "shrink_factor": 2, "mask_h": 3, "mask_w": 5, "normalization_factor": None,
+                 "psa_softmax": False}  # fmt: skip
+    others = {"psa_type": 0, "compact": True, "shrink_factor": 1, "mask_h": 5, "normalization_factor": 1.0, "psa_softmax": True,
+              "size_rule": "input"}  # fmt: skip
+    sizes = {"arch": "psa", "size_rule": "grid", "train_h": 17, "train_w": 33}  # of which these masks are the smallest
+    network = PSANet(18, classes=K, **attention)
+    with torch.device("meta"):  # which builds them in no time
+        refused = {key: PSANet(18, classes=K, **{**attention, key: other, **({"mask_w": 3} if key == "mask_h" else {})})
+                   for key, other in others.items()}  # fmt: skip
+
+    def load(network, config):
+        content = {"state_dict": state, "config": yaml.safe_dump({"TRAIN": config})}
+        return weights.load_network_weights(network, "x.pth", read=lambda path: content)
+
+    state = network.state_dict()
+    for config in (attention | sizes, attention | sizes | {"mask_h": None, "mask_w": None}):
+        for key, other in refused.items():
+            stated = (attention | sizes | {"normalization_factor": 15})[key]
+            text = refusal(load, other, config)
+            assert f"{key}: the file has {stated}, the network {others[key]}; set `{key}: {stated}`" in text
+            assert "wrong shape" not in text
+        assert attention | {"normalization_factor": 15} == {key: load(network, config).switches[key] for key in attention}
+    assert "psa_type" not in load(network, {"mask_h": None, "normalization_factor": None}).switches  # which say nothing
 
 
 def test_odd_tensors_are_all_listed(saved, semseg_state):
