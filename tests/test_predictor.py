@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,18 @@ def test_probabilities_of_several_checkpoints_are_averaged(runs, picture):
     assert both.cfg.layers == 18 and [weights.epoch for weights in both.weights] == [1, 1]
 
 
+def test_each_network_of_several_resizes_its_logits_as_it_does_alone(runs, picture):
+    content = load_checkpoint(runs / "a/model_best.pth")
+    other = content | {"config": content["config"].replace("align_corners: true", "align_corners: false")}
+    how = {"precision": "fp32", "average": "logit", "scales": [0.7], "flip": False}
+    a, b = (Predictor(one, **how).probability(picture) for one in (content, other))
+    assert not torch.equal(a, b)
+    for files in ([content, other], [other, content]):
+        both = Predictor(files, **how)
+        assert torch.equal(both.probability(picture), (a + b) / 2)
+        assert np.array_equal(both(picture), (a + b).argmax(0).numpy())
+
+
 def test_protocol_of_the_config_holds_unless_told_otherwise(runs, picture):
     network, cfg = network_of(runs / "a/model_best.pth", scales="[0.5, 1.5]", flip="False", test_h="41")
     assert prediction_settings(cfg)["scales"] == (0.5, 1.5)
@@ -248,6 +261,12 @@ def test_what_does_not_fit_together_is_refused(runs, tmp_path):
     content = load_checkpoint(best)
     renamed = content | {"names": ["street", *content["names"][1:]]}
     assert f"checkpoint: other classes than {best} (0 is 'street' and 'road')" in refusal(Predictor, [best, renamed])
+    cfg = Predictor(best).cfg
+    for config in (replace(cfg, names=None), replace(cfg, names=None, names_path=str(ROOT / "dataset/toy/toy_names.txt"))):
+        assert "other classes than " in refusal(Predictor, [best, renamed], config=config)
+        assert Predictor(best, config=config).names == TOY_NAMES  # the checkpoint's own, if the config has none
+    assert "toy_names.txt (0 is 'street' and 'road')" in refusal(Predictor, [renamed, renamed], config=config)
+    assert Predictor([renamed, renamed], config=replace(cfg, names=None)).names[:2] == ["street", TOY_NAMES[1]]
     fewer = content | {"names": content["names"][:8], "palette": content["palette"][:8]}
     fewer["config"] = content["config"].replace("classes: 9", "classes: 8")
     assert "8 classes, but" in refusal(Predictor, [best, fewer])

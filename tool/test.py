@@ -186,6 +186,7 @@ def load_network(run, read):
     fetch = lambda path: distributed.first_on_machine(lambda: local_file(path, ROOT / "initmodel", run.log.info))
     files = [path if path == cfg.path else fetch(path) for path in checkpoints]  # that of the config is here
     run.predictor = Predictor(files, run.device, precision, cfg, read)
+    run.names = run.predictor.names  # those of the checkpoint, where the config has none
     for path, weights in zip(checkpoints, run.predictor.weights):
         run.log.info(f"Weights {path}:\n{weights}")
     files, epochs = [shown(path) for path in checkpoints], [weights.epoch for weights in run.predictor.weights]

@@ -70,6 +70,8 @@ class Predictor:
         if isinstance(config, Config):
             self.cfg = replace(config, **{key: _protocol_value(key, value) for key, value in protocol.items()})
         self.networks, self.weights = [], []  # with the report of what was loaded into each
+        self.align_corners = []  # of each network: how its logits are resized
+        known = None  # who said first what the classes are, and their names
         for file in files:
             path, content = ("checkpoint", file) if isinstance(file, dict) else (file, (read or read_model)(file))
             if self.cfg is None:
@@ -77,15 +79,23 @@ class Predictor:
                 carried = content if config is None else None
                 self.cfg = load_config(config or path, overrides, check=check_config, checkpoint=carried)
             cfg = self.cfg
+            if len(files) > 1 and (cfg.names or cfg.names_path):
+                known = known or ((cfg.path if cfg.names else cfg.names_path), class_names(cfg))
             if self.networks and carries_config(content):  # an ensemble may have networks of different kinds, one protocol
                 shared = {key: getattr(cfg, key) for key in PROTOCOL}
                 shared |= {"test_h": cfg.test_h or cfg.train_h, "test_w": cfg.test_w or cfg.train_w}
                 overrides = [word for pair in shared.items() for word in pair]
                 cfg = load_config(path, overrides, check=check_config, checkpoint=content)
-                _check_same_classes(cfg, self.cfg)
+                _check_same_number(cfg, self.cfg)
             network, weights = load_predicting_network(path, content, cfg, self.device)
             self.networks.append(network)
             self.weights.append(weights)
+            self.align_corners.append(cfg.align_corners)
+            if names := _carried_names(content, cfg):
+                known = known or (path, names)
+                _check_same_names(path, names, *known)
+        if known and not self.cfg.names and not self.cfg.names_path:
+            self.cfg = replace(self.cfg, names=tuple(known[1]))
         self.names, self.palette = class_names(self.cfg), palette_of(self.cfg)
         if not isinstance(precision, Precision):
             exported = any(not isinstance(network, nn.Module) for network in self.networks)
@@ -99,15 +109,17 @@ class Predictor:
         Raises Mistake for an image that cannot be read, FloatingPointError if the network's output is not finite.
         """
         with self.precision.autocast():
-            return predict(self.networks, rgb_of(image), **prediction_settings(self.cfg))
+            settings = prediction_settings(self.cfg) | {"align_corners": self.align_corners}
+            return predict(self.networks, rgb_of(image), **settings)
 
     @torch.inference_mode()
     def probability(self, image):
         """Class probabilities (K, H, W) float32 on the device, which sum to 1 over K: the mean over the networks."""
         image, total = rgb_of(image), None
-        for network in self.networks:
+        for network, align_corners in zip(self.networks, self.align_corners):
+            settings = prediction_settings(self.cfg) | {"align_corners": align_corners}
             with self.precision.autocast():
-                prob = predict_probability(network, image, **prediction_settings(self.cfg))
+                prob = predict_probability(network, image, **settings)
             total = prob.to(self.device) if total is None else total.add_(prob.to(self.device))
         return total.div_(len(self.networks)) if len(self.networks) > 1 else total
 
@@ -197,14 +209,24 @@ def _protocol_value(key, value):
     return value
 
 
-def _check_same_classes(cfg, first):
-    """Raise Mistake unless the probabilities of two checkpoints can be averaged."""
-    names, firsts = class_names(cfg), class_names(first)
+def _carried_names(content, cfg):
+    """The class names in the content of a checkpoint, if it has one for each class."""
+    names = content.get("names")
+    sound = isinstance(names, list) and len(names) == cfg.classes and all(isinstance(name, str) for name in names)
+    return names if sound else None
+
+
+def _check_same_number(cfg, first):
+    """Raise Mistake unless two checkpoints have as many classes."""
     if cfg.classes != first.classes:
         raise Mistake(f"{cfg.path}: {cfg.classes} classes, but {first.path} has {first.classes}; only the same can be averaged")
+
+
+def _check_same_names(path, names, first, firsts):
+    """Raise Mistake unless the probabilities of checkpoints with these class names can be averaged."""
     other = [f"{k} is {a!r} and {b!r}" for k, (a, b) in enumerate(zip(names, firsts)) if a != b]
-    if other and cfg.names and first.names:
-        raise Mistake(f"{cfg.path}: other classes than {first.path} ({first_few(other)}); only the same can be averaged")
+    if other:
+        raise Mistake(f"{path}: other classes than {first} ({first_few(other)}); only the same can be averaged")
 
 
 def prediction_settings(cfg):
@@ -253,18 +275,20 @@ def predict_probability(model, image, **settings):
 
 
 @torch.inference_mode()
-def predict(model, image, **settings):
+def predict(model, image, *, align_corners=False, **settings):
     """The most probable class of every pixel, (H, W) uint8 array (uint16 from 257 classes on); see predict_probability.
 
     Where one tensor of probabilities would take more than WHOLE bytes, the memory is, for each scale, that of crop_h rows of
     it, 4 * K * crop_h * width bytes, with mode "slide". The classes are the same; where a scale is resized, or with average
     "logit", only but for probabilities that are equal within rounding.
-    model: as of `probability_strips`, or a list of them, whose probabilities are averaged.
+    model: as of `probability_strips`, or a list of them, whose probabilities are averaged; align_corners can be a list too.
     Raises FloatingPointError if a probability is not finite.
     """
     models = model if isinstance(model, list | tuple) else [model]
+    corners = align_corners if isinstance(align_corners, list | tuple) else [align_corners] * len(models)
+    run = lambda model, corners: probability_strips(model, image, **settings, align_corners=corners, limit=WHOLE)
     ids, row = np.empty(image.shape[:2], np.uint8 if settings["classes"] <= 256 else np.uint16), 0
-    for strip, *others in zip(*(probability_strips(model, image, **settings, limit=WHOLE) for model in models)):
+    for strip, *others in zip(*map(run, models, corners)):
         for other in others:
             strip.add_(other.to(strip.device))  # exported networks are on the CPU
         rows = slice(row, row := row + strip.shape[1])
