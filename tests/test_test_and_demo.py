@@ -1,6 +1,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,10 +14,12 @@ from processes import CONFIG, finish, said, small_training, start
 from model import build_model
 from tool import demo, test
 from util.checkpoint import save_checkpoint
+from util.common import Mistake
 from util.config import load_config
 from util.image import read_image
 from util.inference import predict
 from util.metric import confusion_matrix, scores
+from util.report import earlier_protocol, set_result_aside
 from util.transform import MEAN, STD
 from util.visual import overlay, save_png
 
@@ -140,6 +143,7 @@ def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path):
     assert run(project, "save_folder", whole) == 0
     assert run(project, "save_folder", slices, "index_step", 1) == 0
     assert run(project, "save_folder", slices, "index_start", 1) == 0
+    assert json.loads((slices / "result-before.json").read_text())["protocol"]["images"] == 1
     assert run(project, "save_folder", slices, "has_prediction", True, "model_path", "null") == 0
     whole, slices = (json.loads((folder / "result.json").read_text()) for folder in (whole, slices))
     assert whole["classes"] == slices["classes"] and slices["protocol"]["images"] == 3
@@ -163,9 +167,14 @@ def test_scored_files_need_no_network_and_a_wrong_id_is_a_miss(project, tmp_path
 
 def test_split_without_labels_predicts_and_gives_no_score(project, tmp_path, capsys):
     (tmp_path / "list.txt").write_text("image/bonn/1.png\nimage/bonn/2.png\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/result.json").write_text('{"protocol": {"epoch": 3}}')  # of the predictions that are replaced
+    assert earlier_protocol(tmp_path / "out") == {"epoch": 3}
     assert run(project, "save_folder", tmp_path / "out", "split", "test", "test_list", tmp_path / "list.txt") == 0
     assert (tmp_path / "out/gray/1.png").is_file() and not (tmp_path / "out/result.json").exists()
     assert "no labels, so there is no score" in capsys.readouterr().out
+    assert earlier_protocol(tmp_path / "out") == {"predictions": f"{tmp_path}/out/gray, made elsewhere"}
+    assert (tmp_path / "out/result-before.json").read_text() == '{"protocol": {"epoch": 3}}'
 
 
 @pytest.mark.parametrize(
@@ -215,6 +224,18 @@ def test_a_result_json_of_something_else_is_named(project, tmp_path, capsys, con
     assert run(project, "save_folder", tmp_path, "has_prediction", True, "model_path", "null") == 1
     assert f"error: {tmp_path / 'result.json'}: not a result of tool/test.py" in capsys.readouterr().err
     assert (tmp_path / "result.json").read_text() == content and not (tmp_path / "report.html").exists()
+
+
+def test_a_result_json_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def denied(*words, **more):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "result.json").touch()
+    for name in ("is_file", "read_text", "replace"):  # is_file: of Python before 3.14, in a folder that cannot be entered
+        monkeypatch.setattr(Path, name, denied)
+    for function in (earlier_protocol, set_result_aside):
+        with pytest.raises(Mistake, match=f"^{tmp_path}/result.json: permission denied"):
+            function(tmp_path)
 
 
 def test_a_prediction_of_another_size_is_named(project, tmp_path, capsys):

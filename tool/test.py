@@ -11,7 +11,8 @@ The last line needs no config, since a checkpoint carries that of its run.
 Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log; with labels
 result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv, images.csv
 (the scores of each image) and overlay/NAME.jpg of the images that the report links; with `format` the files of that evaluation
-server. Several processes share the images; the scores are the same.
+server. An earlier result.json becomes result-before.json, since its predictions are replaced. Several processes share the
+images; the scores are the same.
 """
 
 import logging
@@ -40,7 +41,17 @@ from util.inference import Predictor, is_exported, load_model_config, prediction
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_scores
 from util.precision import shared_precision
-from util.report import Example, Result, earlier_protocol, log_result, shown, write_images, write_report, write_result
+from util.report import (
+    Example,
+    Result,
+    earlier_protocol,
+    log_result,
+    set_result_aside,
+    shown,
+    write_images,
+    write_report,
+    write_result,
+)
 from util.visual import class_names, colorize, output_names, palette_of, save_png
 
 
@@ -106,6 +117,7 @@ def test(argv) -> int | None:
         with distributed.same_errors():
             load_network(run, read)
         read.cache_clear()
+        distributed.on_main(lambda: set_result_aside(run.folder))
         predictions = predict_images(run, mine)
     with distributed.first_error():
         count_images(run, predictions)
@@ -153,7 +165,7 @@ def plan(cfg) -> Evaluation:
             raise Mistake(f"{cfg.path}: TEST.format: {error}") from error
     run = Evaluation(cfg, data, indices, outputs, [Path(cfg.save_folder) / file for file in exports], names, palette, {})
     if cfg.has_prediction:
-        missing = [run.gray(i) for i in indices if not run.gray(i).is_file()]
+        missing = [run.gray(i) for i in indices if not os.path.isfile(run.gray(i))]  # noqa: PTH113, as below
         if missing:
             raise Mistake(
                 f"{cfg.path}: TEST.has_prediction: {len(missing)} of the {len(indices)} predictions do not exist: "
@@ -161,7 +173,8 @@ def plan(cfg) -> Evaluation:
             )
         run.protocol = earlier_protocol(run.folder)
     else:
-        written = {os.path.realpath(path) for i in indices for path in (run.gray(i), run.color(i)) if path.exists()}
+        there = os.path.exists  # Path.exists raises where the folder cannot be entered
+        written = {os.path.realpath(path) for i in indices for path in (run.gray(i), run.color(i)) if there(path)}
         read = (path for pair in data.data_list for path in pair if path) if written else ()
         if overwritten := written.intersection(map(os.path.realpath, read)):
             raise Mistake(f"{cfg.path}: TEST.save_folder: {min(overwritten)} is in test_list and would be overwritten")

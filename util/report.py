@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from PIL import Image
 
 from util.common import Mistake, write_aside
 from util.config import ROOT
+from util.image import file_errors
 from util.metric import Scores, confusion_matrix, mean, number, scores, table
 from util.visual import colorize, overlay, paint, save_jpeg
 
@@ -119,10 +121,12 @@ def write_images(folder, names, images) -> None:
 def earlier_protocol(folder) -> dict:
     """How the predictions in `folder` were made, from the result.json beside them; Mistake if that is no result of a test."""
     path = folder / "result.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113, Path.is_file raises where the folder cannot be entered
         return {"predictions": f"{shown(folder)}/gray, made elsewhere"}
+    with file_errors(path):
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
     try:
-        protocol = dict(json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))["protocol"].items())
+        protocol = dict(json.loads(text)["protocol"].items())
         json.dumps(protocol, ensure_ascii=False).encode("utf-8", "surrogateescape")  # it must be possible to write it again
         return protocol
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -130,6 +134,15 @@ def earlier_protocol(folder) -> dict:
             f"{path}: not a result of tool/test.py, so it does not tell how the predictions beside it were made; "
             "move it away to score them all the same"
         ) from error
+
+
+def set_result_aside(folder) -> None:
+    """Rename the result.json of an earlier test, before the first of its predictions is replaced: it would tell of the others
+    too how they were made, if this test ends early or has no labels."""
+    path = folder / "result.json"
+    if os.path.isfile(path):  # noqa: PTH113, as above
+        with file_errors(path):
+            path.replace(folder / "result-before.json")
 
 
 def shown(path) -> str:
