@@ -5,6 +5,7 @@ import re
 import resource
 import signal
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageFont
 from model import build_model
 from tool import demo
 from util.checkpoint import save_checkpoint
+from util.common import Mistake
 from util.config import ROOT, dump_config, load_config
 from util.inference import Predictor
 from util.log import ProgressBar
@@ -186,6 +188,25 @@ def test_a_video_with_odd_sides_gets_one_pixel_more(frames, tmp_path):
     assert_shows(tmp_path / "odd.mp4", [even(frame[:-1, :-1]) for frame in frames])
 
 
+def test_a_relative_path_of_a_video_may_have_a_colon(frames, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with write_video("seen:1/10:30_overlay.mp4", RATE) as append:
+        append(frames[0])
+    assert names_in(tmp_path / "seen:1") == ["10:30_overlay.mp4"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr(Path, "is_file", denied)  # as Python before 3.14 does in a folder that cannot be entered
+    assert demo.find_files(str(tmp_path)) == [tmp_path / "a.png"]
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(Mistake, match=f"^--image {tmp_path}: permission denied"):
+        demo.find_files(str(tmp_path))
+
+
 def test_a_video_is_turned_upright(project, frames, tmp_path):
     data = bytearray((project / "drive.mp4").read_bytes())
     matrix = data.index(b"tkhd") + 44  # after version, flags, times, id, duration, layer and volume
@@ -229,12 +250,13 @@ def test_bad_videos_are_named_and_the_others_done(project, tmp_path, capfd):
 def test_of_a_video_that_is_cut_short_the_frames_before_are_kept(project, frames, tmp_path, capfd):
     whole = write(tmp_path / "whole.avi", np.concatenate([frames] * 4), "MJPG").read_bytes()
     (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
-    assert show(project, "--image", tmp_path / "cut.avi", "--out", tmp_path / "out") == 1
+    assert show(project, "--image", tmp_path / "cut.avi", "--out", tmp_path / "out", "--frames", 99) == 1
     kept = len(read(tmp_path / "out/cut_overlay.mp4")[0])
     error = capfd.readouterr().err
     assert 8 <= kept <= 13 and names_in(tmp_path / "out") == ["cut_overlay.mp4"]
     assert f"{tmp_path}/cut.avi: {(24 - kept) / RATE:.1f} seconds are missing at its end (cut short or damaged?)" in error
     assert f"{tmp_path}/out/cut_overlay.mp4 holds the {kept} frames before" in error
+    assert show(project, "--image", tmp_path / "cut.avi", "--out", tmp_path / "out", "--frames", 2) == 0  # which are there
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

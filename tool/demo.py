@@ -32,7 +32,7 @@ from model import check_config
 from util import distributed
 from util.common import Mistake, first_few
 from util.config import SECTION_OF, Config
-from util.image import read_image
+from util.image import file_errors, read_image
 from util.inference import Predictor, find_model, is_model, load_model_config, read_model, with_model
 from util.log import ProgressBar, build_logger, report_errors
 from util.video import VIDEO_SUFFIXES, VideoReader, write_video
@@ -146,7 +146,7 @@ def show_video(predictor, source, video, path, args, log) -> list[str]:
     if interrupted and not camera:
         log.info(f"interrupted: {path} holds the first {done} frames of {source}")
         raise KeyboardInterrupt
-    if args.frames or not video.missing():
+    if done == args.frames or not video.missing():
         return []
     return [f"{source}: {video.missing():.1f} seconds are missing at its end (cut short or damaged?); {path} holds the {done} "
             "frames before"]  # fmt: skip
@@ -199,11 +199,13 @@ def find_files(pattern) -> list[Path]:
     if os.path.isfile(pattern):  # noqa: PTH113, Path.is_file raises where the name is too long
         return [Path(pattern)]
     folder = os.path.isdir(pattern)  # noqa: PTH112, likewise
-    found = Path(pattern).iterdir() if folder else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207, absolute
-    files = sorted(path for path in found if path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and path.is_file())
+    with file_errors(f"--image {pattern}"):
+        found = [*Path(pattern).iterdir()] if folder else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207, absolute
+    suffixes = SUFFIXES | VIDEO_SUFFIXES
+    files = sorted(path for path in found if path.suffix.lower() in suffixes and os.path.isfile(path))  # noqa: PTH113
     if not files:
         what = "this folder holds no pictures or videos" if folder else "no such picture or video, and none match it"
-        raise Mistake(f"--image {pattern}: {what} ({' '.join(sorted(SUFFIXES | VIDEO_SUFFIXES))})")
+        raise Mistake(f"--image {pattern}: {what} ({' '.join(sorted(suffixes))})")
     return files
 
 

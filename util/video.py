@@ -67,7 +67,8 @@ def write_video(path, rate):
     The file appears when the block ends. Raises Mistake if it cannot be written, also if the disk was full.
     """
     with write_aside(path) as aside:
-        part = aside.with_name(f"{aside.name}.mp4")  # OpenCV takes the format from the suffix
+        # OpenCV takes the format from the suffix, and FFmpeg what is before a colon in a relative path for a protocol.
+        part = aside.absolute().with_name(f"{aside.name}.mp4")
         writer, written = cv2.VideoWriter(), 0
 
         def append(frame):
