@@ -96,7 +96,9 @@ def test_what_cannot_be_converted_is_refused_and_nothing_is_written(tmp_path, ca
 
 def test_an_output_that_cannot_be_a_file_is_refused(tmp_path, networks, capsys):
     torch.save(networks["plain"].state_dict(), tmp_path / "a.pth")
-    for output, words in ((tmp_path, "is a folder"), (tmp_path / "a.pth/b/c.pth", "could not be written")):
+    cases = {tmp_path: "is a folder", tmp_path / "a.pth/b/c.pth": "could not be written"}
+    cases |= {tmp_path / f"a{suffix}": f"{suffix} is a file that other programs run" for suffix in (".onnx", ".pt2", ".xml")}
+    for output, words in cases.items():
         assert run(tmp_path / "a.pth", output) == 1
         assert f"error: {output}: {words}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]

@@ -25,7 +25,7 @@ from model.pspnet import PSPNet
 from model.resnet import BLOCKS, ResNet
 from model.weights import to_mmseg, to_semseg
 from util.checkpoint import DESCRIPTION, load_checkpoint, save_checkpoint, save_safetensors
-from util.common import Mistake
+from util.common import EXPORT_FORMATS, Mistake
 from util.config import SECTION_OF
 from util.log import report_errors
 
@@ -39,6 +39,11 @@ def convert(args) -> None:
     output = Path(args.output)
     if os.path.isdir(output):  # noqa: PTH112, Path.is_dir raises where the name is too long
         raise Mistake(f"{output}: is a folder; name the file to write")
+    if output.suffix in EXPORT_FORMATS:
+        raise Mistake(
+            f"{output}: {output.suffix} is a file that other programs run: write it with tool/export.py --model {args.input}; "
+            "what is written here ends with .pth or .safetensors"
+        )
     if os.path.realpath(output) == os.path.realpath(args.input):
         raise Mistake(f"{output}: is the file to read, whose optimizer and state would be lost; name another file to write")
     content = load_checkpoint(args.input)
