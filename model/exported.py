@@ -123,14 +123,19 @@ class Exported:
             )
 
     def __call__(self, image):
-        size, own = (" x ".join(map(str, sides)) for sides in (image.shape[2:], self.size))
-        if size != own:
-            raise Mistake(
-                f"{self.path}: takes windows of {own}, not {size}: test_mode whole, and average logit for images below the "
-                "window, need windows of the image's size; set test_mode to slide and average to prob, or export it with --size"
-            )
+        check_window(self.path, image, self.size)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return self._run(image.contiguous())
+
+
+def check_window(path, image, size):
+    """Raise Mistake unless windows (N, 3, h, w) have the size (h, w) of the exported file `path`."""
+    found, own = (" x ".join(map(str, sides)) for sides in (image.shape[2:], size))
+    if found != own:
+        raise Mistake(
+            f"{path}: takes windows of {own}, not {found}: test_mode whole, and average logit for images below the "
+            "window, need windows of the image's size; set test_mode to slide and average to prob, or export it with --size"
+        )
 
 
 def format_of(path) -> str:
@@ -201,4 +206,3 @@ def _quiet():
             yield
         finally:
             logging.disable(level)
-

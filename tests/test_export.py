@@ -312,6 +312,7 @@ def test_an_export_that_is_ended_by_sigterm_leaves_nothing(project, tmp_path, mo
         (["--out", "a.onnx", "--model", "exp/no.pth"], f"{ROOT}/exp/no.pth: no such checkpoint"),
         (["--out", "a.onnx", "val_list", "/no.txt"], "DATA.val_list: /no.txt does not exist, and the mIoU of the exported file "
          "cannot be compared without it; give `val_list PATH`, or --images 0 to compare logits of random windows alone"),
+        (["--out", "a.onnx", "test_mode", "whole", "average", "logit"], "a.onnx: takes windows of 33 x 41, not 32 x 46: "),
         (["--out", "a.onnx", "arch", "psa"], "TRAIN.train_h: 41 is not of the form 16n+1"),
     ],
 )  # fmt: skip
@@ -320,6 +321,29 @@ def test_mistakes_are_found_before_the_export(project, tmp_path, options, messag
     monkeypatch.chdir(tmp_path)
     assert run(project, *options) == 1
     assert message in capsys.readouterr().err and not files(tmp_path)
+
+
+def test_files_of_something_else_are_not_replaced_by_the_weights_of_openvino(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "write_exported", None)
+    words = "--format", "openvino", "--out", tmp_path / "a.xml", "--images", 0
+    (tmp_path / "a.bin").write_text("precious")
+    assert run(project, *words) == 1
+    assert f"would replace {tmp_path}/a.bin, which belongs to no a.xml" in capsys.readouterr().err
+    assert (tmp_path / "a.bin").read_text() == "precious"
+    (tmp_path / "a.bin").unlink()
+    (tmp_path / "a.bin").mkdir()
+    assert run(project, *words) == 1
+    assert f"--out {tmp_path}/a.bin: is a folder" in capsys.readouterr().err
+
+
+def test_a_name_that_is_taken_while_the_export_runs_is_named(written, project, tmp_path, monkeypatch, capsys):
+    def write_and_take(path, *_):
+        shutil.copy(written, path)
+        (tmp_path / "a.onnx/b").mkdir(parents=True)
+
+    monkeypatch.setattr(export, "write_exported", write_and_take)
+    assert run(project, "--out", tmp_path / "a.onnx", "--images", 0) == 1
+    assert f"error: --out {tmp_path}/a.onnx: a.onnx cannot be written" in capsys.readouterr().err
 
 
 def test_a_size_that_the_network_refuses_is_found_before_the_export(project, tmp_path, monkeypatch, capsys):

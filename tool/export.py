@@ -11,6 +11,7 @@ differs by more than 1e-4, the exit status is 1 and there is no file.
 """
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -24,7 +25,7 @@ import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
 
 from model import check_config
-from model.exported import Exported, Window, write_exported
+from model.exported import Exported, Window, check_window, write_exported
 from util.common import EXPORT_FORMATS, Mistake
 from util.config import config_error, dump_config
 from util.dataset import SemData
@@ -57,8 +58,14 @@ def export(args) -> None:
     if EXPORT_FORMATS.get(out.suffix) != args.format:
         suffix = next(suffix for suffix, form in EXPORT_FORMATS.items() if form == args.format)
         raise Mistake(f"--out {out}: the name of a file of --format {args.format} ends with {suffix}")
-    if out.is_dir():
-        raise Mistake(f"--out {out}: is a folder; name the file to write")
+    weights_file = out.with_suffix(".bin") if args.format == "openvino" else out
+    for path in (out, weights_file):
+        if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises where the name is too long
+            raise Mistake(f"--out {path}: is a folder; name the file to write")
+    if os.path.exists(weights_file) and not os.path.exists(out):  # noqa: PTH110, likewise
+        raise Mistake(
+            f"--out {out}: its weights would replace {weights_file}, which belongs to no {out.name}; name another file"
+        )
     if is_exported(args.model) or not is_model(args.model):
         raise Mistake(f"--model {args.model}: expected a checkpoint, such as model_best.pth")
     model, read = find_model(args.model), lru_cache(1)(read_model)
@@ -70,6 +77,9 @@ def export(args) -> None:
     read.cache_clear()
     windows = [torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3)]
     logits = [run_network(network, window) for window in windows]  # refuses a size before the long export
+    if data is not None:  # and so does the first image, if its windows will not be those of the file
+        refuse = lambda x: check_window(out, x, (h, w)) or x.new_zeros(len(x), cfg.classes, h, w)
+        predict(refuse, data.read(0)[0], **prediction_settings(cfg))
     meta = {"config": dump_config(cfg), "names": class_names(cfg), "palette": palette_of(cfg).tolist(), "mean": MEAN,
             "std": STD, "size": [h, w], "epoch": weights.epoch, "revision": git_revision()}  # fmt: skip
 
@@ -83,6 +93,7 @@ def export(args) -> None:
         file = Path(folder.name) / out.name
         write_exported(file, network, meta)
         exported = Exported(file)
+        exported.path = str(out)  # for messages: the name that it will have
         difference = max((exported(window) - y).abs().max().item() for window, y in zip(windows, logits))
         largest = max(y.abs().max().item() for y in logits)
         print(f"random windows, 1, 2 and 3 at once: logits of up to {largest:.3g} differ by at most {difference:.1e}")
@@ -95,7 +106,10 @@ def export(args) -> None:
         else:
             compare_images(cfg, data, count, network, exported, out)
         for path in sorted(Path(folder.name).iterdir()):  # OpenVINO's .bin first: an .xml never lacks its weights
-            path.replace(out.with_name(path.name))
+            try:
+                path.replace(out.with_name(path.name))
+            except OSError as error:
+                raise Mistake(f"--out {out}: {path.name} cannot be written ({error})") from error
     print(f"written: {out}, {args.format}, windows of {h} x {w}, {cfg.classes} classes")
 
 
