@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from util.command import parse_test, parse_train
+from util.command import FLAGS, OPTIONS, parse_test, parse_train
 from util.common import Mistake
 from util.config import ROOT, find_config, load_config
 
@@ -530,6 +530,9 @@ def test_help_of_training_lists_every_flag_in_its_group(capsys):
     assert places == sorted(places)
     assert all(f"\n  {flag}" in text for flag in FLAGS_OF_TRAINING)
     assert "--format" not in text
+    flat = " ".join(text.split())
+    for flag in (flag for title in titles for flag in FLAGS[title] if flag.sets not in (None, OPTIONS)):
+        assert f"{flag.help} [{flag.sets}]" in flat  # the key that it sets
     assert max(map(len, text.splitlines())) <= 100
     assert text.startswith("usage: python tool/train.py CONFIG [flags] [KEY VALUE ...]")
     assert "\n    python tool/train.py CONFIG\n    torchrun tool/train.py CONFIG\n" in text  # commands are not run together

@@ -224,7 +224,7 @@ def _build_parser(doc, program, titles, hidden):
         prog=program,
         usage=f"python {program} {what} [flags] [KEY VALUE ...]\n       python {program} --config FILE [KEY VALUE ...] [flags]",
         description="\n\n".join(map(fill, doc.strip().split("\n\n"))),  # indented paragraphs are commands
-        epilog="Flags may stand anywhere, and have dashes or underscores.",
+        epilog="Flags may stand anywhere, and have dashes or underscores.\nIn brackets: the key that a flag sets.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=WIDTH),
         allow_abbrev=False,
     )
@@ -236,7 +236,8 @@ def _build_parser(doc, program, titles, hidden):
             if flag.metavar:
                 action = "append" if flag.several else "store"
                 how = {"action": action, "metavar": flag.metavar, "type": flag.type, "choices": flag.choices}
-            text = argparse.SUPPRESS if title in hidden else flag.help
+            sets = "" if flag.sets in (None, OPTIONS) else f" [{flag.sets}]"
+            text = argparse.SUPPRESS if title in hidden else flag.help + sets
             (exclusive if flag.sets in (GPU, OPTIONS) else section).add_argument(flag.name, dest=flag.name, help=text, **how)
     return parser
 
