@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -148,6 +149,45 @@ def test_train_dist_takes_machines_from_the_environment(project, tmp_path, calls
     assert sh(project, "train_dist.sh", "toy_pspnet18", 8, first_in_path=tmp_path / "bin").returncode == 0
     where = "--nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr host0 --master-port 1234".split()
     assert calls()[-1][2:] == [*where, "tool/train.py", "--launcher", "pytorch", "toy_pspnet18"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_script_reaches_the_training_and_its_status_the_caller(project, tmp_path, number):
+    training = (
+        "import signal, sys; signal.signal(int(sys.argv.pop()), lambda *_: sys.exit(75)); print('ready', flush=True); "
+        "signal.pause()"
+    )
+    executable(
+        tmp_path / "bin/python",
+        f'#!/bin/sh\n[ "$1" = tool/train.py ] || exit 0\nexec "{sys.executable}" -c "{training}" "$@"\n',
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    command = ["sh", project / "tool/train.sh", "toy", "pspnet18", str(int(number))]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout.readline() == "ready\n"
+        script.send_signal(number)
+        assert script.wait(10) == 75
+
+
+def test_the_copy_of_an_earlier_runs_code_stays(project, tmp_path, calls):
+    def train():
+        assert sh(project, "train.sh", "toy", "pspnet18", first_in_path=tmp_path / "bin").returncode == 0
+
+    train()
+    train()
+    exp, code = project / "exp/toy/pspnet18", "model/pspnet.py"
+    assert {path.name for path in exp.iterdir()} == {"snapshot"}
+    (project / code).rename(project / "model/mine.py")
+    train()
+    assert {path.name for path in exp.iterdir()} == {"snapshot", "snapshot-1"}
+    assert (exp / "snapshot-1" / code).is_file() and not (exp / "snapshot" / code).exists()
+
+
+@pytest.mark.parametrize("words", [["resume", "a.pth"], ["TRAIN.resume", "null"], ["--resume-from=a.pth"]])
+def test_a_job_that_queues_up_again_takes_no_resume(project, words, monkeypatch):
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(project))
+    done = sh(project, "slurm.sh", "toy", "pspnet18", *words)
+    assert done.returncode == 2 and words[0] in done.stderr and "copy it there" in done.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["toy"], ["toy", "epochs"], ["toy", "0"], ["toy", ""]])

@@ -4,6 +4,21 @@
 # Threads that spin while they wait slow everything down where there are more of them than free cores.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
+run_training() { # ARGUMENTS: a signal to this script reaches the training, which saves before both end
+    "$PYTHON" tool/train.py "$@" <&0 &
+    child=$!
+    trap 'kill -TERM "$child"' TERM
+    trap 'kill -USR1 "$child"' USR1
+    trap : INT # of Ctrl-C, which the child gets itself
+    while :; do
+        status=0
+        wait "$child" || status=$?
+        kill -0 "$child" 2> /dev/null || break # wait returns at every signal
+    done
+    trap - TERM USR1 INT
+    return "$status"
+}
+
 find_python() { # REQUIREMENTS
     for PYTHON in python python3 .venv/bin/python; do
         if command -v "$PYTHON" > /dev/null && "$PYTHON" tool/requirements.py "$1" 2> /dev/null; then

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 make_python requirements.txt
 start=$(date +%s)
 "$PYTHON" tool/prepare.py toy
-"$PYTHON" tool/train.py --config config/toy/toy_pspnet18.yaml "$@"
+run_training --config config/toy/toy_pspnet18.yaml "$@"
 "$PYTHON" tool/test.py --config config/toy/toy_pspnet18.yaml "$@"
 cat << END
 

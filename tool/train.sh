@@ -4,8 +4,9 @@
 #   sh tool/train.sh CONFIG [KEY VALUE ...] [flags]         on one GPU, or the CPU; without a test
 #   sh tool/train.sh cityscapes pspnet50 base_lr 0.02
 #   sh tool/train.sh pspnet_r50-d8_512x1024_40k_cityscapes --work-dir exp/first
-# DATASET EXP copies code and config into exp/DATASET/EXP first, so that a run can be understood later. Checkpoints and the
-# log are in exp/DATASET/EXP/model, predictions and scores in exp/DATASET/EXP/result; all but the copies follow --work-dir.
+# DATASET EXP copies code and config into exp/DATASET/EXP/snapshot first, so that a run can be understood later; if they have
+# changed, the copy that is there becomes snapshot-N. Checkpoints and the log are in exp/DATASET/EXP/model, predictions and
+# scores in exp/DATASET/EXP/result; all but the copies follow --work-dir.
 set -eu
 usage() {
     echo "usage: sh tool/train.sh DATASET EXP [KEY VALUE ...] [flags]" >&2
@@ -32,10 +33,19 @@ config=config/$1/$1_$2.yaml
 snapshot=exp/$1/$2/snapshot
 shift 2
 if [ -f "$config" ]; then
-    mkdir -p "$snapshot"
-    cp -R tool model util "$config" "$snapshot"
-    mkdir -p "$snapshot/dataset"
-    cp dataset/*.py "$snapshot/dataset"
+    new=$snapshot.$$
+    mkdir -p "$new/dataset"
+    cp -R tool model util "$config" "$new"
+    cp dataset/*.py "$new/dataset"
+    find "$new" -name __pycache__ -prune -exec rm -r {} +
+    if diff -r "$snapshot" "$new" > /dev/null 2>&1; then
+        rm -r "$new"
+    else # that of an earlier run stays
+        n=1
+        while [ -e "$snapshot-$n" ]; do n=$((n + 1)); done
+        [ ! -e "$snapshot" ] || mv "$snapshot" "$snapshot-$n"
+        mv "$new" "$snapshot"
+    fi
 fi
-"$PYTHON" tool/train.py --config "$config" "$@"
-"$PYTHON" tool/test.py --config "$config" "$@"
+run_training --config "$config" "$@"
+exec "$PYTHON" tool/test.py --config "$config" "$@"
