@@ -10,7 +10,6 @@ from util.common import Mistake
 from util.config import Config, dump_config
 from util.log import environment, peak_memory_mb
 from util.metric import number, scores
-from util.visual import class_names
 
 
 def log_start(run, notes) -> None:
@@ -118,12 +117,11 @@ def report_validation(run, confusion, nll, pixels) -> dict:
     values = {"loss": nll / pixels if pixels else math.nan}
     values |= {name: getattr(result, name) for name in ("mIoU", "mAcc", "allAcc", "fwIoU", "mDice")}
     run.log.info(f"Val result: mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}.")
-    names = class_names(run.cfg)
-    for i, name in enumerate(names):
+    for i, name in enumerate(run.names):
         iou, accuracy = number(result.iou[i]), number(result.accuracy[i])
         run.log.info(f"Class_{i} Result: iou/accuracy {iou}/{accuracy}. {name}")
     if run.out.writer is not None:
-        board.log_validation(run.out.writer, result, confusion.cpu().numpy(), names, run.state.iteration)
+        board.log_validation(run.out.writer, result, confusion.cpu().numpy(), run.names, run.state.iteration)
     run.out.scalars(run.state.iteration, **{f"{name}_val": value for name, value in values.items()})
     run.log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
     return values
