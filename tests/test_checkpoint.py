@@ -18,7 +18,7 @@ from util.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from util.common import Mistake
+from util.common import Mistake, write_aside
 
 EPOCH = 20  # iterations of an epoch
 
@@ -241,3 +241,27 @@ def test_position_is_read_from_the_name():
     assert position_of("a/train_epoch_7.pth", EPOCH) == (140, True)
     assert position_of("train_epoch_7_iter_12.pth", EPOCH) == (152, False)
     assert position_of("train_iter_12.pth", EPOCH) == (12, True)
+
+
+def test_position_of_a_file_of_a_run_that_counted_otherwise_is_what_the_file_states(tmp_path):
+    """Epochs of 3 iterations, then iterations; iterations of 6 images, then of half as many."""
+    for name in ("train_epoch_2", "train_epoch_1_iter_2", "train_iter_6"):
+        save_checkpoint(a_state() | {"iteration": 5 if "iter_2" in name else 6, "data_iters": 3}, tmp_path / f"{name}.pth")
+    assert position_of(tmp_path / "train_epoch_2.pth", None) == (6, True)
+    assert position_of(tmp_path / "train_epoch_1_iter_2.pth", None) == (5, False)
+    assert position_of(tmp_path / "train_iter_6.pth", 6) == (12, True)
+    assert set_aside(tmp_path, None, (6, True), None) is None
+
+
+def test_a_file_that_is_not_of_a_run_stays(tmp_path):
+    for name in (".notes.tmp", ".toy.onnx.1a2b.tmp", ".train_epoch_2.pth.1a2b.tmp", ".config.yaml.1a2b.tmp"):
+        (tmp_path / name).touch()
+    assert set_aside(tmp_path, None) is None
+    assert {path.name for path in tmp_path.iterdir()} == {".notes.tmp", ".toy.onnx.1a2b.tmp"}
+
+
+def test_two_writers_of_one_file_are_not_in_each_others_way(tmp_path):
+    with write_aside(tmp_path / "a") as first, write_aside(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "first"

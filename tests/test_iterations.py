@@ -125,6 +125,27 @@ def test_main_metric_chooses_the_best_checkpoint(toy_options, tmp_path, metric, 
     assert state["best_score"] == best(scored) and state["best_at"] == scored[best(scored)]
 
 
+def test_a_run_of_epochs_goes_on_by_iterations_of_fewer_images(toy_options, tmp_path):
+    assert run(toy_options, tmp_path, "max_iter", "null", "epochs", 2) == 0
+    assert run(toy_options, tmp_path, "batch_size", 2, "iter_interval", 8, "resume", "auto") == 0
+    assert {path.name for path in tmp_path.glob("*.pth")} == {"train_epoch_1.pth", "train_epoch_2.pth", "train_iter_8.pth"}
+    assert not list(tmp_path.glob("earlier-*")) and [i for i, _ in lines(tmp_path, "loss_train_batch")] == list(range(1, 9))
+
+
+def test_another_score_begins_anew_and_the_seed_stays(toy_options, tmp_path, capsys):
+    validating = ["evaluate", "True", "eval_freq", 1]
+    assert run(toy_options, tmp_path, *validating, "max_iter", 5, "manual_seed", 7, "main_metric", "allAcc") == 0
+    rules = "[{name: 'layer[13].*', weight_decay: 0}]"
+    assert run(toy_options, tmp_path, *validating, "manual_seed", 99, "resume", "auto", "param_rules", rules) == 0
+    screen = capsys.readouterr().out
+    assert "manual_seed: 99 has no effect: a run that resumes keeps its seed, 7" in screen
+    assert "main_metric changed: the best is chosen among the validations to come" in screen
+    assert load_checkpoint(tmp_path / "earlier-1/model_best.pth")["iteration"] == 5
+    best = load_checkpoint(tmp_path / "model_best.pth")
+    assert [(best["iteration"], best["state"]["best_score"])] == lines(tmp_path, "mIoU_val")[1:]
+    assert best["state"]["seed"] == yaml.safe_load((tmp_path / "config.yaml").read_text())["TRAIN"]["manual_seed"] == 7
+
+
 def test_loss_from_outside_the_network_trains_the_same_weights(toy_options, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # the loss of all logits at once, as it is computed outside
         patch.setattr(SceneParser, "fused_loss", property(lambda _: False, lambda *_: None), raising=False)

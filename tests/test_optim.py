@@ -1,6 +1,8 @@
 """`util/optim.py`: the parameter groups, and the learning rate of each parameter."""
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 
 from util.common import Mistake
 from util.optim import SGD, AdamW, build_optimizer, poly_learning_rate, set_learning_rate
+from util.run import _optimizer_names, _optimizer_state
 
 
 class Network(nn.Module):
@@ -246,3 +249,22 @@ def test_optimizers_are_torchs_to_the_bit_and_leave_no_graph(ours, theirs):
     optimizers[1].load_state_dict(a)
     optimizers[1].zero_grad()
     assert networks[1].weight.grad is None
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_state_of_a_checkpoint_is_found_by_name_in_whatever_groups(kind):
+    """The rules give the two parameters of BatchNorm, of one shape, the other order."""
+    network, images = Network(), torch.rand(2, 3, 9, 9)
+    build = partial(build_optimizer, network, base_lr=0.1, kind=kind)
+    first = build(rules=[{"name": "layer1.1.weight", "lr_factor": 2}])
+    network.cls(network.layer1(network.layer0(images))).square().sum().backward()
+    first.step()
+    run = SimpleNamespace(network=network, optimizer=first)
+    content = {"optimizer": first.state_dict(), "optimizer_names": _optimizer_names(run)}
+    run.optimizer = build(rules=[{"name": "layer1.1.bias", "lr_factor": 2}], norm_decay=False)
+    run.optimizer.load_state_dict(_optimizer_state(run, content))
+    assert content["optimizer_names"] != _optimizer_names(run)
+    buffer = "momentum_buffer" if kind == "sgd" else "exp_avg"
+    for parameter in network.parameters():
+        assert torch.equal(run.optimizer.state[parameter][buffer], first.state[parameter][buffer])
+    assert settings(network, run.optimizer, "lr_factor")["layer1.1.bias"] == 2

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -34,7 +34,7 @@ from util import distributed
 from util.checkpoint import load_checkpoint
 from util.command import parse_train
 from util.common import Mistake
-from util.config import ROOT, config_error, load_config
+from util.config import ROOT, changed_keys, config_error, load_config
 from util.distributed import REQUEUE
 from util.ema import Average
 from util.fetch import local_file
@@ -183,12 +183,26 @@ def find_start(run) -> dict | None:
         if checkpoint is not None:
             run.state, run.resumed = state_of(cfg, run.plan, checkpoint), True
             run.recounted = run.state.iteration != checkpoint.get("iteration", run.state.iteration)
+            keep_comparable(run, changed_keys(checkpoint["config"], cfg))
     seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
     seed = distributed.from_main(seed)  # in every process, whatever each of them found
     run.state = run.state or State(cfg.start_epoch * run.plan.data_iters, seed)
     if asdict(run.state) != distributed.from_main(asdict(run.state)):
         raise Mistake(f"{run.folder}: not the checkpoint that the main process found; all machines must see the same files")
     return checkpoint
+
+
+def keep_comparable(run, changed) -> None:
+    """What a run that resumes keeps or begins anew where these keys of its config have changed, so that nothing it says is of
+    two kinds: its seed, and its best validation."""
+    state = run.state
+    if "manual_seed" in changed:
+        run.log.warning(f"manual_seed: {run.cfg.manual_seed} has no effect: a run that resumes keeps its seed, {state.seed}")
+        run.cfg = replace(run.cfg, manual_seed=state.seed)
+    judged = [key for key in ("main_metric", "val_list") if changed.get(key, [None])[0]]
+    if judged and state.best_at is not None:
+        run.log.warning(f"{' and '.join(judged)} changed: the best is chosen among the validations to come")
+        state.best_score, state.best_at, run.rejudged = None, None, True
 
 
 def prepare_data(run, resumed) -> None:

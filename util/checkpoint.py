@@ -79,7 +79,7 @@ def load_checkpoint(path) -> dict:
 def newest_checkpoint(folder, data_iters, warn):
     """Content of the newest sound checkpoint of a run, or None if there is none.
 
-    data_iters: iterations of an epoch. Damaged ones are passed over, and `warn(message)` is called for each. Raises Mistake
+    data_iters: see `position_of`. Damaged ones are passed over, and `warn(message)` is called for each. Raises Mistake
     if one cannot be read, or if all of them are damaged.
     """
     damaged = []
@@ -103,14 +103,20 @@ def list_checkpoints(folder, data_iters) -> list[Path]:
 
 
 def position_of(path, data_iters) -> tuple[int, bool]:
-    """(finished iterations, whether the interval that ends there was finished) by the file's name."""
+    """(finished iterations, whether the interval that ends there was finished), by the file's name.
+
+    data_iters: iterations of an epoch in a run that counts epochs, None in one that counts iterations. A file of the other kind
+    of run tells how many iterations an epoch had then, or, if it is damaged, where it is in an epoch as it is now or at 0.
+    """
     epoch, inside, iteration = NAME.fullmatch(Path(path).name).groups()
     if iteration:
-        return int(iteration), True
+        return data_iters and _iteration_in(path, data_iters) or int(iteration), True
+    if data_iters is None:
+        return _iteration_in(path), inside is None
     return int(epoch) * data_iters + min(int(inside or 0), data_iters), inside is None
 
 
-def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
+def prune_checkpoints(folder, keep: int, data_iters: int | None) -> None:
     """Keep the `keep` newest train_epoch_N.pth and train_iter_N.pth, and the `keep` newest inside the current epoch.
 
     Nothing is deleted unless one of those that stay is whole, so the only good one is never deleted.
@@ -127,23 +133,25 @@ def prune_checkpoints(folder, keep: int, data_iters: int) -> None:
                 path.unlink()
 
 
-def set_aside(folder, new_log, position=None, data_iters=1, recounted=False) -> Path | None:
+def set_aside(folder, new_log, position=None, data_iters=1, recounted=False, rejudged=False) -> Path | None:
     """Move what an earlier run left in `folder` into folder/earlier-N, and return that; None if there is nothing to move.
 
     position: (iteration, finished) where a run resumes: only the checkpoints beyond it are moved, with a copy of
-    metrics.jsonl; None moves all. recounted: the iterations of the earlier run were of another size, `data_iters` an epoch
-    now; its metrics and events are moved too. new_log: the log file of the run that starts, which stays. Files left
-    half-written by a killed run are deleted. Raises Mistake if something cannot be moved.
+    metrics.jsonl; None moves all. data_iters: see `position_of`. recounted: the iterations of the earlier run were of another
+    size; its metrics and events are moved too. rejudged: another score or list chooses the best now; model_best.pth is moved
+    too. new_log: the log file of the run that starts, which stays. Files of a run left half-written by a kill are deleted.
+    Raises Mistake if something cannot be moved.
     """
     try:
-        return _set_aside(Path(folder), new_log, position, data_iters, recounted)
+        return _set_aside(Path(folder), new_log, position, data_iters, recounted, rejudged)
     except OSError as error:
         raise Mistake(f"{folder}: what an earlier run left here could not be moved aside ({error})") from error
 
 
-def _set_aside(folder, new_log, position, data_iters, recounted):
-    for path in folder.glob(".*.tmp"):
-        path.unlink()
+def _set_aside(folder, new_log, position, data_iters, recounted, rejudged):
+    for pattern in ("train_*.pth", *RUN_FILES):
+        for path in folder.glob(f".{pattern}.*.tmp"):
+            path.unlink()
     files = []
     if position is None:
         files = list_checkpoints(folder, data_iters) + [path for pattern in RUN_FILES for path in folder.glob(pattern)]
@@ -154,7 +162,7 @@ def _set_aside(folder, new_log, position, data_iters, recounted):
             done = finished or path.name.startswith("train_iter")
             files += [path] if position_of(path, data_iters) > (iteration, done) else []
         best = folder / "model_best.pth"
-        files += [best] if best.exists() and _iteration_in(best, data_iters if recounted else None) > iteration else []
+        files += [best] if best.exists() and (rejudged or _iteration_in(best, data_iters) > iteration) else []
         files += [path for pattern in RUN_FILES[1:4] for path in folder.glob(pattern) if recounted]
     if not files:
         return None
@@ -246,7 +254,7 @@ def _is_whole(path) -> bool:
 
 
 def _iteration_in(path, data_iters=None) -> int:
-    """The iteration that a checkpoint states; only this number is read. 0 if it has none. data_iters: convert it to a run with
+    """The iteration that a checkpoint states, 0 if it has none; only this number is read. data_iters: converted to a run with
     so many iterations an epoch."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -24,7 +24,7 @@ def write_aside(path, sync=False):
     Raises Mistake if the disk does not take the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")  # not the process: two machines have the same numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

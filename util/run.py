@@ -33,6 +33,11 @@ class Plan:
             return cls(data_iters, cfg.max_iter, cfg.iter_interval, counts_epochs=False)
         return cls(data_iters, cfg.epochs * data_iters, data_iters, counts_epochs=True)
 
+    @property
+    def recount(self) -> int | None:
+        """The iterations of an epoch where epochs are counted: those of a checkpoint with another number are converted."""
+        return self.data_iters if self.counts_epochs else None
+
     def interval_end(self, state) -> int:
         """Where the interval ends that is under way at this state; a state with accumulated results has not finished it."""
         if state.counted and (state.iteration % self.interval == 0 or state.iteration == self.max_iter):
@@ -94,6 +99,7 @@ class Run:
     state: State | None = None
     resumed: bool = False  # from a checkpoint
     recounted: bool = False  # whose iterations were of another number of images
+    rejudged: bool = False  # whose best was chosen by another score, or on other images
     loader: Any = None
     network: Any = None  # the module with the weights that are trained
     net: Any = None  # the same as it is trained: in DistributedDataParallel, compiled
@@ -137,9 +143,10 @@ def _open_output(run) -> bool:
         Path(run.cfg.resume or "").parent
     ) == os.path.realpath(run.folder)
     position = (state.iteration, finished) if run.resumed and resumes_here else None
-    aside = set_aside(run.folder, run.log_file, position, run.plan.data_iters, run.recounted)
+    aside = set_aside(run.folder, run.log_file, position, run.plan.recount, run.recounted, run.rejudged)
     if aside:
-        what = f"checkpoints newer than iteration {state.iteration}" if position else "an earlier run"
+        newer = f"checkpoints newer than iteration {state.iteration}" + " or best on other terms" * run.rejudged
+        what = newer if position else "an earlier run"
         run.log.warning(f"{run.folder} held {what}: moved into {aside}")
     with write_aside(run.folder / "config.yaml") as path:
         path.write_text(dump_config(run.cfg), encoding="utf-8")
@@ -162,7 +169,7 @@ def save(run, name=None) -> None:
         run.out.flush()
         save_checkpoint(checkpoint_of(run), run.folder / name)
         if name != "model_best.pth":
-            prune_checkpoints(run.folder, run.cfg.keep_checkpoints, run.plan.data_iters)
+            prune_checkpoints(run.folder, run.cfg.keep_checkpoints, run.plan.recount)
         run.log.info(f"Saved {run.folder / name}")
 
 
@@ -174,12 +181,19 @@ def checkpoint_of(run) -> dict:
         "state_dict": run.evaluated.state_dict(),
         **({} if run.average is None else {"trained_state_dict": run.network.state_dict()}),
         "optimizer": run.optimizer.state_dict(),
+        "optimizer_names": _optimizer_names(run),
         "precision": run.precision.state_dict(),
         "state": asdict(run.state),
         "config": dump_config(run.cfg),
         "names": run.names,
         "palette": np.asarray(run.palette).tolist(),
     }
+
+
+def _optimizer_names(run) -> list[str]:
+    """Of the parameters, in the order of the optimizer's state, which follows from their groups."""
+    names = {parameter: name for name, parameter in run.network.named_parameters()}
+    return [names[parameter] for group in run.optimizer.param_groups for parameter in group["params"]]
 
 
 def checkpoint_name(plan, state) -> str:
@@ -207,10 +221,10 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
     if not cfg.resume:
         return None
     if cfg.resume == "auto":
-        content = newest_checkpoint(folder, plan.data_iters, warn=log.warning)
+        content = newest_checkpoint(folder, plan.recount, warn=log.warning)
     elif cfg.resume == "best":
         content = load_checkpoint(best) if best.exists() else None
-        numbered = list_checkpoints(folder, plan.data_iters)
+        numbered = list_checkpoints(folder, plan.recount)
         if content is None and numbered:
             raise Mistake(f"{cfg.path}: TRAIN.resume: best: {folder} has {numbered[-1].name} but no model_best.pth; use auto")
     else:
@@ -227,9 +241,8 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
             "so no run can resume from it; give the file as `weight`"
         )
     for key, (old, new) in changed_keys(content["config"], cfg).items():
-        if key == "resume":
-            continue
-        log.info(f"Resuming with a changed {key}: {old} -> {new}")
+        if key not in ("resume", "manual_seed"):
+            log.info(f"Resuming with a changed {key}: {old} -> {new}")
     return content
 
 
@@ -287,7 +300,7 @@ def restore(run, content) -> None:
         run.log.info(f"{where}: without ema_decay the run goes on from the weights under training, not from their average")
     own_settings = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     try:
-        run.optimizer.load_state_dict(content["optimizer"])
+        run.optimizer.load_state_dict(_optimizer_state(run, content))
         kinds = {"exp_avg", "exp_avg_sq", "step"} if run.cfg.optimizer == "adamw" else {"momentum_buffer"}
         for group, settings in zip(run.optimizer.param_groups, own_settings):
             group.update(settings)
@@ -309,6 +322,17 @@ def restore(run, content) -> None:
         run.precision.load_state_dict(content.get("precision"))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise Mistake(f"{where}: the loss scale in this checkpoint is not readable ({error!r})") from error
+
+
+def _optimizer_state(run, content) -> dict:
+    """The optimizer's state in a checkpoint, in the order of this run's groups; earlier versions had no names."""
+    saved, theirs = content["optimizer"], content.get("optimizer_names")
+    if theirs is None:
+        return saved
+    place = {name: i for i, name in enumerate(theirs)}
+    order = [place[name] for name in _optimizer_names(run)]
+    state = {i: saved["state"][old] for i, old in enumerate(order) if old in saved["state"]}
+    return {"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]}
 
 
 def _state_and_epoch(content, data_iters):
