@@ -260,7 +260,7 @@ def _iteration_in(path, data_iters=None) -> int:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         iteration = content["iteration"]
         if data_iters is not None:
-            iteration = iteration * data_iters // content["data_iters"]
+            iteration = iteration * data_iters // content.get("data_iters", data_iters)  # earlier versions had none
         return iteration if isinstance(iteration, int) else 0
     except Exception:  # see _decode
         return 0
