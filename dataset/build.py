@@ -43,6 +43,7 @@ def build(plan, out, copy=False, skip_bad=False):
     out = Path(out).absolute()
     targets = (to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)
     keep_sources(plan.sources, [out / file for file in (*plan.lists, *targets)])
+    _keep_originals(plan.samples, out)
     samples = _without_doubles(plan.samples)
     bar = ProgressBar(out.name, len(samples))
     done = []
@@ -163,14 +164,29 @@ def _place(source, target, copy):
 
 def keep_sources(sources, files):
     """Refuse to write these files into one of the folders `sources`, also through a link."""
+    source_at = {Path(os.path.realpath(source)): source for source in sources}
     for part in sorted({file.parent for file in files}):
         try:
-            inside = [source for source in sources if part.resolve().is_relative_to(source.resolve())]
+            place = part.resolve()
         except (OSError, RuntimeError) as error:  # a loop of links is one or the other, by the version of Python
             raise Mistake(f"{part}: not a folder that can be written to ({error})") from error
+        inside = next((source_at[folder] for folder in (place, *place.parents) if folder in source_at), None)
         if inside:
-            raise Mistake(f"{part} lies in the source {inside[0]}, which must stay as it is: "
+            raise Mistake(f"{part} lies in the source {inside}, which must stay as it is: "
                           "remove the link, or give another folder with --out")  # fmt: skip
+
+
+def _keep_originals(samples, out):
+    """Refuse to put the link to an image, or a label, in the place of the very file that it is made from. Folders alone do not
+    show this: a source may hold a link to a file anywhere."""
+    for sample in samples:
+        for source, to in ((sample.image, sample.image_to), (sample.label, sample.label_to)):
+            target = out / (to or "")
+            if not target.is_file() or target.is_symlink() or not isinstance(source, Path):  # a link may be replaced
+                continue
+            if os.path.realpath(source) == os.path.realpath(target):
+                raise Mistake(f"{source}: the output {target} is this very file, which must stay as it is: "
+                              "give another folder with --out")  # fmt: skip
 
 
 def write_text(path, text):

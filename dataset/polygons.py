@@ -52,7 +52,7 @@ def polygons(paths, images=None, names=None, background="background", draw=(0.2,
     yaml, texts, jsons = _annotation_files(paths)
     root = images or (paths[0] if is_dir(paths[0]) else paths[0].parent)
     if yaml:
-        samples, found, objects_of, notes = _yolo_data(yaml)
+        sources, samples, found, objects_of, notes = _yolo_data(yaml)
     elif texts:
         samples, found, objects_of, notes = _yolo_texts(paths[0], texts, root, names)
     elif re.search(r'"annotations"\s*:', read_text(jsons[0])):
@@ -91,7 +91,7 @@ def polygons(paths, images=None, names=None, background="background", draw=(0.2,
             ids_of_pixels[rows, columns][mask] = value
         return ids_of_pixels
 
-    sources = {root, *filter(is_dir, paths)} if not yaml else {yaml.parent}
+    sources = sources if yaml else {root, *filter(is_dir, paths)}
     return own_plan(sources, samples, names, read, draw, default_palette(len(names)), notes)
 
 
@@ -343,7 +343,8 @@ def _yolo_data(path):
     if not isinstance(found, list) or None in found:
         raise Mistake(f"{path}: names: expected a list, or numbers 0, 1, ... with a name each")
     found = [*map(_one_line, found)]
-    images = {split: _yolo_images(path, content, split) for split in ("train", "val", "test") if content.get(split)}
+    sources = {path.parent}
+    images = {split: _yolo_images(path, content, split, sources) for split in ("train", "val", "test") if content.get(split)}
     if images.get("val") == images["train"]:  # of a set that nobody has split
         del images["val"]
     root = Path(os.path.commonpath([image.parent for files in images.values() for image in files]))
@@ -358,11 +359,13 @@ def _yolo_data(path):
             without += not there and split != "test"
             label = text if there or split != "test" else None
             samples.append(_sample(root, image, label, split=split))
+            sources |= {image.parent, text.parent}
     notes = _yolo_notes(without, samples)
-    return _with_splits(samples), found, partial(_yolo_objects, found), notes
+    return sources, _with_splits(samples), found, partial(_yolo_objects, found), notes
 
 
-def _yolo_images(path, content, split):
+def _yolo_images(path, content, split, sources):
+    """The images of a split; `sources` receives the folders that they and their lists are in."""
     entries = content[split] if isinstance(content[split], list) else [content[split]]
     base = path.parent / str(content.get("path") or "")
     found = []
@@ -371,6 +374,7 @@ def _yolo_images(path, content, split):
         place = next((place for place in places if os.path.exists(place)), None)  # noqa: PTH110, Path.exists raises for long names
         if place is None:
             raise Mistake(f"{path}: {split}: there is no {base / entry}")
+        sources.add(place.parent if place.is_file() else place)
         if place.is_file():
             found += [place.parent / line for line in read_lines(place)]
         else:

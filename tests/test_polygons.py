@@ -422,6 +422,19 @@ def test_yolo_folders_are_the_splits_and_coordinates_are_shares(tmp_path, capsys
     assert len(read_lines(tmp_path / "out/list/train.txt")) == 2 and len(read_lines(tmp_path / "out/list/val.txt")) == 1
 
 
+@pytest.mark.parametrize("copy", [[], ["--copy"]])
+def test_yolo_images_that_lie_elsewhere_are_not_replaced_by_links_to_themselves(tmp_path, capsys, copy):
+    root = yolo(tmp_path / "e", "image/{split}")  # texts beside the images, all where `folder` would put the links
+    (root / "list").mkdir()
+    (root / "list/val.txt").write_text("../image/val/b.png\n")
+    (tmp_path / "cfg").mkdir()
+    for val in ("image/val", "list/val.txt"):
+        (tmp_path / "cfg/data.yaml").write_text(f"path: {root}\ntrain: image/train\nval: {val}\nnames: [road, car]\n")
+        assert run("--polygons", tmp_path / "cfg/data.yaml", "--out", root, *copy) == 1
+        assert "lies in the source" in capsys.readouterr().err
+    assert not (root / "image/train/a.png").is_symlink() and read_lines(root / "list/val.txt") == ["../image/val/b.png"]
+
+
 def test_yolo_texts_without_data_yaml_need_the_names(tmp_path, capsys):
     root = yolo(tmp_path / "yolo", "{}/{split}")
     args = "--images", root / "images", "--polygons", root / "labels", "--out", tmp_path / "out"

@@ -205,6 +205,18 @@ def test_a_source_that_is_the_output_is_refused(camvid, tmp_path, capsys):
         assert "lies in the source" in capsys.readouterr().err and snapshot(camvid) == before
 
 
+@pytest.mark.parametrize("copy", [[], ["--copy"]])
+@pytest.mark.parametrize("kind, key", [("image", "train"), ("label", "trainannot")])
+def test_a_file_that_a_source_links_to_is_not_replaced_by_what_is_made_of_it(camvid, tmp_path, capsys, kind, key, copy):
+    original = tmp_path / "out" / kind / "train/0001TP_006690.png"
+    original.parent.mkdir(parents=True)
+    (camvid / key / original.name).rename(original)
+    (camvid / key / original.name).symlink_to(original)
+    before = snapshot(tmp_path)
+    assert run("camvid", "--source", camvid, "--out", tmp_path / "out", *copy) == 1
+    assert f"the output {original} is this very file" in capsys.readouterr().err and snapshot(tmp_path) == before
+
+
 def spoil_empty_image(source):
     (source / "train/0006R0_f00930.png").write_bytes(b"")
 
