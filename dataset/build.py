@@ -76,14 +76,21 @@ def build(plan, out, copy=False, skip_bad=False):
     lists = {name: parts for name, parts in plan.lists.items() if not splits.keys().isdisjoint(parts)}
     for name, parts in lists.items():
         write_text(out / name, "".join(_line(sample) for split in parts for sample, _ in splits.get(split, ())))
-    if plan.colors is not None:
-        write_text(out / f"{out.name}_names.txt", "".join(f"{name}\n" for name in plan.names))
-        write_text(out / f"{out.name}_colors.txt", "".join("{} {} {}\n".format(*colour) for colour in plan.colors))
+    for path, text in names_and_colors(plan, out).items():
+        write_text(path, text)
     counts = {split: (len(found), sum(count for _, count in found if count is not None)) for split, found in splits.items()}
     notes = [*plan.notes, *([f"{len(faults)} left out: see {skipped}"] if faults else []), f"lists: {', '.join(lists)}"]
     text = "\n".join([f"{out}", frequency_table(plan.names, counts), *notes])
     example = splits.get("val", good)[0][0].image_to
     return Built(text, len(splits.get("train", ())), [size for _, _, size in good], example)
+
+
+def names_and_colors(plan, out):
+    """{file: text} of the class names and colours that the folder `out` of a plan gets; none where the project has them."""
+    if plan.colors is None:
+        return {}
+    return {out / f"{out.name}_names.txt": "".join(f"{name}\n" for name in plan.names),
+            out / f"{out.name}_colors.txt": "".join("{} {} {}\n".format(*colour) for colour in plan.colors)}  # fmt: skip
 
 
 def _drawn(good, share, seed):

@@ -465,6 +465,15 @@ def test_images_to_test_on_are_never_drawn_for_training(tmp_path, capsys, labell
     ]  # fmt: skip
 
 
+def test_names_without_the_background_are_not_replaced_by_names_with_it(tmp_path, capsys):
+    root, names = yolo(tmp_path / "yolo", "{}/{split}"), tmp_path / "out/out_names.txt"  # a second run would shift the classes
+    names.parent.mkdir()
+    names.write_text("road\ncar\n")
+    args = "--images", root / "images", "--polygons", root / "labels", "--out", tmp_path / "out", "--names", names
+    assert run(*args) == 1
+    assert f"--names {names}: would be replaced by" in capsys.readouterr().err and read_lines(names) == ["road", "car"]
+
+
 @pytest.mark.parametrize("line, message", [
     ("0 0.5 0.5 0.2 0.2", "line 2: a box (centre, width, height), not a polygon"), ("0 0 0 1 0", "a box"),
     ("0 0 0 1 0 1", "line 2: 5 numbers after the class"), ("7 0 0 1 0 1 1", "'class 7' is no class"),

@@ -609,6 +609,18 @@ def test_a_colour_that_the_table_lacks_is_named(coloured, tmp_path, capsys):
     assert "masks/a.png: colours that the colour table does not have: 0 128 0 (" in capsys.readouterr().err
 
 
+def test_a_table_or_names_in_the_place_of_an_output_stay_as_they_are(coloured, tmp_path, capsys):
+    table, names = tmp_path / "mine/mine_colors.txt", tmp_path / "mine/mine_names.txt"
+    table.parent.mkdir()
+    table.write_text("255 0 0 poppy\n0 128 0 grass\n0 0 0 void\n")
+    before = snapshot(tmp_path)
+    assert run(*coloured, "--colors", table) == 1
+    assert f"--colors {table}: would be replaced by" in capsys.readouterr().err and snapshot(tmp_path) == before
+    names.write_text("poppy\n\ngrass")  # what will be written
+    table.rename(tmp_path / "colors.txt")
+    assert run(*coloured, "--colors", tmp_path / "colors.txt", "--names", names) == 0 and lines(names) == ["poppy", "grass"]
+
+
 @pytest.mark.parametrize("table, message", [("1 2\n", "entry 1 is '1 2'"), ("1 2 999 a\n", "0..255"), ("", "no colours"),
                                             ("1 2 3 a\n1 2 3 b\n", "1 2 3 is there twice")])  # fmt: skip
 def test_a_wrong_colour_table_is_explained(coloured, tmp_path, capsys, table, message):

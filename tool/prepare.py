@@ -56,6 +56,11 @@ def run_folder(args):
         raise Mistake(f"--config {args.config}: a YAML file cannot hold paths with line breaks, control characters or bytes "
                       "that are not UTF-8; rename the folders, or leave --config out")  # fmt: skip
     plan = plan_of(args)
+    for path, text in build.names_and_colors(plan, out).items():
+        for flag, given in (("--names", args.names), ("--colors", args.colors)):
+            if given and path.exists() and path.samefile(given) and read_lines(given) != text.split("\n")[:-1]:
+                raise Mistake(f"{flag} {given}: would be replaced by the names or colours of the output, which differ; "
+                              "move or rename it, or give another folder with --out")  # fmt: skip
     done = build.build(plan, args.out, args.copy, args.skip_bad)
     root = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # configs' paths start at the project's root
     if not config:
