@@ -60,15 +60,15 @@ def masks(images, masks, names=None, table=None, ids=None, void=(VOID,), suffix=
             raise Mistake(_ask_for_a_table(found, new_table))
     if names is None:
         names = tuple(f"class{k}" for k in range(_count_ids(found, void) if ids is None else len(ids)))
-    ids = range(len(names)) if ids is None else ids
-    if len(set(ids)) < len(ids):
+    values = range(len(names)) if ids is None else ids
+    if len(set(values)) < len(values):
         raise Mistake(f"--ids {' '.join(map(str, ids))}: an id is given twice, and one id cannot be two classes")
-    if len(ids) != len(names):
-        raise Mistake(f"{len(ids)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
-    read = by_id({**dict.fromkeys(void, VOID), **numbered(ids)})
+    if len(values) != len(names):
+        raise Mistake(f"{len(values)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
+    read = by_id({**dict.fromkeys(void, VOID), **numbered(values)})
     if table is None:
-        colors = _palette_of(found, ids)
-    read = read if table is None else _by_colour(table, read)
+        colors = _palette_of(found, values)
+    read = read if table is None else _by_colour(table, None if ids is None else read)
     return own_plan((images, masks), samples, names, read, draw, colors, notes + more_notes)
 
 
@@ -360,21 +360,27 @@ def read_colour_table(path):
     return table
 
 
-def _by_colour(table, by_id):
-    """A reader of colour masks; files of one channel go to `by_id`. table: [(R, G, B, name)]."""
+def _by_colour(table, by_id=None):
+    """A reader of colour masks. table: [(R, G, B, name)]. by_id: what reads files of one channel, if they hold ids; without it
+    their grays are colours, since a mask without a colourful pixel is often saved as gray."""
     names = [*dict.fromkeys(name for *_, name in table if name != "void")]
     lookup = np.full(1 << 24, -1, np.int16)  # at R << 16 | G << 8 | B
     for r, g, b, name in table:
         lookup[r << 16 | g << 8 | b] = VOID if name == "void" else names.index(name)
 
     def read(path, size):
-        if image_header(path)[2] not in ("P", "RGB", "RGBA"):
+        mode = image_header(path)[2]
+        one_channel = mode not in ("P", "RGB", "RGBA")
+        if one_channel and by_id:
             return by_id(path, size)
+        if mode.startswith(("I", "F")):  # as an image it would lose its low byte
+            raise Mistake(f"{path}: one channel of mode {mode} holds no colours; if these are ids, say which with --ids")
         pixels = read_image(path, lossless=True).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
         classes = lookup[pixels]
         if (classes < 0).any():
             found = pixel_counts(pixels[classes < 0], lambda v: f"{v >> 16} {v >> 8 & 255} {v & 255}")
-            raise Mistake(f"{path}: colours that the colour table does not have: {found}")
+            hint = "; if these are ids, say which with --ids" if one_channel else ""
+            raise Mistake(f"{path}: colours that the colour table does not have: {found}{hint}")
         return classes.astype(np.uint8)
 
     return read
