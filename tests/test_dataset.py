@@ -354,6 +354,13 @@ def test_low_bit_depths_keep_their_ids(tmp_path, depth):
     np.testing.assert_array_equal(read_label(tmp_path / "gray.png"), ids)
 
 
+@pytest.mark.parametrize("name, how", [("a.tif", {}), ("a.tif", {"compression": "group4"}), ("a.bmp", {}), ("a.png", {})])
+def test_files_of_one_bit_hold_0_and_1(tmp_path, name, how):
+    ids = np.arange(15 * 16).reshape(15, 16) % 3 == 1
+    Image.fromarray(ids).save(tmp_path / name, **how)
+    np.testing.assert_array_equal(read_label(tmp_path / name), ids)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
 @pytest.mark.parametrize("depth", [2, 8])
 def test_palette_labels_are_read_as_indices(tmp_path, suffix, depth):

@@ -87,7 +87,8 @@ def _rgb_of_pillow(image):
 def read_label(path):
     """The label map as (H, W) uint8, or uint16 from a 16-bit file, turned by its EXIF orientation.
 
-    Palette files give their indices, files of 1, 2 or 4 bits a pixel the numbers stored; three equal channels are one.
+    Palette files give their indices, PNGs of 1, 2 or 4 bits a pixel the numbers stored, other files of 1 bit 0 for black and 1
+    for white; three equal channels are one.
     Refused are lossy formats, whatever the file's suffix, masks with colours, and pixels that are not 8- or 16-bit integers.
     """
     data = read_bytes(path)
@@ -95,7 +96,8 @@ def read_label(path):
     if data[:2] in TIFF_STARTS and _header(data, "tag_v2", {}).get(ORIENTATION, 1) != 1:
         raise Mistake(f"{path}: a TIFF with an orientation tag, which decoders apply differently; save labels as PNG")
     depth, colour = data[24:26] if data.startswith(SIGNATURE) and len(data) > 25 else (None, None)
-    if colour == PNG_PALETTE or colour is None and _header(data, "mode") == "P":
+    mode = _header(data, "mode") if colour is None else None
+    if colour == PNG_PALETTE or mode == "P":
         with _decoding(path):
             return np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     label = _decode(path, data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
@@ -106,6 +108,8 @@ def read_label(path):
         label = np.ascontiguousarray(label[..., 0])
     if label.dtype not in (np.uint8, np.uint16):
         raise Mistake(f"{path}: pixels are {label.dtype}, expected 8-bit or 16-bit class ids: save it as a PNG of ids")
+    if mode == "1":  # TIFF, BMP: black or white
+        depth, colour = 1, PNG_GRAY
     if colour == PNG_GRAY and depth < 8:
         label //= 255 // (2**depth - 1)  # decoders stretch 1, 2 and 4 bits to 0..255
     return label
