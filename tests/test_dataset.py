@@ -251,8 +251,7 @@ def declare_size(path, width, height):
 
 @pytest.mark.parametrize("read", [read_image, read_label])
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "I;16"])
-@pytest.mark.parametrize("side", [60000, 30000, 0])
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [60000, 9000, 0])
 def test_a_png_that_declares_an_absurd_size_is_refused(tmp_path, read, mode, side):
     array = picture()[0] if mode == "RGB" else picture()[1].astype(np.uint16 if mode == "I;16" else np.uint8)
     image = Image.fromarray(array)
@@ -260,8 +259,9 @@ def test_a_png_that_declares_an_absurd_size_is_refused(tmp_path, read, mode, sid
     declare_size(tmp_path / "a.png", side, side)
     with pytest.raises(Mistake, match=r"a.png: cannot be decoded"):
         read(tmp_path / "a.png")
-    with pytest.raises(Mistake, match=r"a.png: cannot be decoded"):
-        image_header(tmp_path / "a.png")
+    if side != 9000:  # a picture may have so many pixels, but this one does not
+        with pytest.raises(Mistake, match=r"a.png: cannot be decoded"):
+            image_header(tmp_path / "a.png")
 
 
 LOSSY = {
@@ -352,6 +352,12 @@ def test_low_bit_depths_keep_their_ids(tmp_path, depth):
     ids = np.arange(15 * 16).reshape(15, 16) % 2**depth
     gray_png(tmp_path / "gray.png", ids, depth)
     np.testing.assert_array_equal(read_label(tmp_path / "gray.png"), ids)
+
+
+def test_a_picture_may_have_more_pixels_than_pillow_allows_strangers(tmp_path):
+    gray_png(tmp_path / "a.png", np.zeros((1, 1), int), 1)
+    declare_size(tmp_path / "a.png", 20000, 20000)
+    assert image_header(tmp_path / "a.png") == (20000, 20000, "1")
 
 
 @pytest.mark.parametrize("name, how", [("a.tif", {}), ("a.tif", {"compression": "group4"}), ("a.bmp", {}), ("a.png", {})])

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from util.common import Mistake, first_few
 from util.png import SIGNATURE, cut_png, png_layout
 
+Image.MAX_IMAGE_PIXELS = 2**30  # as OpenCV; Pillow's own limit guards servers from strangers, and a large mosaic is beyond it
 PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
 TIFF_STARTS, ORIENTATION = (b"II", b"MM"), 274
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # of cv2.flip; EXIF orientations over 4 are transposed first
