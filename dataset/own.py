@@ -28,15 +28,18 @@ TABLE_HEAD = """\
 """
 
 
-def masks(images, masks, names=None, table=None, ids=None, void=(VOID,), suffix=None, draw=(0.2, 0), new_table=None):
+def masks(images, masks, names=None, table=None, ids=None, void=None, suffix=None, draw=(0.2, 0), new_table=None):
     """The plan for images and masks, paired by their path below `images` and `masks` without file type.
 
     suffix: what follows the image's name in that of its mask; None: nothing, or an ending that the names show. names: class
     names. table: [(R, G, B, name)], the classes of colour masks; the name `void` marks colours to ignore. ids: the values in
-    the masks that are classes 0, 1, ...; without any of these the masks must hold 0, 1, ... and void values only. draw: share
-    of val and seed, see `stay`. new_table: the file to write for the user to fill in if the
-    masks are in colour and there is no table.
+    the masks that are classes 0, 1, ...; without any of these the masks must hold 0, 1, ... and void values only. void: values
+    to ignore; None: 255, unless it is among `ids`. draw: share of val and seed, see `stay`. new_table: the file to write for
+    the user to fill in if the masks are in colour and there is no table.
     """
+    ignored = (VOID,) if void is None else void
+    if void and table is not None and ids is None:
+        raise Mistake("--void is for masks of ids; with --colors, give the colours to ignore the name void")
     pictures, labels, notes = _images_and_masks(images, masks, suffix)
     label_of, faults, more_notes = _pair(pictures, labels, suffix, images, masks)
     splits = split_by_folder(pictures)
@@ -59,13 +62,16 @@ def masks(images, masks, names=None, table=None, ids=None, void=(VOID,), suffix=
             keep_sources((images, masks), [new_table])
             raise Mistake(_ask_for_a_table(found, new_table))
     if names is None:
-        names = tuple(f"class{k}" for k in range(_count_ids(found, void) if ids is None else len(ids)))
+        names = tuple(f"class{k}" for k in range(_count_ids(found, ignored) if ids is None else len(ids)))
     values = range(len(names)) if ids is None else ids
     if len(set(values)) < len(values):
         raise Mistake(f"--ids {' '.join(map(str, ids))}: an id is given twice, and one id cannot be two classes")
     if len(values) != len(names):
         raise Mistake(f"{len(values)} ids for {len(names)} classes ({', '.join(names)}): give one a class")
-    read = by_id({**dict.fromkeys(void, VOID), **numbered(values)})
+    if both := [value for value in void or () if value in values]:
+        raise Mistake(f"--void {both[0]}: this value is the class {names[values.index(both[0])]}; the classes are the ids "
+                      f"{first_few(values, 20)}. Leave it out of --void, or say with --ids what the classes are")  # fmt: skip
+    read = by_id({**dict.fromkeys(ignored, VOID), **numbered(values)})
     if table is None:
         colors = _palette_of(found, values)
     read = read if table is None else _by_colour(table, None if ids is None else read)

@@ -1022,6 +1022,18 @@ def test_one_id_for_two_classes_is_refused(own, capsys):
     assert "--ids 0 0 1: an id is given twice" in capsys.readouterr().err
 
 
+def test_a_value_to_ignore_that_is_a_class_is_refused(own, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("unlabelled\nroad\ncar\n")
+    (tmp_path / "colors.txt").write_text("0 0 0 a\n1 1 1 b\n")
+    for args, message in (
+        (["--names", tmp_path / "names.txt"], "--void 0: this value is the class unlabelled; the classes are the ids 0, 1, 2."),
+        (["--ids", 2, 1, 0], "--void 0: this value is the class class2; the classes are the ids 2, 1, 0."),
+        (["--colors", tmp_path / "colors.txt"], "--void is for masks of ids; with --colors, give the colours to ignore"),
+    ):
+        assert run("folder", *own, "--void", 0, 255, *args) == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("args, message", [
     (["--images", "x" * 300, "--masks", "."], "x: file name too long"),
     (["--source", "x", "--images", "y", "--masks", "z"], "give --images DIR and --masks DIR, or --source"),

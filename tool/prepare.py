@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import util.start  # noqa: F401  # isort: skip, before the packages
 from dataset import build, layout, own, polygons
 from dataset.check import check
-from dataset.layout import VOID
 from dataset.look import look
 from dataset.write_config import config_path, write_config
 from util.common import Mistake, first_few
@@ -103,8 +102,7 @@ def plan_of(args):
         raise Mistake("--background is for --polygons; of masks every value is a class, or void with --void")
     images, masks = args.images or args.source, args.masks or args.source
     table = args.colors and own.read_colour_table(args.colors)
-    void = [value for value in ([VOID] if args.void is None else args.void) if value not in (args.ids or ())]
-    return own.masks(images, masks, names, table, args.ids, void, args.mask_suffix, draw, args.out / "colors.txt")
+    return own.masks(images, masks, names, table, args.ids, args.void, args.mask_suffix, draw, args.out / "colors.txt")
 
 
 def run_check(args):
