@@ -21,7 +21,8 @@ from util.visual import default_palette, line_colour
 ENDING = re.compile(
     "(_gtFine)?[-_. ](l|masks?|labels?|gt|seg|segmentation|annotations?|label_?ids|label_?train_?ids|train_?ids?)$", re.I
 )
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+          "testing": "test"}  # fmt: skip
 TABLE_HEAD = """\
 # R G B name: one colour a line. Put names in place of class0, class1, ...; colours of one name are one class, and the name
 # void is for colours to ignore. The order of the lines is that of the ids.
@@ -42,7 +43,7 @@ def masks(images, masks, names=None, table=None, ids=None, void=None, suffix=Non
         raise Mistake("--void is for masks of ids; with --colors, give the colours to ignore the name void")
     pictures, labels, notes = _images_and_masks(images, masks, suffix)
     label_of, faults, more_notes = _pair(pictures, labels, suffix, images, masks)
-    splits = split_by_folder(pictures)
+    splits, split_notes = split_by_folder(pictures)
     samples = [Sample(splits.get(key, ""), path, f"image/{key}{path.suffix}", label_of.get(key), f"label/{key}.png",
                       faults.get(key, "")) for key, path in pictures.items()]  # fmt: skip
     samples += [Sample("", labels[key], "", fault=fault) for key, fault in faults.items() if key not in pictures]
@@ -75,7 +76,7 @@ def masks(images, masks, names=None, table=None, ids=None, void=None, suffix=Non
     if table is None:
         colors = _palette_of(found, values)
     read = read if table is None else _by_colour(table, None if ids is None else read)
-    return own_plan((images, masks), samples, names, read, draw, colors, notes + more_notes)
+    return own_plan((images, masks), samples, names, read, draw, colors, notes + more_notes + split_notes)
 
 
 def own_plan(sources, samples, names, read, draw, colors, notes):
@@ -100,10 +101,20 @@ def stay(splits):
 
 
 def split_by_folder(keys):
-    """{key: split} of the keys whose first folder is that of a split, if it is kept."""
-    found = {key: SPLITS.get(key.split("/")[0], "") if "/" in key else "" for key in keys}
-    kept = stay({*found.values()})
-    return {key: split for key, split in found.items() if split in kept}
+    """({key: the split that its first folder is named after, or "" if it is not kept}, notes)."""
+    keys = [*keys]
+    found = [SPLITS.get(key.split("/")[0].lower(), "") if "/" in key else "" for key in keys]
+    splits, notes = keep_splits(keys, found)
+    return dict(zip(keys, splits)), notes
+
+
+def keep_splits(images, found):
+    """(the splits found, with "" for those that do not `stay`; a note if images without a split have undone others)."""
+    kept = stay({*found})
+    lost = [split for split in ("train", "val") if split in {*found} - kept]
+    strays = [image for image, split in zip(images, found) if not split]
+    notes = [f"the images of {' and '.join(lost)} are split anew, since {len(strays)} are in no split: {first_few(strays)}"]
+    return [split if split in kept else "" for split in found], notes if lost and strays else []
 
 
 # ---- which mask belongs to which image

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from dataset.layout import VOID, Sample, is_dir
-from dataset.own import SPLITS, by_key, is_hidden, own_files, own_plan, split_by_folder, stay
+from dataset.own import SPLITS, by_key, is_hidden, keep_splits, own_files, own_plan, split_by_folder
 from util.common import Mistake, did_you_mean, first_few
 from util.image import read_lines, read_text
 from util.values import parse_yaml, shown
@@ -137,7 +137,8 @@ def _labelme(files, images):
         notes.append(f"{len(pictures) - len(with_json)} images without a JSON file are left out")
     if ignored:
         notes.append(f"left out: {', '.join(f'{n} of shape {kind}' for kind, n in ignored.items())}, which have no area")
-    return _split_by_folder(samples, images), sorted(labels), _labelme_objects, notes
+    samples, more_notes = _split_by_folder(samples, images)
+    return samples, sorted(labels), _labelme_objects, notes + more_notes
 
 
 def _look_at_labelme(path):
@@ -278,7 +279,8 @@ def _coco(files, images):
         notes.append(f"{strays} annotations belong to no image of their file")
     if len(listed) < len(pictures):
         notes.append(f"{len(pictures) - len(listed)} images that no file lists are left out")
-    return _with_splits(samples), [*names], lambda label: (label.size, label.objects), notes
+    samples, more_notes = _with_splits(samples)
+    return samples, [*names], lambda label: (label.size, label.objects), notes + more_notes
 
 
 def _coco_object(segmentation, h, w):
@@ -361,7 +363,7 @@ def _yolo_data(path):
             samples.append(_sample(root, image, label, split=split))
             sources |= {image.parent, text.parent}
     notes = _yolo_notes(without, samples)
-    return sources, _with_splits(samples), found, partial(_yolo_objects, found), notes
+    return sources, _with_splits(samples)[0], found, partial(_yolo_objects, found), notes
 
 
 def _yolo_images(path, content, split, sources):
@@ -396,7 +398,8 @@ def _yolo_texts(root, texts, images, names):
     for key in texts.keys() - pictures.keys():
         samples.append(Sample("", texts[key], "", fault=f"{texts[key]}: there is no image {images / key}.*"))
     notes = _yolo_notes(len(pictures.keys() - texts.keys()), samples)
-    return _split_by_folder(samples, images), [*names], partial(_yolo_objects, names), notes
+    samples, more_notes = _split_by_folder(samples, images)
+    return samples, [*names], partial(_yolo_objects, names), notes + more_notes
 
 
 def _yolo_notes(without, samples):
@@ -508,14 +511,14 @@ def _sample(root, image, label, fault="", split=""):
 
 def _split_by_folder(samples, root):
     keys = {sample.image: sample.image.relative_to(root).as_posix() for sample in samples if sample.image_to}
-    splits = split_by_folder(keys.values())
-    return [replace(sample, split=splits.get(keys.get(sample.image), "")) for sample in samples]
+    splits, notes = split_by_folder(keys.values())
+    return [replace(sample, split=splits.get(keys.get(sample.image), "")) for sample in samples], notes
 
 
 def _with_splits(samples):
-    """The samples with those of their splits that are kept."""
-    kept = stay({sample.split for sample in samples})
-    return [sample if sample.split in kept else replace(sample, split="") for sample in samples]
+    """(the samples with those of their splits that are kept, notes)"""
+    splits, notes = keep_splits([sample.image for sample in samples], [sample.split for sample in samples])
+    return [replace(sample, split=split) for sample, split in zip(samples, splits)], notes
 
 
 def _stated_size(where, h, w):

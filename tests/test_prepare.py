@@ -792,6 +792,21 @@ def test_an_orphan_does_not_disturb_the_splits_of_folders(tmp_path):
     assert lines(tmp_path / "mine/list/val.txt") == ["image/valid/c.png label/valid/c.png"]
 
 
+@pytest.mark.parametrize("train, val, test", [("Train", "VAL", "Test"), ("training", "validation", "testing")])
+def test_splits_in_capitals_are_known_and_a_stray_image_that_undoes_them_is_named(tmp_path, capsys, train, val, test):
+    names = [f"{train}/a.png", f"{train}/b.png", f"{val}/c.png", f"{test}/d.png"]
+    place(tmp_path / "images", *names)
+    place(tmp_path / "masks", *names, mask=True)
+    args = "folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"
+    assert run(*args) == 0 and "split anew" not in capsys.readouterr().out
+    assert [len(lines(tmp_path / f"mine/list/{split}.txt")) for split in ("train", "val", "test")] == [2, 1, 1]
+    place(tmp_path / "images", "x.png")
+    place(tmp_path / "masks", "x.png", mask=True)
+    assert run(*args) == 0
+    assert "the images of train and val are split anew, since 1 are in no split: x\n" in capsys.readouterr().out
+    assert lines(tmp_path / "mine/list/test.txt") == [f"image/{test}/d.png label/{test}/d.png"]
+
+
 def test_one_image_that_is_left_cannot_be_split(own, tmp_path, capsys):
     for path in sorted((tmp_path / "photos").rglob("*.JPG"))[1:]:
         path.write_bytes(b"")
