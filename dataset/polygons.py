@@ -231,7 +231,7 @@ COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annot
 
 def _coco(files, images):
     pictures, find = _pictures(images)
-    notes, samples, names, listed, placed, strays = [], [], {}, set(), 0, 0
+    notes, samples, names, listed, strays = [], [], {}, set(), 0
     for path in files:
         content = _read_json(path)
         for key, needed in COCO_KEYS.items():
@@ -243,15 +243,19 @@ def _coco(files, images):
                 raise Mistake(f"{path}: {key}: the id {twice[0]} stands twice")
         category = {entry["id"]: _one_line(entry["name"]) for entry in sorted(content["categories"], key=_number_first)}
         names |= dict.fromkeys(category.values())
-        objects = {entry["id"]: [] for entry in content["images"]}
+        objects, placed = {entry["id"]: [] for entry in content["images"]}, 0
         for number, entry in enumerate(content["annotations"]):
             where = f"{path}: annotation {entry.get('id', f'at place {number}')}"
             name = category.get(entry["category_id"], f"category {entry['category_id']}")
             if entry["image_id"] in objects:
                 objects[entry["image_id"]].append((where, name, partial(_coco_object, entry.get("segmentation"))))
                 placed += 1
-            else:
-                strays += 1
+        unplaced = len(content["annotations"]) - placed
+        if objects and unplaced and not placed:
+            raise Mistake(f"{path}: none of the {unplaced} annotations has the `image_id` of an image of its file")
+        if objects and not placed:
+            raise Mistake(f"{path}: no annotations in it, so every pixel would be background; give the file that has them")
+        strays += unplaced
         words = re.split("[^a-z]+", f"{path.parent.name} {path.stem}".lower())
         split = next((SPLITS[word] for word in reversed(words) if word in SPLITS), "")
         for entry in content["images"]:
@@ -271,10 +275,6 @@ def _coco(files, images):
     if samples and not listed:
         raise Mistake(f"{files[0]}: none of its {len(samples)} images is in {images}, such as {samples[0].image}; say where "
                       "they are with --images DIR")  # fmt: skip
-    if strays and not placed:
-        raise Mistake(f"{files[0]}: none of the {strays} annotations has the `image_id` of an image of its file")
-    if samples and not placed:
-        raise Mistake(f"{files[0]}: no annotations in it, so every pixel would be background; give the file that has them")
     if strays:
         notes.append(f"{strays} annotations belong to no image of their file")
     if len(listed) < len(pictures):

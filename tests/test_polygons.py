@@ -312,7 +312,7 @@ def test_compressed_run_lengths_are_those_of_pycocotools(mine, tmp_path):
 def test_coco_files_of_train_and_val_are_the_splits(tmp_path):
     for year, name in (("train2017", "a"), ("val2017", "b")):
         picture(tmp_path / "coco" / year / f"{name}.png")
-        coco(tmp_path / "coco/annotations" / f"instances_{year}.json", CAR if name == "a" else [], [f"{name}.png"])
+        coco(tmp_path / "coco/annotations" / f"instances_{year}.json", CAR, [f"{name}.png"])
     assert run("--images", tmp_path / "coco", "--polygons", tmp_path / "coco/annotations", "--out", tmp_path / "out") == 0
     assert (tmp_path / "out/list/val.txt").read_text() == "image/val2017/b.png label/val2017/b.png\n"
 
@@ -357,6 +357,10 @@ def test_coco_files_without_annotations_are_refused(mine, tmp_path, capsys):
     coco(mine / "coco.json", [])
     assert run("--polygons", mine / "coco.json", "--out", tmp_path / "out") == 1
     assert f"{mine}/coco.json: no annotations in it, so every pixel would be background" in capsys.readouterr().err
+    (mine / "coco.json").rename(mine / "val.json")
+    coco(mine / "train.json", CAR, ["a.png"])  # another file's do not count
+    assert run("--polygons", mine / "train.json", mine / "val.json", "--out", tmp_path / "out") == 1
+    assert f"{mine}/val.json: no annotations in it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
