@@ -388,6 +388,8 @@ def _yolo_images(path, content, split, sources):
 
 def _yolo_texts(root, texts, images, names):
     lists = [text for text in texts if text.name == "classes.txt"]
+    if not is_dir(root) or not all(text.is_relative_to(root) for text in texts if text not in lists):
+        raise Mistake(f"{root}: YOLO's text files are found by their path in one folder: give only the folder that all are in")
     if names is None and not lists:
         raise Mistake(f"{root}: the text files have numbers of classes: give their names, in order, with --names FILE, or give "
                       "data.yaml")  # fmt: skip

@@ -447,6 +447,9 @@ def test_yolo_texts_without_data_yaml_need_the_names(tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("\n")
     assert run(*args, "--names", tmp_path / "empty.txt") == 1
     assert "empty.txt: no names in it" in capsys.readouterr().err
+    for paths in (["labels/train", "labels/val"], ["labels/train/a.txt"]):
+        assert run("--images", root, "--polygons", *(root / path for path in paths), "--out", tmp_path / "out") == 1
+        assert f"{root / paths[0]}: YOLO's text files are found by their path in one folder" in capsys.readouterr().err
     (root / "labels/val/b.txt").rename(root / "labels/val/b.TXT")
     assert run(*args, "--names", names_file(tmp_path)) == 0
     assert (label_of(tmp_path / "out", "b") == 1).all()
