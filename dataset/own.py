@@ -206,6 +206,9 @@ def _pair(pictures, labels, suffix, images, masks):
     for key, path in labels.items():
         for end in taken:
             picture = bases.get(key.removesuffix(end)) if key.endswith(end) else None
+            if picture is not None and key in partner:
+                raise Mistake(f"{path}: a mask for two images, {pictures[partner[key]]} and {pictures[picture].name}; which is "
+                              f"it? Move the other, or give --mask-suffix ('' for none){_would_do(endings)}")  # fmt: skip
             if picture in label_of and label_of[picture] != path:
                 raise Mistake(f"{label_of[picture]} and {path.name}: two masks for one image; which is it?{_would_do(endings)}")
             if picture is not None:

@@ -736,6 +736,17 @@ def test_a_mask_suffix_decides_where_names_allow_several(tmp_path, capsys):
     assert f"{tmp_path}/masks/0_b.png" not in str(snapshot(tmp_path / "mine"))  # labels are written, not linked
 
 
+def test_a_mask_that_fits_two_images_is_given_to_neither(tmp_path, capsys):
+    place(tmp_path / "images", "a.jpg", "a_mask.jpg", "b.jpg")
+    place(tmp_path / "masks", "a_mask.png", "b_mask.png", mask=True)
+    args = "folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"
+    assert run(*args) == 1
+    error = capsys.readouterr().err
+    assert "a_mask.png: a mask for two images, " in error and "--mask-suffix _mask for 2" in error
+    assert run(*args, "--mask-suffix", "_mask") == 1
+    assert "images/a_mask.jpg: an image without a mask" in capsys.readouterr().err
+
+
 def test_a_mask_suffix_that_fits_nothing_gets_those_that_would(tmp_path, capsys):
     place(tmp_path / "images", "a.jpg", "b.jpg")
     place(tmp_path / "masks", "a_L.png", "b_L.png", mask=True)
