@@ -118,15 +118,17 @@ def _annotation_files(paths):
 
 
 def _labelme(files, images):
-    pictures, find = _pictures(images)
+    pictures, find, by_name = _pictures(images)
     notes, samples, labels, ignored, with_json = [], [], Counter(), Counter(), set()
     with ThreadPoolExecutor() as pool:
         looked_at = [*zip(files, pool.map(_look_at_labelme, files))]
     for path, (image_path, found, left_out, fault) in looked_at:
         labels += found
         ignored += left_out
-        same_name = [find(path.parent, path.with_suffix(end).name) for end in (".jpg", ".jpeg", ".png", ".JPG", ".bmp", ".tif")]
-        image = image_path and find(path.parent, image_path) or next(filter(None, same_name), None)
+        stated = re.sub(r"[^/\\]*$", "", image_path or "")  # the folder
+        same_name = (stated + path.with_suffix(end).name for end in (".jpg", ".jpeg", ".png", ".JPG", ".bmp", ".tif"))
+        beside = (find(path.parent, name) for name in same_name)
+        image = image_path and find(path.parent, image_path) or next(filter(None, beside), None)
         if image is None:
             fault = fault or f"{path}: its image {image_path or path.with_suffix('.jpg').name} is not in {images}"
             samples.append(Sample("", path, "", fault=fault))
@@ -135,6 +137,7 @@ def _labelme(files, images):
             samples.append(_sample(images, image, path, fault))
     if len(with_json) < len(pictures):
         notes.append(f"{len(pictures) - len(with_json)} images without a JSON file are left out")
+    notes += _by_name_notes(by_name)
     if ignored:
         notes.append(f"left out: {', '.join(f'{n} of shape {kind}' for kind, n in ignored.items())}, which have no area")
     samples, more_notes = _split_by_folder(samples, images)
@@ -230,7 +233,7 @@ COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annot
 
 
 def _coco(files, images):
-    pictures, find = _pictures(images)
+    pictures, find, by_name = _pictures(images)
     notes, samples, names, listed, strays = [], [], {}, set(), 0
     for path in files:
         content = _read_json(path)
@@ -275,6 +278,7 @@ def _coco(files, images):
     if samples and not listed:
         raise Mistake(f"{files[0]}: none of its {len(samples)} images is in {images}, such as {samples[0].image}; say where "
                       "they are with --images DIR")  # fmt: skip
+    notes += _by_name_notes(by_name)
     if strays:
         notes.append(f"{strays} annotations belong to no image of their file")
     if len(listed) < len(pictures):
@@ -492,18 +496,44 @@ def _read_json(path):
 
 
 def _pictures(root):
-    """(images below root, find(folder, name) -> image or None). A name may hold a path from `folder` or root."""
+    """(images below root, find(folder, name) -> image or None, the images found by name although another folder is stated).
+
+    A name may hold a path from `folder`, that of its annotations, or from root. Data move, so the end of the path will do, or
+    an image in `folder` or another folder called so. Where the name alone fits, the image may be another one: it must lie in
+    root itself, or the path be absolute, as of another machine.
+    """
     files, _ = own_files(root)
-    known = {os.path.normpath(file): file for file in files}
-    count = Counter(file.name for file in files)
-    unique = {file.name: file for file in files if count[file.name] == 1}
+    known, ends, by_name = {os.path.normpath(file): file for file in files}, {}, set()
+    for file in files:
+        parts = file.relative_to(root).parts
+        for k in range(len(parts)):
+            ends.setdefault("/".join(parts[k:]), []).append(file)
+
+    def by_end(parts):
+        ending_so = (ends.get("/".join(parts[k:]), ()) for k in range(len(parts) - 1))
+        return next((found[0] for found in ending_so if len(found) == 1), None)
 
     def find(folder, name):
         name = str(name).replace("\\", "/")
         places = (os.path.normpath(parent / name) for parent in (folder, root))
-        return next((known[place] for place in places if place in known), None) or unique.get(name.split("/")[-1])
+        if image := next((known[place] for place in places if place in known), None):
+            return image
+        last = name.split("/")[-1]
+        beside = folder / last
+        if image := by_end(name.split("/")) or known.get(os.path.normpath(beside)) or by_end(beside.parts):
+            return image
+        found = ends.get(last, ())
+        if len(found) != 1 or "/" in name and found[0].parent != root and not re.match("/|[A-Za-z]:", name):
+            return None
+        if "/" in name:
+            by_name.add(found[0])
+        return found[0]
 
-    return files, find
+    return files, find, by_name
+
+
+def _by_name_notes(by_name):
+    return [f"{len(by_name)} images found by their name alone; their files state another folder"] if by_name else []
 
 
 def _sample(root, image, label, fault="", split=""):

@@ -234,6 +234,20 @@ def test_labelme_files_in_a_folder_of_their_own_find_their_images(tmp_path, caps
     assert (tmp_path / "out/list/val.txt").read_text() == "image/val/b.png label/val/b.png\n"
 
 
+def test_an_image_of_the_same_name_in_another_folder_than_the_stated_one_is_not_taken(tmp_path, capsys):
+    for name in ("b/1", "b/2", "c/2", "c/4"):
+        picture(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "json").mkdir()
+    for name, image in (("1", "..\\photos\\a\\1.png"), ("2", "/old/photos/c/2.png"), ("4", "C:\\old\\4.png")):
+        labelme(tmp_path / "json" / f"{name}.json", [shape("car", [(0, 0), (9, 0), (9, 9)])], image)
+    args = "--images", tmp_path / "photos", "--polygons", tmp_path / "json", "--out", tmp_path / "out"
+    assert run(*args) == 1
+    assert "json/1.json: its image ..\\photos\\a\\1.png is not in" in capsys.readouterr().err
+    assert run(*args, "--skip-bad") == 0
+    assert sorted(read_lines(tmp_path / "out/list/trainval.txt")) == [f"image/c/{n}.png label/c/{n}.png" for n in (2, 4)]
+    assert "1 images found by their name alone" in capsys.readouterr().out
+
+
 LABELME_FAULTS = {
     "wholly outside": (shape("car", [(70, 5), (90, 5), (90, 9)]), "shapes[0] (car): its points (70..90 x 5..9) lie outside"),
     "far outside": (shape("car", [(0, 0), (9, 0), (9e9, 9)]), "shapes[0] (car): its points (0..9e+09 x 0..9) lie outside"),
