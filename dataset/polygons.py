@@ -45,12 +45,15 @@ class InFile:
 def polygons(paths, images=None, names=None, background="background", draw=(0.2, 0)):
     """The plan for images and `paths`: a folder of labelme's JSON files, JSON files of COCO, YOLO's data.yaml or text files.
 
-    images: a folder; None: that of the annotations. names: the classes in their order; None: those that the files name. What no
-    polygon covers is the class `background`, the first unless `names` has it elsewhere; it is ignored if that is `void`. draw:
-    share of val and seed, see `dataset.own.stay`.
+    images: a folder; None: that of the annotations; data.yaml names its own. names: the classes in their order; None: those
+    that the files name. What no polygon covers is the class `background`, the first unless `names` has it elsewhere; it is
+    ignored if that is `void`. draw: share of val and seed, see `dataset.own.stay`.
     """
     yaml, texts, jsons = _annotation_files(paths)
     root = images or (paths[0] if is_dir(paths[0]) else paths[0].parent)
+    if yaml and images:
+        raise Mistake(f"--images {images} does not go with {yaml}, which says where its images are: leave it out, or give the "
+                      "folder of the text files, without data.yaml in it, and --names FILE")  # fmt: skip
     if yaml:
         sources, samples, found, objects_of, notes = _yolo_data(yaml)
     elif texts:

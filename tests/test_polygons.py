@@ -112,7 +112,7 @@ def test_polygons_of_label_maps_give_the_label_maps(tmp_path, write):
         picture(tmp_path / "mine" / f"{name}.png")
     paths = write(tmp_path / "mine", scenes)
     out = tmp_path / "out"
-    assert run("--images", tmp_path / "mine", "--polygons", *paths, "--out", out, "--names", names_file(tmp_path)) == 0
+    assert run("--polygons", *paths, "--out", out, "--names", names_file(tmp_path)) == 0
     assert read_lines(out / "out_names.txt") == ["background", *NAMES]
     for name, label in scenes.items():
         around = np.pad(label, 1, constant_values=9)  # the border of the picture is one too
@@ -540,6 +540,9 @@ def test_yolo_images_none_of_which_has_a_text_are_an_error(tmp_path, capsys):
 def test_polygons_do_not_go_with_the_flags_of_masks(mine, tmp_path, capsys):
     assert run("--polygons", mine, "--ids", "0", "1", "--masks", mine, "--out", tmp_path / "out") == 1
     assert "--polygons does not go with --masks and --ids" in capsys.readouterr().err
+    (tmp_path / "data.yaml").write_text("train: mine\nnames: [a]\n")
+    assert run("--polygons", tmp_path / "data.yaml", "--images", mine, "--out", tmp_path / "out") == 1
+    assert f"--images {mine} does not go with {tmp_path}/data.yaml" in capsys.readouterr().err
     assert run("--polygons", tmp_path / "gone", "--out", tmp_path / "out") == 1
     assert "gone: no such file or folder" in capsys.readouterr().err
     assert run("--polygons", mine, "--out", tmp_path / "out") == 1
