@@ -259,7 +259,8 @@ def _coco(files, images):
         unplaced = len(content["annotations"]) - placed
         if objects and unplaced and not placed:
             raise Mistake(f"{path}: none of the {unplaced} annotations has the `image_id` of an image of its file")
-        if objects and not placed:
+        one_of_many = len(objects) == 1 < len(files)  # a file an image: this one may show nothing
+        if objects and not placed and not one_of_many:
             raise Mistake(f"{path}: no annotations in it, so every pixel would be background; give the file that has them")
         strays += unplaced
         words = re.split("[^a-z]+", f"{path.parent.name} {path.stem}".lower())

@@ -376,6 +376,8 @@ def test_coco_files_without_annotations_are_refused(mine, tmp_path, capsys):
     assert run("--polygons", mine / "train.json", mine / "val.json", "--out", tmp_path / "out") == 1
     assert f"{mine}/val.json: no annotations in it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    coco(mine / "val.json", [], ["b.png"])  # a file an image
+    assert run("--polygons", mine / "train.json", mine / "val.json", "--out", tmp_path / "out") == 0
 
 
 def test_a_coco_size_that_is_none_is_left_out_with_skip_bad(mine, tmp_path):
