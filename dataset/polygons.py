@@ -237,7 +237,7 @@ COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annot
 
 def _coco(files, images):
     pictures, find, by_name = _pictures(images)
-    notes, samples, names, listed, strays = [], [], {}, set(), 0
+    notes, samples, names, listed, strays, shown_by_some = [], [], {}, set(), 0, False
     for path in files:
         content = _read_json(path)
         for key, needed in COCO_KEYS.items():
@@ -262,7 +262,7 @@ def _coco(files, images):
         one_of_many = len(objects) == 1 < len(files)  # a file an image: this one may show nothing
         if objects and not placed and not one_of_many:
             raise Mistake(f"{path}: no annotations in it, so every pixel would be background; give the file that has them")
-        strays += unplaced
+        strays, shown_by_some = strays + unplaced, shown_by_some or placed > 0
         words = re.split("[^a-z]+", f"{path.parent.name} {path.stem}".lower())
         split = next((SPLITS[word] for word in reversed(words) if word in SPLITS), "")
         for entry in content["images"]:
@@ -279,6 +279,8 @@ def _coco(files, images):
             except Mistake as mistake:
                 fault = str(mistake)
             samples.append(_sample(images, image, InFile(where, size, objects[entry["id"]]), fault, split))
+    if samples and not shown_by_some:
+        raise Mistake(f"{files[0]}: no annotations in it and {len(files) - 1} more, so every pixel would be background")
     if samples and not listed:
         raise Mistake(f"{files[0]}: none of its {len(samples)} images is in {images}, such as {samples[0].image}; say where "
                       "they are with --images DIR")  # fmt: skip
@@ -509,7 +511,7 @@ def _pictures(root):
     files, _ = own_files(root)
     known, ends, by_name = {os.path.normpath(file): file for file in files}, {}, set()
     for file in files:
-        parts = file.relative_to(root).parts
+        parts = (root.resolve().name, *file.relative_to(root).parts)
         for k in range(len(parts)):
             ends.setdefault("/".join(parts[k:]), []).append(file)
 

@@ -178,7 +178,7 @@ def test_several_gpus_start_one_process_each(torchrun, monkeypatch):
     (call,) = torchrun
     assert call.nproc_per_node == "3" and call.standalone and call.training_script == "train.py"
     assert call.training_script_args == ["--config", "a b.yaml", "epochs", "3"]
-    assert os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "600"
+    assert os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "300"
 
 
 def test_nothing_is_started_for_one_gpu_on_a_cpu_or_inside_a_launcher(torchrun, variables, monkeypatch):

@@ -378,6 +378,9 @@ def test_coco_files_without_annotations_are_refused(mine, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     coco(mine / "val.json", [], ["b.png"])  # a file an image
     assert run("--polygons", mine / "train.json", mine / "val.json", "--out", tmp_path / "out") == 0
+    coco(mine / "train.json", [], ["a.png"])
+    assert run("--polygons", mine / "train.json", mine / "val.json", "--out", tmp_path / "none") == 1
+    assert "train.json: no annotations in it and 1 more" in capsys.readouterr().err
 
 
 def test_a_coco_size_that_is_none_is_left_out_with_skip_bad(mine, tmp_path):

@@ -265,7 +265,7 @@ def test_what_does_not_fit_together_is_refused(runs, tmp_path):
     for config in (replace(cfg, names=None), replace(cfg, names=None, names_path=str(ROOT / "dataset/toy/toy_names.txt"))):
         assert "other classes than " in refusal(Predictor, [best, renamed], config=config)
         assert Predictor(best, config=config).names == TOY_NAMES  # the checkpoint's own, if the config has none
-    assert "toy_names.txt (0 is 'street' and 'road')" in refusal(Predictor, [renamed, renamed], config=config)
+    assert Predictor([renamed, renamed], config=config).names == TOY_NAMES  # those of names_path are new names
     assert Predictor([renamed, renamed], config=replace(cfg, names=None)).names[:2] == ["street", TOY_NAMES[1]]
     fewer = content | {"names": content["names"][:8], "palette": content["palette"][:8]}
     fewer["config"] = content["config"].replace("classes: 9", "classes: 8")

@@ -5,11 +5,13 @@
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 run_training() { # ARGUMENTS: a signal to this script reaches the training, which saves before both end
-    "$PYTHON" tool/train.py "$@" <&0 &
+    exec 3<&0 # a shell gives a child that it does not wait for at once no keyboard, which a debugger needs
+    "$PYTHON" tool/train.py "$@" <&3 3<&- &
     child=$!
+    exec 3<&-
     trap 'kill -TERM "$child"' TERM
     trap 'kill -USR1 "$child"' USR1
-    trap : INT # of Ctrl-C, which the child gets itself
+    trap 'kill -INT "$child"' INT # of Ctrl-C the child gets two, and takes them for one
     while :; do
         status=0
         wait "$child" || status=$?

@@ -22,13 +22,16 @@ cd "$SLURM_SUBMIT_DIR" || exit 1
 need_python requirements.txt || exit 1
 config=config/$1/$1_$2.yaml
 shift 2
+before=
 for word in "$@"; do # a job that is requeued has the same arguments, and would begin there again
-    case $word in
-        resume | TRAIN.resume | --resume* | --auto-resume)
-            echo "error: $word: a job resumes from the newest checkpoint in save_path; to go on from another, copy it there" >&2
+    case "$before $word" in
+        "resume auto" | "TRAIN.resume auto") ;;
+        "resume "* | "TRAIN.resume "* | *" --resume"*)
+            echo "error: resume: a job resumes from the newest checkpoint in save_path; to go on from another, copy it there" >&2
             exit 2
             ;;
     esac
+    before=$word
 done
 export OMP_NUM_THREADS=1
 # A process that dies ends the others after a minute (--wait): they may still be saving.

@@ -23,7 +23,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback; later see StopSignal
+    for number in ("SIGINT", "SIGQUIT"):  # which train.sh leaves ignored, as every shell does with a child that it waits for
+        if hasattr(signal, number):  # Ctrl-C ends the imports without a traceback; later see StopSignal
+            signal.signal(getattr(signal, number), signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
@@ -197,10 +199,14 @@ def keep_comparable(run, changed) -> None:
     two kinds: its seed, and its best validation."""
     state = run.state
     if "manual_seed" in changed:
-        run.log.warning(f"manual_seed: {run.cfg.manual_seed} has no effect: a run that resumes keeps its seed, {state.seed}")
+        if run.cfg.manual_seed not in (None, state.seed):
+            given = f"manual_seed: {run.cfg.manual_seed}"
+            run.log.warning(f"{given} has no effect: a run that resumes keeps its seed, {state.seed}")
         run.cfg = replace(run.cfg, manual_seed=state.seed)
-    judged = [key for key in ("main_metric", "val_list") if changed.get(key, [None])[0]]
-    if judged and state.best_at is not None:
+    judged = [key for key in ("main_metric", "val_list") if key in changed]
+    if changed.get("main_metric") == (None, "mIoU"):  # a checkpoint of an earlier version
+        judged.remove("main_metric")
+    if judged and state.best_at is not None and run.cfg.evaluate:
         run.log.warning(f"{' and '.join(judged)} changed: the best is chosen among the validations to come")
         state.best_score, state.best_at, run.rejudged = None, None, True
 

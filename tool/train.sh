@@ -34,18 +34,20 @@ snapshot=exp/$1/$2/snapshot
 shift 2
 if [ -f "$config" ]; then
     new=$snapshot.$$
+    trap 'rm -rf "$new"' EXIT
     mkdir -p "$new/dataset"
     cp -R tool model util "$config" "$new"
     cp dataset/*.py "$new/dataset"
-    find "$new" -name __pycache__ -prune -exec rm -r {} +
+    find "$new" -name __pycache__ -prune -exec rm -rf {} +
     if diff -r "$snapshot" "$new" > /dev/null 2>&1; then
-        rm -r "$new"
+        rm -rf "$new"
     else # that of an earlier run stays
         n=1
         while [ -e "$snapshot-$n" ]; do n=$((n + 1)); done
         [ ! -e "$snapshot" ] || mv "$snapshot" "$snapshot-$n"
         mv "$new" "$snapshot"
     fi
+    trap - EXIT
 fi
 run_training --config "$config" "$@"
 exec "$PYTHON" tool/test.py --config "$config" "$@"

@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import zipfile
 import zlib
 from contextlib import suppress
@@ -99,7 +100,8 @@ def newest_checkpoint(folder, data_iters, warn):
 def list_checkpoints(folder, data_iters) -> list[Path]:
     """The numbered checkpoints of a run, oldest first."""
     found = (path for path in Path(folder).glob("*.pth") if NAME.fullmatch(path.name))
-    return sorted(found, key=lambda path: position_of(path, data_iters))
+    numbers = lambda path: [int(number or 0) for number in NAME.fullmatch(path.name).groups()]  # where files tell no position
+    return sorted(found, key=lambda path: (position_of(path, data_iters), numbers(path)))
 
 
 def position_of(path, data_iters) -> tuple[int, bool]:
@@ -138,8 +140,8 @@ def set_aside(folder, new_log, position=None, data_iters=1, recounted=False, rej
 
     position: (iteration, finished) where a run resumes: only the checkpoints beyond it are moved, with a copy of
     metrics.jsonl; None moves all. data_iters: see `position_of`. recounted: the iterations of the earlier run were of another
-    size; its metrics and events are moved too. rejudged: another score or list chooses the best now; model_best.pth is moved
-    too. new_log: the log file of the run that starts, which stays. Files of a run left half-written by a kill are deleted.
+    size; its metrics and events are moved too. rejudged: another score or list chooses the best now; model_best.pth is
+    copied. new_log: the log file of the run that starts, which stays. Files of a run left half-written by a kill are deleted.
     Raises Mistake if something cannot be moved.
     """
     try:
@@ -152,7 +154,7 @@ def _set_aside(folder, new_log, position, data_iters, recounted, rejudged):
     for pattern in ("train_*.pth", *RUN_FILES):
         for path in folder.glob(f".{pattern}.*.tmp"):
             path.unlink()
-    files = []
+    files, best = [], folder / "model_best.pth"
     if position is None:
         files = list_checkpoints(folder, data_iters) + [path for pattern in RUN_FILES for path in folder.glob(pattern)]
         files += [path for path in folder.glob("train-*.log") if files and path != new_log]
@@ -161,10 +163,10 @@ def _set_aside(folder, new_log, position, data_iters, recounted, rejudged):
         for path in list_checkpoints(folder, data_iters):  # train_iter_N is the name before and after a validation
             done = finished or path.name.startswith("train_iter")
             files += [path] if position_of(path, data_iters) > (iteration, done) else []
-        best = folder / "model_best.pth"
-        files += [best] if best.exists() and (rejudged or _iteration_in(best, data_iters) > iteration) else []
+        files += [best] if best.exists() and _iteration_in(best, data_iters) > iteration else []
         files += [path for pattern in RUN_FILES[1:4] for path in folder.glob(pattern) if recounted]
-    if not files:
+    rejudged = rejudged and best.exists() and best not in files
+    if not files and not rejudged:
         return None
     number = 1 + max((int(path.name[8:]) for path in folder.glob("earlier-*") if path.name[8:].isdecimal()), default=0)
     target = folder / f"earlier-{number}"
@@ -172,6 +174,8 @@ def _set_aside(folder, new_log, position, data_iters, recounted, rejudged):
     metrics = folder / "metrics.jsonl"
     if position is not None and metrics.exists() and metrics not in files:
         (target / metrics.name).write_bytes(metrics.read_bytes())
+    if rejudged:  # until another takes its place: `resume best` may need it again
+        shutil.copy2(best, target)
     for path in files:
         path.rename(target / path.name)
     return target

@@ -103,7 +103,7 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
         raise SignalException("passed on", signal.Signals(number))
 
     signal.signal(signal.SIGUSR1, pass_on)
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds until it kills them; they save after an iteration
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds until it kills them; they save after an iteration
     try:
         torchrun.run(torchrun.parse_args([*where, f"--nproc-per-node={processes}", str(script), *argv]))
     except ChildFailedError as failed:

@@ -79,8 +79,8 @@ class Predictor:
                 carried = content if config is None else None
                 self.cfg = load_config(config or path, overrides, check=check_config, checkpoint=carried)
             cfg = self.cfg
-            if len(files) > 1 and (cfg.names or cfg.names_path):
-                known = known or ((cfg.path if cfg.names else cfg.names_path), class_names(cfg))
+            if len(files) > 1 and cfg.names:  # names_path may give the classes new names
+                known = known or (cfg.path, class_names(cfg))
             if self.networks and carries_config(content):  # an ensemble may have networks of different kinds, one protocol
                 shared = {key: getattr(cfg, key) for key in PROTOCOL}
                 shared |= {"test_h": cfg.test_h or cfg.train_h, "test_w": cfg.test_w or cfg.train_w}

@@ -314,9 +314,10 @@ def restore(run, content) -> None:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         wrong = [str(error) or repr(error)]
     if wrong:
+        back = "optimizer" if "optimizer_names" in content else "optimizer, param_rules, bias_decay and norm_decay"
         raise Mistake(
-            f"{where}: the optimizer in this checkpoint has other parameter groups ({wrong[0]}); set optimizer, param_rules, "
-            "bias_decay and norm_decay back, or start from the checkpoint with `weight`"
+            f"{where}: the optimizer in this checkpoint has other parameter groups ({wrong[0]}); set {back} back, or start "
+            "from the checkpoint with `weight`"
         )
     try:
         run.precision.load_state_dict(content.get("precision"))
