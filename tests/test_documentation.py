@@ -49,12 +49,16 @@ PARSED = {  # without comments and quotes
     "python tool/prepare.py cityscapes --source /data/cityscapes": CITYSCAPES,
     "python tool/prepare.py camvid --source DIR": CAMVID,
     "sh tool/train.sh camvid pspnet18": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 epochs 8": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 arch smp_pspnet epochs 32 eval_freq 16": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/streets/model epochs 32 eval_freq 16 channels_last True"
+    " test_h 193 test_w 257 weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/smp/model arch smp_pspnet"
+    " epochs 32 eval_freq 16": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/short/model epochs 8": CAMVID,
+    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/streets/model epochs 32 test_h 193 test_w 257 flip False": CAMVID,
+    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/streets/model epochs 32 test_h 193 test_w 257 flip False"
+    " test_list dataset/camvid/list/test.txt save_folder exp/camvid/streets/test": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/small1/model epochs 6 eval_freq 6 train_h 97"
     " train_w 129 scale_min 0.375 scale_max 0.75 base_size 240 test_h 185 test_w 241": CAMVID,
-    "sh tool/test.sh camvid pspnet18 arch smp_pspnet epochs 32 flip False": CAMVID,
-    "sh tool/test.sh camvid pspnet18 arch smp_pspnet epochs 32 flip False test_list dataset/camvid/list/test.txt": CAMVID,
     "python tool/train.py --config F train_gpu [0]": GPUS,
     "torchrun --nproc_per_node 8 tool/train.py --config F": GPUS,
     "torchrun --nproc_per_node 8 --max-restarts 3 tool/train.py --config F resume auto save_iters 500": GPUS,
