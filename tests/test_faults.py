@@ -273,7 +273,7 @@ def test_resuming_from_an_unfit_checkpoint_is_refused_in_one_message(damage, nar
     assert {path.name for path in tmp_path.iterdir() if path.suffix not in ("", ".log")} == {"train_epoch_1.pth"}
 
 
-CHANGES = [("layers", 34), ("arch", "psa"), ("stem", "plain"), ("bias_decay", False), ("optimizer", "adamw")]
+CHANGES = [("layers", 34), ("arch", "psa"), ("stem", "plain"), ("optimizer", "adamw")]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
@@ -281,8 +281,17 @@ def test_resuming_another_network_is_refused_with_the_remedy(change, narrow, opt
     more = [*change, "save_path", tmp_path, "resume", uninterrupted / "train_epoch_1.pth"]
     assert train.main(["--config", CONFIG, *options, *map(str, more)]) == 1
     error = capsys.readouterr().err
-    what = "other parameter groups" if change[0] in ("bias_decay", "optimizer") else "that of another network"
+    what = "other parameter groups" if change[0] == "optimizer" else "that of another network"
     assert what in error and "`weight`" in error and "Traceback" not in error
+
+
+def test_other_groups_are_refused_where_a_file_does_not_name_the_parameters(narrow, options, checkpoint, tmp_path, capsys):
+    more = ["--config", CONFIG, *options, "save_path", str(tmp_path), "resume", "auto", "bias_decay", "False"]
+    torch.save({key: value for key, value in checkpoint.items() if key != "optimizer_names"}, tmp_path / "train_epoch_1.pth")
+    assert train.main(more) == 1
+    assert "set optimizer, param_rules, bias_decay and norm_decay back" in capsys.readouterr().err
+    torch.save(checkpoint, tmp_path / "train_epoch_1.pth")
+    assert train.main(more) == 0
 
 
 # ---- signals at odd moments ----

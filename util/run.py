@@ -330,6 +330,8 @@ def _optimizer_state(run, content) -> dict:
     saved, theirs = content["optimizer"], content.get("optimizer_names")
     if theirs is None:
         return saved
+    if sum(len(group["params"]) for group in saved["param_groups"]) != len(theirs):
+        raise ValueError(f"{len(theirs)} names")
     place = {name: i for i, name in enumerate(theirs)}
     order = [place[name] for name in _optimizer_names(run)]
     state = {i: saved["state"][old] for i, old in enumerate(order) if old in saved["state"]}
