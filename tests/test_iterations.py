@@ -14,7 +14,7 @@ from tool import train
 from util.checkpoint import load_checkpoint
 from util.config import ROOT
 from util.dataset import EpochSampler
-from util.run import Plan, state_of
+from util.run import Plan, open_output, state_of
 
 pytestmark = pytest.mark.usefixtures("narrow")
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
@@ -130,6 +130,14 @@ def test_a_run_of_epochs_goes_on_by_iterations_of_fewer_images(toy_options, tmp_
     assert run(toy_options, tmp_path, "batch_size", 2, "iter_interval", 8, "resume", "auto") == 0
     assert {path.name for path in tmp_path.glob("*.pth")} == {"train_epoch_1.pth", "train_epoch_2.pth", "train_iter_8.pth"}
     assert not list(tmp_path.glob("earlier-*")) and [i for i, _ in lines(tmp_path, "loss_train_batch")] == list(range(1, 9))
+
+
+def test_a_file_of_class_names_that_goes_away_does_not_end_the_run(toy_options, tmp_path, monkeypatch):
+    names = tmp_path / "names.txt"
+    shutil.copy(ROOT / "dataset/toy/toy_names.txt", names)
+    monkeypatch.setattr(train, "open_output", lambda run: names.unlink() or open_output(run))
+    assert run(toy_options, tmp_path / "a", "evaluate", "True", "names_path", names, "max_iter", 2) == 0
+    assert lines(tmp_path / "a", "mIoU_val") and not names.exists()
 
 
 def test_another_score_begins_anew_and_the_seed_stays(toy_options, tmp_path, capsys):

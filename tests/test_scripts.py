@@ -151,7 +151,7 @@ def test_train_dist_takes_machines_from_the_environment(project, tmp_path, calls
     assert calls()[-1][2:] == [*where, "tool/train.py", "--launcher", "pytorch", "toy_pspnet18"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_script_reaches_the_training_and_its_status_the_caller(project, tmp_path, number):
     training = (
         "import signal, sys; signal.signal(int(sys.argv.pop()), lambda *_: sys.exit(75)); print('ready', flush=True); "

@@ -1,11 +1,11 @@
-# Read by the other scripts, in the project's root: finds, or makes, a Python that has what the project needs, and leaves
-# its name in $PYTHON. An active environment that satisfies the requirements comes before .venv.
+# Read by the other scripts, in the project's root: runs a training so that signals reach it; finds, or makes, a Python that has
+# what the project needs, and leaves its name in $PYTHON. An active environment that satisfies the requirements comes before .venv.
 
 # Threads that spin while they wait slow everything down where there are more of them than free cores.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 run_training() { # ARGUMENTS: a signal to this script reaches the training, which saves before both end
-    exec 3<&0 # a shell gives a child that it does not wait for at once no keyboard, which a debugger needs
+    exec 3<&0 # a debugger needs the keyboard, and in the background input is /dev/null
     "$PYTHON" tool/train.py "$@" <&3 3<&- &
     child=$!
     exec 3<&-

@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":
-    for number in ("SIGINT", "SIGQUIT"):  # which train.sh leaves ignored, as every shell does with a child that it waits for
+    for number in ("SIGINT", "SIGQUIT"):  # a shell ignores them in its background, where train.sh starts this
         if hasattr(signal, number):  # Ctrl-C ends the imports without a traceback; later see StopSignal
             signal.signal(getattr(signal, number), signal.SIG_DFL)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -203,10 +203,10 @@ def keep_comparable(run, changed) -> None:
             given = f"manual_seed: {run.cfg.manual_seed}"
             run.log.warning(f"{given} has no effect: a run that resumes keeps its seed, {state.seed}")
         run.cfg = replace(run.cfg, manual_seed=state.seed)
-    judged = [key for key in ("main_metric", "val_list") if key in changed]
+    judged = [key for key in ("main_metric", "val_list") if key in changed and getattr(run.cfg, key)]
     if changed.get("main_metric") == (None, "mIoU"):  # a checkpoint of an earlier version
         judged.remove("main_metric")
-    if judged and state.best_at is not None and run.cfg.evaluate:
+    if judged and state.best_at is not None:
         run.log.warning(f"{' and '.join(judged)} changed: the best is chosen among the validations to come")
         state.best_score, state.best_at, run.rejudged = None, None, True
 

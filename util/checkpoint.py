@@ -105,10 +105,11 @@ def list_checkpoints(folder, data_iters) -> list[Path]:
 
 
 def position_of(path, data_iters) -> tuple[int, bool]:
-    """(finished iterations, whether the interval that ends there was finished), by the file's name.
+    """(finished iterations, whether the interval that ends there was finished).
 
-    data_iters: iterations of an epoch in a run that counts epochs, None in one that counts iterations. A file of the other kind
-    of run tells how many iterations an epoch had then, or, if it is damaged, where it is in an epoch as it is now or at 0.
+    data_iters: iterations of an epoch in a run that counts epochs, None in one that counts iterations. The file's name tells
+    the position, but the file itself where it is of the other kind of run, whose iterations may have been of another size: a
+    damaged train_iter_N.pth is taken to be at iteration N, a damaged train_epoch_N.pth at 0.
     """
     epoch, inside, iteration = NAME.fullmatch(Path(path).name).groups()
     if iteration:

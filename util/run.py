@@ -145,8 +145,8 @@ def _open_output(run) -> bool:
     position = (state.iteration, finished) if run.resumed and resumes_here else None
     aside = set_aside(run.folder, run.log_file, position, run.plan.recount, run.recounted, run.rejudged)
     if aside:
-        newer = f"checkpoints newer than iteration {state.iteration}" + " or best on other terms" * run.rejudged
-        what = newer if position else "an earlier run"
+        what = f"checkpoints newer than iteration {state.iteration}" if position else "an earlier run"
+        what += ", or the best by another score, which is copied" * run.rejudged
         run.log.warning(f"{run.folder} held {what}: moved into {aside}")
     with write_aside(run.folder / "config.yaml") as path:
         path.write_text(dump_config(run.cfg), encoding="utf-8")
