@@ -3,10 +3,12 @@
 Masks are read here only to find their values. Nothing is written but a colour table for the user to fill in.
 """
 
+import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -126,15 +128,22 @@ def own_files(root, without=None):
         raise Mistake(f"{root}: no such folder")
     images, others = [], []
     without = without if without and without.is_relative_to(root) else None
-    for path in sorted(root.rglob("*")):
-        if not is_hidden(path, root) and not path.is_dir() and not (without and path.is_relative_to(without)):
+    for path in files_below(root):
+        if not (without and path.is_relative_to(without)):
             (images if path.suffix.lower() in IMAGE_TYPES else others).append(path)
     return images, [f"{root}: no images, left alone: {first_few([path.name for path in others])}"] if others else []
 
 
-def is_hidden(path, root):
-    """Does it, or a folder below root that it is in, begin with a dot? Such files are a program's own."""
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def files_below(root):
+    """All files in root and its folders, sorted. Links to folders are followed, each folder once. Names that begin with a dot
+    do not count: such files are a program's own."""
+    found, seen = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = () if real in seen else sorted(name for name in folders if not name.startswith("."))
+        found += () if real in seen else [Path(folder, name) for name in files if not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
 def by_key(root, files):

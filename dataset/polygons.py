@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from dataset.layout import VOID, Sample, is_dir
-from dataset.own import SPLITS, by_key, is_hidden, keep_splits, own_files, own_plan, split_by_folder
+from dataset.own import SPLITS, by_key, files_below, keep_splits, own_files, own_plan, split_by_folder
 from util.common import Mistake, did_you_mean, first_few
 from util.image import read_lines, read_text
 from util.values import parse_yaml, shown
@@ -103,7 +103,7 @@ def _annotation_files(paths):
     yaml, texts, jsons = None, [], []
     for path in paths:
         if is_dir(path):
-            files = [file for file in sorted(path.rglob("*")) if not is_hidden(file, path)]
+            files = files_below(path)
             yaml = yaml or next((file for file in files if file.name == "data.yaml"), None)
         elif path.is_file():
             files = [path]

@@ -530,6 +530,21 @@ def test_own_folder_keeps_a_split_into_train_and_val(tmp_path):
     assert lines(tmp_path / "mine/list/val.txt") == ["image/val/c.png label/val/c.png"]
 
 
+def test_own_folder_follows_links_to_folders_once_and_leaves_hidden_files_alone(tmp_path):
+    for kind, end, content in (("images", ".png", picture(1)), ("masks", "_mask.png", ids([0, 1]))):
+        for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
+            put(tmp_path / "disk" / kind / split / f"{name}{end}", content)
+        put(tmp_path / "disk" / kind / "train/.checkpoints" / f"d{end}", content)
+        put(tmp_path / "disk" / kind / "val" / f".e{end}", content)
+        (tmp_path / kind).mkdir()
+        for split in ("train", "val"):
+            (tmp_path / kind / split).symlink_to(tmp_path / "disk" / kind / split)
+        (tmp_path / kind / "val/back").symlink_to(tmp_path / kind)  # a circle
+    assert run("folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine") == 0
+    assert lines(tmp_path / "mine/list/train.txt") == [f"image/train/{name}.png label/train/{name}.png" for name in "ab"]
+    assert lines(tmp_path / "mine/list/val.txt") == ["image/val/c.png label/val/c.png"]
+
+
 def test_own_folder_with_images_and_masks_together(tmp_path):
     for name, mask in (("a.jpg", "a.png"), ("b.jpeg", "b.png"), ("c.png", "c_mask.png"), ("d.jpg", "d_label.png")):
         put(tmp_path / "all" / name, picture(1))
