@@ -6,12 +6,12 @@ is repeated gives the same files.
 
 import filecmp
 import os
-import random
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -94,11 +94,12 @@ def names_and_colors(plan, out):
 
 
 def _drawn(good, share, seed):
-    """Those without a split get one, a share of them val. good: tuples that begin with a sample."""
+    """Those without a split get one, a share of them val. good: tuples that begin with a sample. The order is drawn from the
+    names, so that one more image leaves nearly all others where they are."""
     order = [i for i, (sample, *_) in enumerate(good) if not sample.split]
     if len(order) < 2:
         raise Mistake(f"images with a label: {len(order)}; at least 2 are needed, one to train on and one for val")
-    random.Random(seed).shuffle(order)
+    order.sort(key=lambda i: sha256(f"{seed} {good[i][0].image_to}".encode(errors="surrogateescape")).digest())
     val = {*order[: min(max(round(len(order) * share), 1), len(order) - 1)]}
     drawn = {i: "val" if i in val else "train" for i in order}
     return [(replace(sample, split=drawn.get(i, sample.split)), *more) for i, (sample, *more) in enumerate(good)]

@@ -5,6 +5,7 @@ Masks are read here only to find their values. Nothing is written but a colour t
 
 import os
 import re
+import shlex
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ def masks(images, masks, names=None, table=None, ids=None, void=None, suffix=Non
     if names is None:
         names = tuple(f"class{k}" for k in range(_count_ids(found, ignored) if ids is None else len(ids)))
     values = range(len(names)) if ids is None else ids
+    if table is None and ids is None and void is None:
+        _check_binary(found, names)
     if len(set(values)) < len(values):
         raise Mistake(f"--ids {' '.join(map(str, ids))}: an id is given twice, and one id cannot be two classes")
     if len(values) != len(names):
@@ -85,6 +88,8 @@ def own_plan(sources, samples, names, read, draw, colors, notes):
     """The Plan of samples with splits; without train and val, those of no split are drawn as `draw` says."""
     if len(names) > VOID:
         raise Mistake(f"{len(names)} classes; labels have 8 bits, so at most {VOID}")
+    if len(names) < 2:
+        raise Mistake(f"one class, {first_few(names)}: training needs two; what is not of it, the background, is a class too")
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise Mistake(f"the class {twice[0]} is named twice; names must differ")
@@ -190,7 +195,8 @@ def _endings(bases, labels):
 
 
 def _would_do(endings):
-    named = [f"--mask-suffix {end} for {count}" for end, count in endings.most_common(4) if end]
+    flag = lambda end: f"--mask-suffix{'=' if end.startswith('-') else ' '}{shlex.quote(end)}"
+    named = [f"{flag(end)} for {count}" for end, count in endings.most_common(4) if end]
     return f". What the names allow: {', '.join(named)}" if named else ""
 
 
@@ -337,12 +343,25 @@ def _count_ids(values, void):
     if len(classes) < 2:
         raise Mistake(f"the masks hold nothing but {held}; training needs two classes, or --names FILE if there are classes "
                       "without pixels")  # fmt: skip
-    if len(classes) > VOID:
-        raise Mistake(f"the masks hold {len(classes)} ids, and 8-bit labels at most {VOID}: are these masks of classes?")
+    if len(values.ids) > VOID + 1:
+        raise Mistake(f"the masks hold {len(values.ids)} ids, and the labels that are written {VOID} at most: are these masks "
+                      "of classes? If so, write the lists yourself: training takes 16-bit labels, with ignore_label: 65535")
     flags = [*(["--ids", *classes] if classes != [*range(len(classes))] else []), *(["--void", *ignored] if ignored else [])]
     raise Mistake(f"the masks hold the ids {held}, not 0, 1, 2, ... without gaps. This makes them the classes 0 to "
                   f"{len(classes) - 1} in this order:\n  {' '.join(map(str, flags))}\n"
                   "or, if ids without pixels are classes too, give the names of all with --names FILE")  # fmt: skip
+
+
+def _check_binary(values, names):
+    """Mistake where names are given and all that the masks hold, but for one class at most, is 255: of masks of 0 and 255 the
+    object would be ignored, and a network that says background everywhere would score 1."""
+    shown = sorted(value for value in values.ids if value < len(names))
+    if len(shown) < 2 and values.ids[VOID]:
+        share = 100 * values.ids[VOID] / sum(values.ids.values())
+        flags = " ".join(map(str, ["--ids", *shown, VOID]))
+        raise Mistake(f"of {len(names)} classes the masks show {first_few(shown) or 'none'}, and {share:.1f} % of the pixels "
+                      f"are {VOID}, which is void if nothing else is said. If it is a class, say which ids are the classes:\n"
+                      f"  {flags}\nif it is void, confirm that:\n  --void {VOID}")  # fmt: skip
 
 
 def _palette_of(values, ids):

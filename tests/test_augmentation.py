@@ -65,11 +65,20 @@ def test_sides_follow_the_formula_and_pixels_are_those_of_a_resize_to_that_size(
         (33, 49, None, (2.0, 2.0), 0.0, (66, 98)),
         (33, 49, None, (0.5, 0.5), 0.0, (17, 25)),  # 16.5 and 24.5 go up
         (33, 49, None, (1.0, 1.0), 0.7, (33, 49)),
+        (2, 3, (2048, 1024), (0.0001, 0.0001), 0.0, (1, 1)),  # a pixel remains
     ],
 )
 def test_sizes_of_known_cases(h, w, box, scale, u, size):
     op = T.RandomResize(box, scale)
     assert op.size(h, w, op.draw(Script([u]), h, w)) == size
+
+
+@pytest.mark.parametrize("op", [T.RandScale([0.05, 0.2], [0.2, 5]), T.RandomResize(None, (0.05, 0.2))])
+@pytest.mark.parametrize("h, w", [(1, 1), (1, 9), (3, 2), (11, 4)])
+def test_a_pixel_remains_of_the_smallest_image(op, h, w):
+    image, label = picture(h, w)
+    for seed in range(9):
+        assert_lazy_is_plain([op, T.Crop([5, 5], "rand", MEAN, 255)], image, label, seed)
 
 
 def test_size_that_stays_leaves_the_pixels_as_they_are():

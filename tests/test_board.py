@@ -31,6 +31,14 @@ def test_every_present_class_has_its_own_curve(events):
     assert (point.step, point.value) == (5, 0.75)
 
 
+def test_classes_of_one_name_have_a_curve_each(tmp_path):
+    confusion = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 9]])
+    with SummaryWriter(str(tmp_path)) as writer:
+        log_validation(writer, scores(confusion), confusion, ["other", "other", "road"], step=5)
+    found = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert found.Tags()["scalars"] == ["IoU_val/other_0", "IoU_val/other_1", "IoU_val/road"]
+
+
 def test_config_and_table_are_texts_and_the_confusion_is_a_picture(events):
     assert "    base_lr: 0.03\n" in text(events, "config") and "| 1 | sky/cloud | 0.8000 |" in text(events, "val/table")
     (image,) = events.Images("val/confusion")

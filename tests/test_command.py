@@ -80,7 +80,8 @@ def help_of(parse, capsys):
         ("--auto-resume", "resume", "auto"),
         ("--auto-resume --resume-from r.pth", "resume", str(ROOT / "r.pth")),
         ("--auto-resume --cfg-options resume_from=r.pth", "resume", str(ROOT / "r.pth")),
-        ("--auto-resume --cfg-options resume_from=None", "resume", None),
+        ("--auto-resume --cfg-options resume_from=None", "resume", "auto"),
+        ("--cfg-options resume_from=None", "resume", None),
         ("--no-validate", "evaluate", False),
         ("--gpu-id 3", "train_gpu", (3,)),
         ("--gpus 1", "train_gpu", (0,)),
@@ -226,6 +227,10 @@ def test_underscores_are_dashes(flag):
         ("save_path=/tmp/a,b (1)", "save_path", "/tmp/a,b (1)"),  # text stays as it is
         ("dist_url=tcp://10.0.0.1:29500", "dist_url", "tcp://10.0.0.1:29500"),
         ("model_path={save_path}/x=1.pth", "model_path", str(ROOT / "exp/toy/pspnet18/model/x=1.pth")),
+        ("model_path=[a.pth,b.pth]", "model_path", (str(ROOT / "a.pth"), str(ROOT / "b.pth"))),
+        ("model_path=(a.pth,b.pth)", "model_path", (str(ROOT / "a.pth"), str(ROOT / "b.pth"))),
+        ("model_path=a.pth,b.pth", "model_path", (str(ROOT / "a.pth"), str(ROOT / "b.pth"))),
+        ("model_path=a (1, 2).pth", "model_path", str(ROOT / "a (1, 2).pth")),
         # MMSegmentation's
         ("optimizer.lr=0.02", "base_lr", 0.02),
         ("optimizer.momentum=0.8", "momentum", 0.8),
@@ -247,6 +252,13 @@ def test_underscores_are_dashes(flag):
 def test_option_is_understood_in_the_forms_of_mmsegmentation(option, key, value):
     other = ["class_weights", "null"] if key == "classes" else []  # toy's are for nine classes
     assert getattr(read([TOY, *other, "--cfg-options", option]), key) == value
+
+
+@pytest.mark.parametrize("name", ["checkpoint_config", "evaluation"])
+def test_an_interval_of_mmsegmentation_alone_is_noted_as_that_of_both(name):
+    (note,) = notes(f"{TOY} --cfg-options {name}.interval=500")
+    assert f"{name}.interval=500: sets iter_interval (checkpoints and validations have one interval" in note
+    assert notes(f"{TOY} --cfg-options checkpoint_config.interval=500 evaluation.interval=500") == []
 
 
 def test_options_end_where_no_equals_sign_follows():
@@ -423,10 +435,19 @@ def test_launcher_that_has_not_started_the_process_is_refused_with_the_command(l
 def test_number_of_processes_determines_how_many_gpus(processes, more, gpus, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert read([CITYSCAPES, *more, "--launcher", "pytorch"]).train_gpu == gpus
-    assert read(f"{TOY} --launcher pytorch").train_gpu is None
-    expected = [f"train_gpu: {list(range(9))}, one for each process that pytorch has started"] if len(gpus or ()) == 9 else []
-    assert notes([CITYSCAPES, *more, "--launcher", "pytorch"]) == expected
+    by = ("the launcher", []), ("the launcher", ["--launcher", "none"]), ("pytorch", ["--launcher", "pytorch"])
+    for starter, flags in by:
+        assert read([CITYSCAPES, *more, *flags]).train_gpu == gpus
+        assert read([TOY, *flags]).train_gpu is None
+        note = f"train_gpu: {list(range(9))}, one for each process that {starter} has started"
+        assert notes([CITYSCAPES, *more, *flags]) == ([note] if len(gpus or ()) == 9 else [])
+
+
+def test_the_test_of_a_config_for_one_gpu_has_one_for_each_process_of_a_launcher(monkeypatch):
+    assert read(CITYSCAPES, parse_test).test_gpu == (0,)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert read(CITYSCAPES, parse_test).test_gpu == tuple(range(8))
 
 
 def test_local_rank_goes_into_the_environment_unless_it_is_there(monkeypatch):

@@ -172,6 +172,10 @@ def test_key_in_two_sections_is_refused(write):
     [
         ("scale_min: 0.5", "scale_min: 3", "3.0 is greater than scale_max, 2.0"),
         ("ignore_label: 255", "ignore_label: 20", "20 is the id of a class, since classes is 21"),
+        ("classes: 21", "classes: 300", "255 is the id of a class, since classes is 300; take 65535, with 16-bit labels"),
+        ("classes: 21", "classes: 1", "1: there is nothing to tell apart; the background is a class too"),
+        ("classes: 21", "classes:21", "line 6: could not find expected ':'"),
+        ("train_gpu: [0,", "train_gpu: 0, 1 #", "expected a list in brackets, such as [0, 1], not '0, 1'"),
         ("batch_size: 16", "batch_size: 0", "0 must be in [1, 2147483647]"),
         ("base_lr: 0.01", "base_lr: -1", "-1.0 must be in [0, 1000]"),
         ("start_epoch: 0", "start_epoch: 50", "leaves nothing to do"),
@@ -351,6 +355,8 @@ def test_scripts_of_the_original_override_keys_by_a_list(tmp_path):
     assert (new.save_folder, new.weight, new.arch) == ("a:#b", "w.pth", None)
     assert new.since == 3 and old.base_lr == 0.01 and old.my_key == {"a": 1}
     assert merge_cfg_from_list(old, ["scales", "2"]).scales == [2]
+    empty = merge_cfg_from_list(old, ["scales", "None", "epochs", "None", "weight", "None", "since", ""])
+    assert (empty.scales, empty.epochs, empty.weight, empty.since) == (None, None, None, None)
 
 
 @pytest.mark.parametrize("words, message", [
@@ -360,6 +366,7 @@ def test_scripts_of_the_original_override_keys_by_a_list(tmp_path):
     (["my_key", "3"], "my_key: expected `name: value` pairs, not 3"),
     (["evaluate", "perhaps"], "evaluate: expected True or False"),
     (["scales", "[1"], "scales: .*line 1"),
+    (["scales", "(0.5,1.0)"], r"scales: expected a list in brackets, such as \[0.5,1.0\], not '\(0.5,1.0\)'"),
     (["epochs"], "'epochs' has no partner"),
 ])  # fmt: skip
 def test_a_wrong_override_of_an_original_script_names_the_key(tmp_path, words, message):
@@ -370,6 +377,17 @@ def test_a_wrong_override_of_an_original_script_names_the_key(tmp_path, words, m
 
 
 # ---- numbers ----
+
+
+def test_numbers_are_decimal():
+    """YAML 1.1 has octal, sexagesimal and binary numbers."""
+    cfg = load_config("config/toy/toy_pspnet18.yaml", ["index_start", "0010", "base_lr", "01.5e-2"])
+    assert (cfg.index_start, cfg.base_lr) == (10, 0.015)
+    for text in ("1:30", "1_0", "0b1", "0o7"):
+        with pytest.raises(Mistake, match=f"epochs: expected a whole number, not '{text}'"):
+            load_config("config/toy/toy_pspnet18.yaml", ["epochs", text])
+    with pytest.raises(Mistake, match="base_lr: expected a number, not '1:30.5'"):
+        load_config("config/toy/toy_pspnet18.yaml", ["base_lr", "1:30.5"])
 
 
 def numbers_in(kind):

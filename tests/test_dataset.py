@@ -129,6 +129,13 @@ def test_an_entry_that_is_no_file_is_named_with_the_reason(root, split, entry, r
             read_list(list_of(root, line), root, split)
 
 
+def test_a_link_to_a_file_that_is_gone_is_named_with_its_target(root):
+    (root / "image/0.png").rename(root / "image/old.png")
+    (root / "image/0.png").symlink_to(root / "image/moved.png")
+    with pytest.raises(Mistake, match=rf"image/0.png \(a link to {root}/image/moved.png, which is gone: prepare"):
+        read_list(list_of(root, "image/0.png label/0.png"), root, "train")
+
+
 def test_names_with_rare_line_breaks_are_one_path(root):
     name = "a\u2028b\x0bc\x85d.png"
     save(root / name, picture()[0])
@@ -608,7 +615,10 @@ def test_labels_without_a_labelled_pixel_are_refused_before_training(root, cache
         check_data(data("train"), data("val"))
     label[3, 4] = 1
     save(root / "label/void.png", label)
-    check_data(data("train"), data("val"))
+    said = []
+    check_data(data("train"), data("val"), say=said.append)
+    absent = ", ".join(str(k) for k in range(5) if k != 1)
+    assert f"{root}/val.txt: no pixel of class {absent} (ignore_label is {ignore})" in said
 
 
 def test_all_faulty_samples_are_counted_and_the_first_ten_listed(root):

@@ -19,7 +19,7 @@ from util.checkpoint import save_checkpoint
 from util.common import Mistake
 from util.config import ROOT, dump_config, load_config
 from util.inference import Predictor
-from util.log import ProgressBar
+from util.log import ProgressBar, build_logger
 from util.video import write_video
 from util.visual import NAME, below, default_palette, legend, overlay
 
@@ -201,10 +201,25 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
 
     (tmp_path / "a.png").touch()
     monkeypatch.setattr(Path, "is_file", denied)  # as Python before 3.14 does in a folder that cannot be entered
-    assert demo.find_files(str(tmp_path)) == [tmp_path / "a.png"]
+    assert demo.find_files(str(tmp_path), build_logger()) == [tmp_path / "a.png"]
     monkeypatch.setattr(Path, "iterdir", denied)
     with pytest.raises(Mistake, match=f"^--image {tmp_path}: permission denied"):
-        demo.find_files(str(tmp_path))
+        demo.find_files(str(tmp_path), build_logger())
+
+
+def test_files_of_a_folder_that_are_no_pictures_are_named_and_a_pattern_says_what_is_one(tmp_path, capsys):
+    for name in ("a.png", "b.gif", "c.txt"):
+        (tmp_path / name).touch()
+    assert demo.find_files(str(tmp_path), build_logger()) == [tmp_path / "a.png"]
+    note = "left alone, since their names do not end as pictures' do: b.gif, c.txt"
+    assert f"--image {tmp_path}: {note}" in capsys.readouterr().out
+    assert demo.find_files(f"{tmp_path}/*.gif", build_logger()) == [tmp_path / "b.gif"]
+    assert demo.find_files(f"{tmp_path}/*", build_logger()) == [tmp_path / "a.png"]
+
+
+def test_a_folder_in_place_of_a_network_is_named(project, tmp_path, capsys):
+    assert demo.main(["--model", str(tmp_path), "--image", "a.png"]) == 1
+    assert f"--model {tmp_path}: not the file of a network (.pth .pt .pth.tar" in capsys.readouterr().err
 
 
 def test_a_video_is_turned_upright(project, frames, tmp_path):

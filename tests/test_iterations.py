@@ -144,10 +144,15 @@ def test_another_score_begins_anew_and_the_seed_stays(toy_options, tmp_path, cap
     validating = ["evaluate", "True", "eval_freq", 1]
     assert run(toy_options, tmp_path, *validating, "max_iter", 5, "manual_seed", 7, "main_metric", "allAcc") == 0
     rules = "[{name: 'layer[13].*', weight_decay: 0}]"
-    assert run(toy_options, tmp_path, *validating, "manual_seed", 99, "resume", "auto", "param_rules", rules) == 0
+    swapped = (ROOT / "dataset/toy/toy_names.txt").read_text().splitlines()
+    swapped[:2] = swapped[1::-1]
+    (tmp_path / "names.txt").write_text("\n".join(swapped))
+    more = ["names_path", tmp_path / "names.txt", "param_rules", rules]
+    assert run(toy_options, tmp_path, *validating, "manual_seed", 99, "resume", "auto", *more) == 0
     screen = capsys.readouterr().out
     assert "manual_seed: 99 has no effect: a run that resumes keeps its seed, 7" in screen
     assert "main_metric changed: the best is chosen among the validations to come" in screen
+    assert f"names_path: class 0 was {swapped[1]} and is {swapped[0]}, class 1 was {swapped[0]} and is {swapped[1]};" in screen
     assert load_checkpoint(tmp_path / "earlier-1/model_best.pth")["iteration"] == 5
     best = load_checkpoint(tmp_path / "model_best.pth")
     assert [(best["iteration"], best["state"]["best_score"])] == lines(tmp_path, "mIoU_val")[1:]

@@ -134,7 +134,9 @@ def test_exif_orientation_is_applied_to_paths_and_to_pillow_images(runs, picture
         (np.zeros((5, 5, 4), np.uint8), "found ndarray uint8 [5, 5, 4]"),
         (Image.new("RGB", (5, 0)), "a Pillow image without pixels, 5 x 0"),
         (np.zeros((0, 5, 3), np.uint8), "found ndarray uint8 [0, 5, 3]"),
-        (np.ones((5, 5, 3), np.uint16), "expected uint8, or float of 0..255, found ndarray uint16"),
+        (np.ones((5, 5, 3), np.uint16), "expected uint8, or float of 0..255, found ndarray uint16 [5, 5, 3] of 1..1"),
+        (np.ones((5, 5, 3), bool), "found ndarray bool [5, 5, 3] of 1..1"),
+        (np.ones((5, 5, 3), complex), "found ndarray complex128 [5, 5, 3] of nan..nan"),
         (np.full((5, 5, 3), 0.5), "expected uint8, or float of 0..255, found ndarray float64 [5, 5, 3] of 0.5..0.5"),
         (np.full((5, 5, 3), 300.0), "of 300..300"),
         (np.full((5, 5, 3), np.nan), "of nan..nan"),
@@ -329,6 +331,22 @@ def test_test_of_a_checkpoint_writes_where_its_config_says_and_gives_the_numbers
     by_itself = json.loads((runs / "result_a/result.json").read_text())
     assert by_itself["classes"] == by_yaml["classes"] == by_position["classes"] and by_itself["mIoU"] == by_yaml["mIoU"]
     assert all(np.array_equal(a, predictions[name]) for name, a in grays(runs / "result_a").items())
+
+
+def test_a_checkpoint_that_was_moved_does_not_replace_the_result_of_another_run(runs, tmp_path, capsys):
+    moved = tmp_path / "renamed/model_best.pth"
+    moved.parent.mkdir()
+    shutil.copy(runs / "a/model_best.pth", moved)
+    shutil.rmtree(runs / "result_a", ignore_errors=True)
+    assert test.main([str(moved)]) == 0 and test.main([str(moved)]) == 0  # there is no other result
+    assert test.main([str(runs / "a/model_best.pth")]) == 0
+    kept = (runs / "result_a/result.json").read_bytes()
+    assert test.main([str(moved)]) == 1
+    error = capsys.readouterr().err
+    assert f"{moved}: does not lie in the folder of its run, {runs / 'a'}, and its save_folder" in error
+    assert f"has the result of {runs / 'a/model_best.pth'}; name another with save_folder DIR" in error
+    assert (runs / "result_a/result.json").read_bytes() == kept
+    assert test.main([str(moved), "save_folder", str(tmp_path / "own")]) == 0
 
 
 def test_test_moves_the_results_of_a_checkpoint_into_the_work_dir(runs, tmp_path):

@@ -522,6 +522,19 @@ def test_own_folder_split_depends_on_the_seed_alone(own, tmp_path):
     assert splits[0] == splits[1] != splits[2]
 
 
+def test_one_more_image_moves_at_most_one_of_the_others_into_val(tmp_path):
+    args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+    before = None
+    for k in range(30):
+        put(tmp_path / f"images/{k}.png", picture(k))
+        put(tmp_path / f"masks/{k}.png", ids([0, 1]))
+        if k > 18:
+            assert run(*args) == 0
+            train, val = ({*lines(tmp_path / f"mine/list/{split}.txt")} for split in ("train", "val"))
+            assert before is None or len(before & val) <= 1
+            before = train
+
+
 def test_own_folder_keeps_a_split_into_train_and_val(tmp_path):
     for split, name in (("train", "a"), ("train", "b"), ("val", "c")):
         put(tmp_path / "images" / split / f"{name}.png", picture(1))
@@ -568,6 +581,33 @@ def test_binary_masks_of_0_and_255_ask_for_the_ids_and_take_them(tmp_path, capsy
     assert "\n  --ids 0 255\n" in capsys.readouterr().err
     assert run(*args, "--ids", 0, 255) == 0
     assert (read_label(tmp_path / "mine/label/a.png") == ids([0, 1])).all()
+
+
+def test_binary_masks_of_0_and_255_with_names_ask_which_of_them_is_meant(tmp_path, capsys):
+    """The object would be void, and a network that finds none would have an mIoU of 1."""
+    for name in "abc":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", ids([0, 0, 0, 255]))
+    (tmp_path / "names.txt").write_text("background\nroad\n")
+    args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+    args += ["--names", tmp_path / "names.txt"]
+    assert run(*args) == 1
+    error = capsys.readouterr().err
+    assert "of 2 classes the masks show 0, and 25.0 % of the pixels are 255" in error
+    assert "\n  --ids 0 255\n" in error and "\n  --void 255\n" in error
+    assert run(*args, "--void", 255) == 0 and (read_label(tmp_path / "mine/label/a.png") == ids([0, 0, 0, 255])).all()
+    assert run(*args, "--ids", 0, 255) == 0 and (read_label(tmp_path / "mine/label/a.png") == ids([0, 0, 0, 1])).all()
+
+
+def test_one_class_is_refused(tmp_path, capsys):
+    for name in "abc":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", ids([0]))
+    (tmp_path / "names.txt").write_text("road\n")
+    args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
+    for more in (["--names", tmp_path / "names.txt"], ["--ids", 0]):
+        assert run(*args, *more) == 1
+        assert "one class, " in capsys.readouterr().err and not (tmp_path / "mine/list").exists()
 
 
 @pytest.fixture
@@ -634,7 +674,7 @@ def test_grays_of_a_colour_mask_saved_with_one_channel_are_colours_and_ids_with_
 
 
 def test_a_colour_that_the_table_lacks_is_named(coloured, tmp_path, capsys):
-    (tmp_path / "colors.txt").write_text("255 0 0 poppy\n0 0 0 void\n")
+    (tmp_path / "colors.txt").write_text("255 0 0 poppy\n0 0 9 sky\n0 0 0 void\n")
     assert run(*coloured, "--colors", tmp_path / "colors.txt") == 1
     assert "masks/a.png: colours that the colour table does not have: 0 128 0 (" in capsys.readouterr().err
 
@@ -872,9 +912,15 @@ def test_a_config_is_written_complete_and_never_over_another(own, tmp_path, conf
     )
     assert cfg.save_path == str(ROOT / "exp/mine/pspnet18/model") and cfg.batch_size == 8
     assert list(load_cfg_from_cfg_file(path)) == list(load_cfg_from_cfg_file(TEMPLATE)) and "camvid" not in path.read_text()
-    path.write_text("mine")
+    path.write_text(mine := path.read_text().replace("epochs: ", "epochs: 1"))
     assert run("folder", *own, "--config", "mine") == 0
-    assert "is there and stays as it is" in capsys.readouterr().out and path.read_text() == "mine"
+    assert "is there and stays as it is" in capsys.readouterr().out and path.read_text() == mine
+    assert run("folder", *own[:-1], tmp_path / "other", "--config", "mine") == 1
+    other = f"data_root: {tmp_path / 'mine'}, and the output is {tmp_path / 'other'}; remove {path}"
+    assert f"{path}: is there with {other}" in capsys.readouterr().err
+    path.write_text(mine.replace("classes: 3", "classes: 4"))
+    assert run("folder", *own, "--config", "mine") == 1
+    assert f"{path}: is there with classes: 4, and these data have 3; remove {path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size, train, expected", [

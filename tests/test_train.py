@@ -106,6 +106,8 @@ def test_log_has_the_lines_of_the_original(finished):
     )
     assert re.search(rf"Train result at epoch \[2/2\]: mIoU/mAcc/allAcc {number}/{number}/{number}\.", text)
     assert re.search(rf"Val result: mIoU/mAcc/allAcc {number}/{number}/{number}\.", text)
+    protocol = r"scales \[1.0\], flip False, mode slide, average prob, crop \[.*\], .* precision .*, images \d+"
+    assert re.search(f"Protocol: {protocol}", text)
     assert re.search(rf"Class_0 Result: iou/accuracy {number}/{number}\. road", text)
     assert "torch " + torch.__version__ in text and "seed 7" in text and "git " in text
     assert "\r" not in text

@@ -30,7 +30,7 @@ import numpy as np
 
 from model import check_config
 from util import distributed
-from util.common import Mistake, first_few
+from util.common import MODEL_SUFFIXES, Mistake, first_few
 from util.config import SECTION_OF, Config
 from util.image import file_errors, read_image
 from util.inference import Predictor, find_model, is_model, load_model_config, read_model, with_model
@@ -49,7 +49,8 @@ def main(argv=None) -> int:
 def demo(args) -> None:
     read = lru_cache(1)(read_model)  # the checkpoint has the config and the network
     cfg = load_cfg(args, read)
-    sources, out = find_sources(args.image), Path(args.out)
+    log, faults = build_logger(), []
+    sources, out = find_sources(args.image, log), Path(args.out)
     names = output_names([camera_name(source) if isinstance(source, int) else source for source in sources])
     outputs = {os.path.realpath(out / f"{name}_{kind}") for name in names
                for kind in ("gray.png", "color.png", "overlay.png", "overlay.mp4")}  # fmt: skip
@@ -63,7 +64,6 @@ def demo(args) -> None:
         raise Mistake(f"--out {out}: no folder for the results ({error})") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does
 
-    log, faults = build_logger(), []
     for source, name in zip(sources, names):
         moving = isinstance(source, int) or source.suffix.lower() in VIDEO_SUFFIXES
         try:
@@ -84,7 +84,9 @@ def demo(args) -> None:
 
 def load_cfg(args, read) -> Config:
     experiment = args.config or args.model
-    if not args.config and not (experiment and is_model(experiment)):
+    if args.model and not is_model(args.model):
+        raise Mistake(f"--model {args.model}: not the file of a network ({' '.join(MODEL_SUFFIXES)})")
+    if not args.config and not experiment:
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
     model = args.model or (experiment if is_model(experiment) else None)
     overrides = with_model(args.opts, find_model(model)) if model else args.opts
@@ -185,24 +187,30 @@ def camera_name(number) -> Path:
     return Path(f"camera{number or ''}")
 
 
-def find_sources(patterns) -> list:
+def find_sources(patterns, log) -> list:
     """The pictures and videos of files, folders and glob patterns (`**` reaches into sub-folders), each sorted, as paths, and
     the numbers of cameras."""
     found = []
     for pattern in patterns:
         camera = re.fullmatch("[0-9]{1,4}", pattern) and not os.path.exists(pattern)  # noqa: PTH110, as below
-        found += [int(pattern)] if camera else find_files(pattern)
+        found += [int(pattern)] if camera else find_files(pattern, log)
     return list(dict.fromkeys(found))
 
 
-def find_files(pattern) -> list[Path]:
+def find_files(pattern, log) -> list[Path]:
     if os.path.isfile(pattern):  # noqa: PTH113, Path.is_file raises where the name is too long
         return [Path(pattern)]
     folder = os.path.isdir(pattern)  # noqa: PTH112, likewise
     with file_errors(f"--image {pattern}"):
         found = [*Path(pattern).iterdir()] if folder else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207, absolute
     suffixes = SUFFIXES | VIDEO_SUFFIXES
-    files = sorted(path for path in found if path.suffix.lower() in suffixes and os.path.isfile(path))  # noqa: PTH113
+    if not folder and re.fullmatch(r"\.\w+", Path(pattern).suffix):  # the pattern says which kind
+        suffixes = suffixes | {Path(pattern).suffix.lower()}
+    present = sorted(path for path in found if os.path.isfile(path))  # noqa: PTH113
+    files = [path for path in present if path.suffix.lower() in suffixes]
+    if len(files) < len(present):
+        others = [path.name for path in present if path.suffix.lower() not in suffixes]
+        log.info(f"--image {pattern}: left alone, since their names do not end as pictures' do: {first_few(others)}")
     if not files:
         what = "this folder holds no pictures or videos" if folder else "no such picture or video, and none match it"
         raise Mistake(f"--image {pattern}: {what} ({' '.join(sorted(suffixes))})")

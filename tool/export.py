@@ -2,7 +2,7 @@
 
     python tool/export.py --model exp/cityscapes/pspnet50/model/model_best.pth --format onnx --out cityscapes.onnx
     python tool/export.py --model model_best.pth --format openvino --out cityscapes.xml --images 20
-    python tool/test.py --model cityscapes.onnx
+    python tool/test.py --model cityscapes.onnx save_folder exp/onnx
 
 The file takes windows of one size, any number of them, in float32, and holds the BatchNorms folded, class names, colours, mean,
 standard deviation, config and revision. Before it gets its name it is compared with the network: the logits of random windows,

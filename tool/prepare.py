@@ -10,10 +10,11 @@
 
 The commands for data sets write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, the folder in
 the configs; the source is never changed, and an interrupted run is completed by starting it again. Exit status: 0 = done; 1 =
-an error in the arguments or the data, which the message names.
+an error in the data or in what was asked, which the message names; 2 = flags that do not exist.
 """
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -26,7 +27,7 @@ from dataset.check import check
 from dataset.look import look
 from dataset.write_config import config_path, write_config
 from util.common import Mistake, first_few
-from util.config import ROOT, find_config, load_config
+from util.config import ROOT, find_config, load_cfg_from_cfg_file, load_config
 from util.dataset import SemData
 from util.image import read_lines
 from util.log import report_errors
@@ -60,6 +61,8 @@ def run_folder(args):
             if given and path.exists() and path.samefile(given) and read_lines(given) != text.split("\n")[:-1]:
                 raise Mistake(f"{flag} {given}: would be replaced by the names or colours of the output, which differ; "
                               "move or rename it, or give another folder with --out")  # fmt: skip
+    if config and config.exists():
+        check_same_data(config, out, len(plan.names))
     done = build.build(plan, args.out, args.copy, args.skip_bad)
     root = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # configs' paths start at the project's root
     if not config:
@@ -85,6 +88,17 @@ Next:
   sh tool/train.sh {args.config} pspnet18
   sh tool/test.sh {args.config} pspnet18
   python tool/demo.py --config {shown} --image {shlex.quote(f"{root}/{done.example}")} --out seen"""
+
+
+def check_same_data(config, out, classes):
+    """Mistake if a config that is there, and stays as it is, is not of this output."""
+    there = load_cfg_from_cfg_file(config)
+    root = os.path.realpath(ROOT / str(there.get("data_root")))
+    remedy = f"remove {config} to have it written anew, correct it, or give another name with --config"
+    if root != os.path.realpath(out):
+        raise Mistake(f"{config}: is there with data_root: {there.get('data_root')}, and the output is {out}; {remedy}")
+    if there.get("classes") != classes:
+        raise Mistake(f"{config}: is there with classes: {there.get('classes')}, and these data have {classes}; {remedy}")
 
 
 def plan_of(args):

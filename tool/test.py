@@ -37,7 +37,7 @@ from util.config import ROOT, Config
 from util.dataset import SemData, check_ids
 from util.fetch import local_file
 from util.image import read_label, size_text
-from util.inference import Predictor, is_exported, load_model_config, prediction_protocol, read_model
+from util.inference import Predictor, is_exported, is_model, load_model_config, prediction_protocol, read_model
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_scores
 from util.precision import shared_precision
@@ -99,6 +99,8 @@ def test(argv) -> int | None:
     with distributed.same_errors():
         path, overrides, notes = parse_test(argv, __doc__)
         cfg = load_model_config(path, overrides, needed_files, check_config, read)
+        if not any(word.rpartition(".")[2] == "save_folder" for word in overrides[::2]):
+            refuse_result_of_another_run(cfg)
         run = plan(cfg)
     status = distributed.launch(Path(__file__).resolve(), argv, cfg.test_gpu)
     if status is not None:
@@ -142,6 +144,16 @@ def needed_files(cfg):
     return ["data_root", "test_list", "save_folder" if cfg.has_prediction else "model_path"]
 
 
+def refuse_result_of_another_run(cfg) -> None:
+    """A checkpoint that was moved carries the folders of its run, where another run may have its results by now."""
+    place = os.path.realpath(os.path.dirname(cfg.path))  # noqa: PTH120, of an address too
+    if is_model(cfg.path) and not cfg.has_prediction and place != os.path.realpath(cfg.save_path):
+        other = earlier_protocol(Path(cfg.save_folder)).get("checkpoint", shown(cfg.path))
+        if other != shown(cfg.path):
+            raise Mistake(f"{cfg.path}: does not lie in the folder of its run, {cfg.save_path}, and its save_folder, "
+                          f"{cfg.save_folder}, has the result of {other}; name another with save_folder DIR")  # fmt: skip
+
+
 def plan(cfg) -> Evaluation:
     """The images, the names of their results, and the predictions that must be there; Mistake for what does not fit."""
     if cfg.split == "test" and cfg.name_by == "label":
@@ -171,7 +183,7 @@ def plan(cfg) -> Evaluation:
                 f"{cfg.path}: TEST.has_prediction: {len(missing)} of the {len(indices)} predictions do not exist: "
                 f"{first_few(missing, 3)}"
             )
-        run.protocol = earlier_protocol(run.folder)
+        run.protocol = earlier_protocol(run.folder, cfg.test_list, indices)
     else:
         there = os.path.exists  # Path.exists raises where the folder cannot be entered
         written = {os.path.realpath(path) for i in indices for path in (run.gray(i), run.color(i)) if there(path)}

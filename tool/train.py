@@ -35,12 +35,12 @@ from model.weights import fetch_torchvision, load_backbone, load_network_weights
 from util import distributed
 from util.checkpoint import load_checkpoint
 from util.command import parse_train
-from util.common import Mistake
+from util.common import Mistake, first_few
 from util.config import ROOT, changed_keys, config_error, load_config
 from util.distributed import REQUEUE
 from util.ema import Average
 from util.fetch import local_file
-from util.inference import predict_probability, prediction_settings
+from util.inference import predict_probability, prediction_protocol, prediction_settings
 from util.loader import automatic_class_weights, build_data, build_loader, build_val_loader, check_data, end_workers
 from util.log import ProgressBar, build_logger, lock_folder, report_errors
 from util.metric import AverageMeter, confusion_matrix, intersectionAndUnionGPU
@@ -174,7 +174,7 @@ def find_start(run) -> dict | None:
 
     Where the weights come from; the first that is set counts:
     1. resume: the full state of a run (network, optimizer, iteration, best score); `auto` = the newest sound checkpoint
-       in save_path, `best` = model_best.pth there, if there is one
+       in save_path, `best` = model_best.pth there; with no checkpoint in save_path the run starts anew
     2. weight: a whole network, trained from iteration 0; with skip_head the classifiers of other classes start random
     3. initmodel: the backbone; the heads start random
     4. none of them: all random
@@ -186,6 +186,7 @@ def find_start(run) -> dict | None:
             run.state, run.resumed = state_of(cfg, run.plan, checkpoint), True
             run.recounted = run.state.iteration != checkpoint.get("iteration", run.state.iteration)
             keep_comparable(run, changed_keys(checkpoint["config"], cfg))
+            note_changed_names(run, checkpoint)
     seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
     seed = distributed.from_main(seed)  # in every process, whatever each of them found
     run.state = run.state or State(cfg.start_epoch * run.plan.data_iters, seed)
@@ -209,6 +210,14 @@ def keep_comparable(run, changed) -> None:
     if judged and state.best_at is not None:
         run.log.warning(f"{' and '.join(judged)} changed: the best is chosen among the validations to come")
         state.best_score, state.best_at, run.rejudged = None, None, True
+
+
+def note_changed_names(run, checkpoint) -> None:
+    """Warn of class names that are not those of the checkpoint; a file says nothing of where its lines have come from."""
+    before = checkpoint.get("names") or ()
+    changed = [f"class {k} was {old} and is {new}" for k, (old, new) in enumerate(zip(before, run.names)) if old != new]
+    if changed:
+        run.log.warning(f"names_path: {first_few(changed)}; what the network has learned goes by the ids")
 
 
 def prepare_data(run, resumed) -> None:
@@ -406,7 +415,8 @@ def validate(run) -> dict | None:
     distributed.share_buffers(network)
     network.eval()
     images = build_val_loader(cfg, run.val_data)
-    how = prediction_settings(cfg) | {"scales": (1.0,), "flip": False, "test_batch": cfg.batch_size_val}
+    single = replace(cfg, scales=(1.0,), flip=False, test_batch=cfg.batch_size_val)
+    how = prediction_settings(single)
     confusion = torch.zeros(cfg.classes, cfg.classes, dtype=torch.int64, device=run.device)
     loss = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum of -log p over the labelled pixels, their number
     bar = ProgressBar("Validation", len(images))
@@ -428,7 +438,8 @@ def validate(run) -> dict | None:
     bar.clear()
     if run.stop.requested():
         return None
-    return report_validation(run, distributed.all_reduce_sum(confusion), *distributed.all_reduce_sum(loss).tolist())
+    protocol = prediction_protocol(single, run.precision.label) | {"images": len(run.val_data)}
+    return report_validation(run, protocol, distributed.all_reduce_sum(confusion), *distributed.all_reduce_sum(loss).tolist())
 
 
 # ---- end ----

@@ -29,9 +29,10 @@ def log_start(writer, cfg: Config, step: int = 0) -> None:
 
 def log_validation(writer, result: Scores, confusion, names: list[str], step: int) -> None:
     """IoU of each class, the table of all scores, and the confusion matrix (K, K) as a picture."""
-    for name, iou in zip(names, result.iou):
+    tags = [name.replace("/", " ") for name in names]
+    for k, (tag, iou) in enumerate(zip(tags, result.iou)):
         if iou == iou:  # nan: an absent class
-            writer.add_scalar(f"IoU_val/{name.replace('/', ' ')}", iou, step)
+            writer.add_scalar(f"IoU_val/{tag}" if tags.count(tag) == 1 else f"IoU_val/{tag} {k}", iou, step)
     writer.add_text("val/table", table(result, names, markdown=True), step)
     writer.add_image("val/confusion", heat_map(confusion), step, dataformats="HWC")
 

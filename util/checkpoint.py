@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from util.common import Mistake, first_few, first_line, write_aside
+from util.common import EXPORT_FORMATS, Mistake, first_few, first_line, write_aside
 
 NAME = re.compile(r"train_(?:epoch_(\d+)(?:_iter_(\d+))?|iter_(\d+))\.pth")
 RUN_FILES = "model_best.pth metrics.jsonl metrics.stray events.out.tfevents.* config.yaml".split()  # beside those and the logs
@@ -62,6 +62,8 @@ def load_checkpoint(path) -> dict:
     Only tensors and plain values are accepted (`weights_only=True`); `module.` prefixes of DataParallel are removed.
     Raises Mistake if the file cannot be read, Damaged if its content is damaged, of another kind, or would run code.
     """
+    if Path(path).suffix in EXPORT_FORMATS:
+        raise Mistake(f"{path}: an exported network, which predicts alone; give the checkpoint that it was made of")
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:

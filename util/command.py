@@ -173,16 +173,21 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=()):
     settings = [Setting(PAIRS, f"{key} {value}", key, value) for key, value in key_value_pairs(words)] + of_flags
     if models:
         settings.append(Setting(MODELS, " ".join(map(str, models)), "model_path", _one_or_all(models)))
-    if any(s.key == "resume" and s.source not in (PAIRS, "--auto-resume") for s in settings):
-        settings = [s for s in settings if s.source != "--auto-resume"]  # it gives way
+    flagged = [s for s in settings if s.key == "resume" and s.source not in (PAIRS, "--auto-resume")]
+    if flagged and "--auto-resume" in given:  # it gives way to a checkpoint, and resume_from=None names none
+        named = any(s.meaning() is not None for s in flagged)
+        settings = [s for s in settings if s.source != "--auto-resume"] if named else [s for s in settings if s not in flagged]
     _check_agreement(settings)
     overrides, keys = [word for s in settings for word in (s.name, s.value)], {s.key for s in settings}
     if any(s.source in ("--work-dir", "--cfg-options work_dir") for s in settings):
         overrides += _into_work_dir(config, keys)
     notes = [f"{name} is deprecated, use {use}" for name, use in DEPRECATED.items() if name in given]
+    intervals = [s.written for s in settings if s.key == "iter_interval" and s.source.endswith(".interval")]
+    notes += [f"{intervals[0]}: sets iter_interval{WHY['iter_interval']}"] if len(intervals) == 1 else []
     gpus = _fit_gpus(given, config, overrides, gpu_key, fixed=gpu_key in keys)
     if gpus:
-        reason = "as --one-gpu asks" if len(gpus) == 1 else f"one for each process that {launcher} has started"
+        starter = "the launcher" if launcher == "none" else launcher
+        reason = "as --one-gpu asks" if len(gpus) == 1 else f"one for each process that {starter} has started"
         overrides, notes = [*overrides, gpu_key, str(gpus)], [*notes, f"{gpu_key}: {gpus}, {reason}"]
     return config, overrides, notes
 
@@ -283,7 +288,7 @@ def _settings(flag, value, gpu_key, launcher):
 
 
 def _option(word) -> Setting:
-    """That of K=V: a,b and (a,b) and [(a,b),(c,d)] are lists where the key holds one."""
+    """That of K=V: a,b and (a,b) and [(a,b),(c,d)] are lists where the key holds one; of text if each part is a checkpoint."""
     name, equals, value = word.partition("=")
     if not name or not equals:
         raise Mistake(f"command line: --cfg-options: expected K=V, not {word!r}")
@@ -294,7 +299,10 @@ def _option(word) -> Setting:
     value = re.sub(r"^(['\"])([^'\"]*)\1$", r"\2", value)  # quotes that the shell has left
     if NoneType in kinds and value.lower() == "none":
         value = "null"
-    elif str not in kinds and any(get_origin(kind) is tuple for kind in kinds):
+    elif str in kinds and any(get_origin(kind) is tuple for kind in kinds):
+        bare = re.sub(r"^\((.*)\)$", r"\1", value)
+        value = f"[{bare}]" if "," in bare and all(is_model(part.strip(" '\"")) for part in bare.split(",")) else value
+    elif any(get_origin(kind) is tuple for kind in kinds):
         value = re.sub(r"'[^']*'|\"[^\"]*\"|[()]", lambda m: {"(": "[", ")": "]"}.get(m[0], m[0]), value)
         value = f"[{value}]" if "," in value and not value.startswith("[") else value
     return replace(setting, value=value)
@@ -329,14 +337,14 @@ def _into_work_dir(config, given) -> list[str]:
 def _fit_gpus(given, config, overrides, gpu_key, fixed) -> list[int] | None:
     """The GPUs to use in place of the config's, if their number depends on how the program was started.
 
-    --one-gpu keeps the first. Under --launcher a machine with more processes than the config has GPUs uses its first ones,
-    unless the command line names them (`fixed`). A config for the CPU stays one.
+    --one-gpu keeps the first. Where a launcher has started more processes on this machine than the config has GPUs, the first
+    GPUs are used, unless the command line names them (`fixed`). A config for the CPU stays one.
     """
-    launched = given.get("--launcher", "none") != "none"
+    launched = "RANK" in os.environ
     if not launched and "--one-gpu" not in given:
         return None
     gpus = getattr(load_model_config(config, overrides), gpu_key) or ()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if launched:
         return list(range(processes)) if not fixed and gpus and processes > len(gpus) else None
-    return [gpus[0]] if "RANK" not in os.environ and len(gpus) > 1 else None
+    return [gpus[0]] if len(gpus) > 1 else None

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 EXPORT_FORMATS = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}  # of tool/export.py, by the suffix of the file
-MODEL_SUFFIXES = (".pth", ".pt", ".safetensors", *EXPORT_FORMATS)  # what tells a trained network from a YAML file
+MODEL_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors", *EXPORT_FORMATS)  # what tells a trained network from a YAML file
 
 
 class Mistake(ValueError):

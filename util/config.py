@@ -255,7 +255,7 @@ def find_config(name, root=ROOT) -> Path:
     `pspnet_r50-d8_512x1024_40k_cityscapes` or `configs/pspnet/pspnet_r50-d8_512x1024_40k_cityscapes.py`.
     """
     wanted = Path(name)
-    if is_url(str(name)) or wanted.suffix in MODEL_SUFFIXES:
+    if is_url(str(name)) or str(name).endswith(MODEL_SUFFIXES):
         raise Mistake(
             f"{name}: the file of a trained network, and not a config; give the YAML file (or its name), and this file as "
             "`weight` to start a training from it, as `resume` to go on with its run, or as --model to test, demo and export"
@@ -314,7 +314,7 @@ def _carried_config(path, content) -> dict:
     if not carries_config(content):
         raise Mistake(
             f"{path}: carries no config of a run, as checkpoints of tool/train.py do; name the experiment with --config, and "
-            "this file as its model_path"
+            "this file as its model_path (in Python: Predictor(..., config=FILE))"
         )
     return parse_yaml(content["config"], path)
 
@@ -363,7 +363,7 @@ def load_cfg_from_cfg_file(file) -> Settings:
 
 
 def merge_cfg_from_list(cfg: Settings, cfg_list) -> Settings:
-    """A copy with `[KEY, VALUE, ...]` applied; each VALUE must be of the type that the key has in `cfg`, or empty."""
+    """A copy with `[KEY, VALUE, ...]` applied; each VALUE must be of the type that the key has in `cfg`, or empty (`None`)."""
     new = copy.deepcopy(cfg)
     for name, text in key_value_pairs(cfg_list):
         key = name.rpartition(".")[2]
@@ -372,7 +372,9 @@ def merge_cfg_from_list(cfg: Settings, cfg_list) -> Settings:
         old = cfg[key]
         try:
             value = read_value(key, text, kinds=[str] if isinstance(old, str) else kinds_of(key))
+            value = None if value in ("", "None") else value
             if isinstance(old, list | tuple) and value is not None:
+                value = convert(value, FIELDS[key].type) if key in FIELDS else value
                 value = list(value) if isinstance(value, list | tuple) else [value]
             elif value is not None and type(old) in (bool, int, float, str, dict):
                 value = convert(value, type(old))
@@ -565,8 +567,10 @@ def _mistakes(cfg: Config):
     """Yield (key, message) for every value, or pair of values, that cannot work. model.check_config checks the
     keys of network and loss."""
     if cfg.ignore_label < cfg.classes:
-        yield "ignore_label", (f"{cfg.ignore_label} is the id of a class, since classes is {cfg.classes}; "
-                               "take 255, or 65535 with 16-bit labels")  # fmt: skip
+        free = "255, or 65535 with 16-bit labels" if cfg.classes <= 255 else "65535, with 16-bit labels"
+        yield "ignore_label", f"{cfg.ignore_label} is the id of a class, since classes is {cfg.classes}; take {free}"
+    if cfg.classes == 1:
+        yield "classes", "1: there is nothing to tell apart; the background is a class too"
     if isinstance(cfg.class_weights, tuple):
         if len(cfg.class_weights) != cfg.classes:
             yield "class_weights", f"{len(cfg.class_weights)} numbers for {cfg.classes} classes; give one per class"

@@ -1,6 +1,7 @@
 """Reading image, label and text files. Faults of a file are a Mistake that names it; paths may hold any character."""
 
 import io
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,8 +72,8 @@ def rgb_of(image):
         raise Mistake(f"image: expected a path, a Pillow image or an RGB array (H, W, 3), found {found}")
     if image.dtype == np.uint8:
         return image
-    low, high = (image.min(), image.max()) if image.dtype.kind == "f" else (np.nan, np.nan)
-    if not (low >= 0 and (1 < high <= 255 or high == 0)):
+    low, high = (float(image.min()), float(image.max())) if image.dtype.kind in "fiub" else (math.nan, math.nan)
+    if image.dtype.kind != "f" or not (low >= 0 and (1 < high <= 255 or high == 0)):
         raise Mistake(f"image: expected uint8, or float of 0..255, found {found} of {low:g}..{high:g}")
     return image.astype(np.float32, copy=False)  # torch takes neither other byte orders nor 80 bits
 

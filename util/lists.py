@@ -175,7 +175,8 @@ def _file_fault(path):
     try:
         kind = Path(path).stat().st_mode
     except FileNotFoundError:
-        return ""
+        path = Path(path)
+        return f" (a link to {path.readlink()}, which is gone: prepare the data again)" if path.is_symlink() else ""
     except OSError as error:
         return f" ({system_words(error)})"
     except ValueError:

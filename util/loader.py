@@ -100,26 +100,29 @@ def look_at(samples, total, title, say=lambda text: None):
 def check_data(*datasets, count=True, say=lambda text: None) -> None:
     """Read every image and label before the first step, or, if `count` is a number, so many of each list, evenly spread.
 
-    Mistake with all faults, and if a list that is read as a whole has no labelled pixel. `say` gets the time that it takes, if
-    that is long, and how much of the lists was read, if not all.
+    Mistake with all faults, and if a list that is read as a whole has no labelled pixel. `say` gets the classes without a pixel
+    in such a list; the time that it takes, if that is long; and how much of the lists was read, if not all.
     """
     datasets = [data for data in datasets if data is not None]
     counts = [len(data) if count is True else min(count, len(data)) for data in datasets]
     samples = ((data, i * len(data) // n) for data, n in zip(datasets, counts) for i in range(n))
     mine = range(distributed.rank(), sum(counts), distributed.world_size())
-    faults, labelled = [], set()
+    faults, seen = [], set()
     for data, pixels, fault in look_at(islice(samples, mine.start, None, mine.step), len(mine), "Checking the data", say):
         if fault:
             faults.append(fault)
-        elif pixels[:-1].any():
-            labelled.add(data.list_path)
-    faults, labelled = distributed.gather(faults), distributed.gather([*labelled])
+        else:
+            seen.update((data.list_path, k) for k in np.flatnonzero(pixels[:-1]).tolist())
+    faults, seen = distributed.gather(faults), {*distributed.gather([*seen])}
     if faults:
         listed = first_few(faults, 10, "\n")
         raise Mistake(f"{len(faults)} of {sum(counts)} samples are faulty:\n{listed}")
     for data, n in zip(datasets, counts):
-        if n == len(data) and data.list_path not in labelled:
+        absent = [k for k in range(data.classes) if (data.list_path, k) not in seen]
+        if n == len(data) and len(absent) == data.classes:
             raise Mistake(nothing_labelled(data))
+        if n == len(data) and absent:
+            say(f"{data.list_path}: no pixel of class {first_few(absent, 20)} (ignore_label is {data.ignore_label})")
         if n < len(data):
             say(f"{data.list_path}: checked {n} of {len(data)} images")
 

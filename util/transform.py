@@ -59,7 +59,7 @@ class RandScale(Transform):
     def draw(self, rng, h, w):
         scale = _between(self.scale, rng)
         stretch = math.sqrt(_between(self.aspect_ratio, rng)) if self.aspect_ratio else 1.0
-        factors = scale / stretch, scale * stretch
+        factors = max(scale / stretch, 1 / h), max(scale * stretch, 1 / w)  # a pixel remains
         return factors if self.size(h, w, factors) != (h, w) else (1.0, 1.0)  # where cv2.resize copies
 
     def apply(self, image, label, params):
@@ -109,7 +109,7 @@ class RandomResize(RandScale):
         """Exact ratios of the rounded sides: with these factors cv2.resize samples as it does when given the size."""
         r, box = _between(self.scale, rng), self.box or (h, w)
         f = min(max(box) * r / max(h, w), min(box) * r / min(h, w))
-        return int(h * f + 0.5) / h, int(w * f + 0.5) / w
+        return max(int(h * f + 0.5), 1) / h, max(int(w * f + 0.5), 1) / w
 
 
 class Resize(RandScale):

@@ -1,5 +1,6 @@
 """Values of a config: YAML text to plain values, and plain values to the type and bounds that a key states."""
 
+import re
 import reprlib
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,8 @@ def convert(value: Any, kind: Any) -> Any:
         raise Mistake(f"{shown(value)} is not one of {', '.join(map(str, get_args(kind)))}")
     if get_origin(kind) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
+        if isinstance(value, str) and "," in value and str not in (item := get_args(kind)[0], *get_args(item)[:1]):
+            raise Mistake(f"expected a list in brackets, such as [{value.strip(' ()')}], not {shown(value)}")
         return tuple(convert(item, get_args(kind)[0]) for item in items)
     if kind is bool and isinstance(value, bool | int) and value in (0, 1):
         return bool(value)
@@ -129,6 +132,19 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"cannot be read ({error})", problem_mark=node.start_mark) from None
 
 
+# Numbers are decimal, or begin with 0x. What YAML 1.1 has beside these stays text for `convert`: 0100 (there 64), 1:30 (90).
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+)$",
+    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in _NUMBERS]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _form in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), list("-+.0123456789"))
+
+
 def read_config_text(path) -> str:
     try:
         content = Path(path).read_bytes()
@@ -145,7 +161,9 @@ def parse_yaml(text, shown_as):
     try:
         return yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
     except yaml.MarkedYAMLError as error:
-        line, problem = error.problem_mark.line + 1 if error.problem_mark else 1, error.problem or error.context
+        no_colon = error.problem == "could not find expected ':'"  # noticed at the next line
+        mark = error.context_mark if no_colon and error.context_mark else error.problem_mark
+        line, problem = mark.line + 1 if mark else 1, error.problem or error.context
     except yaml.reader.ReaderError as error:
         line, problem = text[: error.position].count("\n") + 1, f"the character {chr(error.character)!r} is not allowed"
     raise Mistake(f"{shown_as}: line {line}: {problem}")
