@@ -19,7 +19,7 @@ import numpy as np
 
 from dataset.toy import scene
 from util.common import Mistake, first_few, text_table, write_aside
-from util.image import check_sizes, file_errors, read_image
+from util.image import check_sizes, file_errors, read_image, read_lines
 from util.log import ProgressBar
 from util.metric import scores
 from util.visual import save_png
@@ -42,7 +42,8 @@ def build(plan, out, copy=False, skip_bad=False):
     """
     out = Path(out).absolute()
     targets = (to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)
-    keep_sources(plan.sources, [out / file for file in (*plan.lists, *targets)])
+    folders = {file.parent for sample in plan.samples for file in (sample.image, sample.label) if isinstance(file, Path)}
+    keep_sources((*folders, *plan.sources), [out / file for file in (*plan.lists, *targets)])
     _keep_originals(plan.samples, out)
     samples = _without_doubles(plan.samples)
     bar = ProgressBar(out.name, len(samples))
@@ -74,12 +75,13 @@ def build(plan, out, copy=False, skip_bad=False):
     if not all(splits.values()):
         raise Mistake(f"{out}: nothing is left of {', '.join(split for split in splits if not splits[split])}, see {skipped}")
     lists = {name: parts for name, parts in plan.lists.items() if not splits.keys().isdisjoint(parts)}
+    moved = _moved_into_val(out / "list/train.txt", splits)
     for name, parts in lists.items():
         write_text(out / name, "".join(_line(sample) for split in parts for sample, _ in splits.get(split, ())))
     for path, text in names_and_colors(plan, out).items():
         write_text(path, text)
     counts = {split: (len(found), sum(count for _, count in found if count is not None)) for split, found in splits.items()}
-    notes = [*plan.notes, *([f"{len(faults)} left out: see {skipped}"] if faults else []), f"lists: {', '.join(lists)}"]
+    notes = [*plan.notes, *moved, *([f"{len(faults)} left out: see {skipped}"] if faults else []), f"lists: {', '.join(lists)}"]
     text = "\n".join([f"{out}", frequency_table(plan.names, counts), *notes])
     example = splits.get("val", good)[0][0].image_to
     return Built(text, len(splits.get("train", ())), [size for _, _, size in good], example)
@@ -103,6 +105,14 @@ def _drawn(good, share, seed):
     val = {*order[: min(max(round(len(order) * share), 1), len(order) - 1)]}
     drawn = {i: "val" if i in val else "train" for i in order}
     return [(replace(sample, split=drawn.get(i, sample.split)), *more) for i, (sample, *more) in enumerate(good)]
+
+
+def _moved_into_val(train_list, splits):
+    """A note, if images of val stand in the training list that is replaced."""
+    earlier = {*read_lines(train_list)} if train_list.is_file() else ()
+    moved = [sample.image_to for sample, _ in splits.get("val", ()) if _line(sample).rstrip("\n") in earlier]
+    return [f"{len(moved)} images of val were in train before: a run that resumes, or starts from weights that it has learned "
+            f"there, is validated on images that it has seen: {first_few(moved)}"] if moved else []  # fmt: skip
 
 
 def _without_doubles(samples):

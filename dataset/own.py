@@ -132,22 +132,28 @@ def own_files(root, without=None):
     if not is_dir(root):
         raise Mistake(f"{root}: no such folder")
     images, others = [], []
-    without = without if without and without.is_relative_to(root) else None
-    for path in files_below(root):
-        if not (without and path.is_relative_to(without)):
-            (images if path.suffix.lower() in IMAGE_TYPES else others).append(path)
+    for path in files_below(root, without):
+        (images if path.suffix.lower() in IMAGE_TYPES else others).append(path)
     return images, [f"{root}: no images, left alone: {first_few([path.name for path in others])}"] if others else []
 
 
-def files_below(root):
-    """All files in root and its folders, sorted. Links to folders are followed, each folder once. Names that begin with a dot
-    do not count: such files are a program's own."""
-    found, seen = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = () if real in seen else sorted(name for name in folders if not name.startswith("."))
-        found += () if real in seen else [Path(folder, name) for name in files if not name.startswith(".")]
-        seen.add(real)
+def files_below(root, without=None):
+    """All files in root and its folders, sorted, but for those of the folder `without`. Links to folders are followed, each
+    folder once, under its own name if it has one. Names that begin with a dot do not count: such files are a program's own."""
+
+    def walk(links):
+        for folder, folders, files in os.walk(root, followlinks=links):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield folder, os.path.realpath(folder), folders, files
+
+    found, real = [], {place for _, place, *_ in walk(links=False)}
+    seen = {os.path.realpath(without)} - {os.path.realpath(root)} if without else set()
+    for folder, place, folders, files in walk(links=True):
+        if place in seen or place in real and os.path.islink(folder) and folder != str(root):  # noqa: PTH114, of a text
+            folders.clear()
+        else:
+            found += [Path(folder, name) for name in files if not name.startswith(".")]
+            seen.add(place)
     return sorted(found)
 
 
@@ -343,7 +349,7 @@ def _count_ids(values, void):
     if len(classes) < 2:
         raise Mistake(f"the masks hold nothing but {held}; training needs two classes, or --names FILE if there are classes "
                       "without pixels")  # fmt: skip
-    if len(values.ids) > VOID + 1:
+    if len(classes) > VOID:
         raise Mistake(f"the masks hold {len(values.ids)} ids, and the labels that are written {VOID} at most: are these masks "
                       "of classes? If so, write the lists yourself: training takes 16-bit labels, with ignore_label: 65535")
     flags = [*(["--ids", *classes] if classes != [*range(len(classes))] else []), *(["--void", *ignored] if ignored else [])]
@@ -353,15 +359,12 @@ def _count_ids(values, void):
 
 
 def _check_binary(values, names):
-    """Mistake where names are given and all that the masks hold, but for one class at most, is 255: of masks of 0 and 255 the
-    object would be ignored, and a network that says background everywhere would score 1."""
-    shown = sorted(value for value in values.ids if value < len(names))
-    if len(shown) < 2 and values.ids[VOID]:
+    """Mistake where masks of 0 and 255 have two names: the object would be ignored, and a network that says background
+    everywhere would score 1."""
+    if len(names) == 2 and values.ids.keys() == {0, VOID}:
         share = 100 * values.ids[VOID] / sum(values.ids.values())
-        flags = " ".join(map(str, ["--ids", *shown, VOID]))
-        raise Mistake(f"of {len(names)} classes the masks show {first_few(shown) or 'none'}, and {share:.1f} % of the pixels "
-                      f"are {VOID}, which is void if nothing else is said. If it is a class, say which ids are the classes:\n"
-                      f"  {flags}\nif it is void, confirm that:\n  --void {VOID}")  # fmt: skip
+        raise Mistake(f"the masks hold 0 and {VOID} ({share:.1f} % of the pixels), and {VOID} is void if nothing else is said. "
+                      f"If it is the class {names[1]}:\n  --ids 0 {VOID}\nif it is void:\n  --void {VOID}")  # fmt: skip
 
 
 def _palette_of(values, ids):

@@ -79,7 +79,7 @@ def test_checkpoint_that_would_run_code_is_refused(tmp_path):
 def test_missing_file_and_wrong_content_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.pth: no such checkpoint"):
         load_checkpoint(tmp_path / "gone.pth")
-    with pytest.raises(ValueError, match=r"street\.pt2: an exported network, which predicts alone; give the checkpoint"):
+    with pytest.raises(ValueError, match=r"street\.pt2: a file of tool/export.py, which can only predict; give the checkpoint"):
         load_checkpoint(tmp_path / "street.pt2")
     torch.save(torch.ones(3), tmp_path / "t.pth")
     with pytest.raises(ValueError, match="expected a dict"):

@@ -380,10 +380,11 @@ def test_a_wrong_override_of_an_original_script_names_the_key(tmp_path, words, m
 
 
 def test_numbers_are_decimal():
-    """YAML 1.1 has octal, sexagesimal and binary numbers."""
-    cfg = load_config("config/toy/toy_pspnet18.yaml", ["index_start", "0010", "base_lr", "01.5e-2"])
-    assert (cfg.index_start, cfg.base_lr) == (10, 0.015)
-    for text in ("1:30", "1_0", "0b1", "0o7"):
+    """YAML 1.1 has octal and sexagesimal numbers."""
+    more = ["index_start", "0010", "base_lr", "01.5e-2", "epochs", "1_0", "param_rules", "[{name: 'cls*', lr_factor: 010}]"]
+    cfg = load_config("config/toy/toy_pspnet18.yaml", more)
+    assert (cfg.index_start, cfg.base_lr, cfg.epochs, cfg.param_rules[0]["lr_factor"]) == (10, 0.015, 10, 10)
+    for text in ("1:30", "0o7"):
         with pytest.raises(Mistake, match=f"epochs: expected a whole number, not '{text}'"):
             load_config("config/toy/toy_pspnet18.yaml", ["epochs", text])
     with pytest.raises(Mistake, match="base_lr: expected a number, not '1:30.5'"):

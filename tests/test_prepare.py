@@ -522,7 +522,7 @@ def test_own_folder_split_depends_on_the_seed_alone(own, tmp_path):
     assert splits[0] == splits[1] != splits[2]
 
 
-def test_one_more_image_moves_at_most_one_of_the_others_into_val(tmp_path):
+def test_one_more_image_moves_at_most_one_of_the_others_into_val_and_says_so(tmp_path, capsys):
     args = ["folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine"]
     before = None
     for k in range(30):
@@ -532,6 +532,8 @@ def test_one_more_image_moves_at_most_one_of_the_others_into_val(tmp_path):
             assert run(*args) == 0
             train, val = ({*lines(tmp_path / f"mine/list/{split}.txt")} for split in ("train", "val"))
             assert before is None or len(before & val) <= 1
+            said = "1 images of val were in train before" in capsys.readouterr().out
+            assert said == bool(before and before & val)
             before = train
 
 
@@ -553,9 +555,15 @@ def test_own_folder_follows_links_to_folders_once_and_leaves_hidden_files_alone(
         for split in ("train", "val"):
             (tmp_path / kind / split).symlink_to(tmp_path / "disk" / kind / split)
         (tmp_path / kind / "val/back").symlink_to(tmp_path / kind)  # a circle
+        put(tmp_path / kind / f"test/f{end}", content)
+        (tmp_path / kind / "all").symlink_to(tmp_path / kind / "test")  # its own name counts
+    (tmp_path / "images/beside").symlink_to(tmp_path / "masks")
     assert run("folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", tmp_path / "mine") == 0
     assert lines(tmp_path / "mine/list/train.txt") == [f"image/train/{name}.png label/train/{name}.png" for name in "ab"]
     assert lines(tmp_path / "mine/list/val.txt") == ["image/val/c.png label/val/c.png"]
+    assert lines(tmp_path / "mine/list/test.txt") == ["image/test/f.png label/test/f.png"]
+    out = tmp_path / "disk/images/train/out"  # in a source, through a link
+    assert run("folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", out) == 1 and not out.exists()
 
 
 def test_own_folder_with_images_and_masks_together(tmp_path):
@@ -593,8 +601,8 @@ def test_binary_masks_of_0_and_255_with_names_ask_which_of_them_is_meant(tmp_pat
     args += ["--names", tmp_path / "names.txt"]
     assert run(*args) == 1
     error = capsys.readouterr().err
-    assert "of 2 classes the masks show 0, and 25.0 % of the pixels are 255" in error
-    assert "\n  --ids 0 255\n" in error and "\n  --void 255\n" in error
+    assert "the masks hold 0 and 255 (25.0 % of the pixels), and 255 is void if nothing else is said" in error
+    assert "If it is the class road:\n  --ids 0 255\nif it is void:\n  --void 255\n" in error
     assert run(*args, "--void", 255) == 0 and (read_label(tmp_path / "mine/label/a.png") == ids([0, 0, 0, 255])).all()
     assert run(*args, "--ids", 0, 255) == 0 and (read_label(tmp_path / "mine/label/a.png") == ids([0, 0, 0, 1])).all()
 

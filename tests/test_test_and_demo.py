@@ -150,10 +150,7 @@ def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path):
     one, two = ((tmp_path / name / "images.csv").read_bytes() for name in ("whole", "slices"))
     assert one == two and one.count(b"\r\n") == 4
     assert slices["protocol"]["epoch"] == 7  # scoring again does not forget how the predictions were made
-    assert slices["protocol"]["predictions"] == "of several tests, of which this is the last one's protocol"
-    assert "predictions" not in whole["protocol"]
-    assert run(project, "save_folder", tmp_path / "whole", "has_prediction", True) == 0
-    assert "predictions" not in json.loads((tmp_path / "whole/result.json").read_text())["protocol"]
+    assert slices["protocol"]["predicted"] == "2 of 3 images, from number 1" and "predicted" not in whole["protocol"]
 
 
 def test_scored_files_need_no_network_and_a_wrong_id_is_a_miss(project, tmp_path):

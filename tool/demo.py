@@ -84,7 +84,7 @@ def demo(args) -> None:
 
 def load_cfg(args, read) -> Config:
     experiment = args.config or args.model
-    if args.model and not is_model(args.model):
+    if args.model and (os.path.isdir(args.model) or not args.config and not is_model(args.model)):  # noqa: PTH112, long names
         raise Mistake(f"--model {args.model}: not the file of a network ({' '.join(MODEL_SUFFIXES)})")
     if not args.config and not experiment:
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
@@ -204,12 +204,11 @@ def find_files(pattern, log) -> list[Path]:
     with file_errors(f"--image {pattern}"):
         found = [*Path(pattern).iterdir()] if folder else map(Path, glob.glob(pattern, recursive=True))  # noqa: PTH207, absolute
     suffixes = SUFFIXES | VIDEO_SUFFIXES
-    if not folder and re.fullmatch(r"\.\w+", Path(pattern).suffix):  # the pattern says which kind
-        suffixes = suffixes | {Path(pattern).suffix.lower()}
+    end = Path(pattern).suffix
+    stated = not folder and end and not glob.has_magic(end)  # *.gif says which kind
     present = sorted(path for path in found if os.path.isfile(path))  # noqa: PTH113
-    files = [path for path in present if path.suffix.lower() in suffixes]
-    if len(files) < len(present):
-        others = [path.name for path in present if path.suffix.lower() not in suffixes]
+    files = [path for path in present if stated or path.suffix.lower() in suffixes]
+    if others := [path.name for path in present if path not in files]:
         log.info(f"--image {pattern}: left alone, since their names do not end as pictures' do: {first_few(others)}")
     if not files:
         what = "this folder holds no pictures or videos" if folder else "no such picture or video, and none match it"

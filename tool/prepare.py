@@ -10,7 +10,8 @@
 
 The commands for data sets write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, the folder in
 the configs; the source is never changed, and an interrupted run is completed by starting it again. Exit status: 0 = done; 1 =
-an error in the data or in what was asked, which the message names; 2 = flags that do not exist.
+an error in the data or in what was asked, which the message names; 2 = flags that are
+unknown, missing or impossible.
 """
 
 import argparse
@@ -93,8 +94,8 @@ Next:
 def check_same_data(config, out, classes):
     """Mistake if a config that is there, and stays as it is, is not of this output."""
     there = load_cfg_from_cfg_file(config)
-    root = os.path.realpath(ROOT / str(there.get("data_root")))
-    remedy = f"remove {config} to have it written anew, correct it, or give another name with --config"
+    root = os.path.realpath(ROOT / os.path.expanduser(str(there.get("data_root"))))  # noqa: PTH111, as load_config does
+    remedy = f"remove {config} to have it written anew, correct it, give another name with --config, or leave --config out"
     if root != os.path.realpath(out):
         raise Mistake(f"{config}: is there with data_root: {there.get('data_root')}, and the output is {out}; {remedy}")
     if there.get("classes") != classes:

@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -97,9 +98,9 @@ def test(argv) -> int | None:
     distributed.adopt_launcher()
     read = lru_cache(1)(read_model)  # a checkpoint has the config and the network
     with distributed.same_errors():
-        path, overrides, notes = parse_test(argv, __doc__)
+        path, overrides, notes = parse_test(argv, __doc__, read)
         cfg = load_model_config(path, overrides, needed_files, check_config, read)
-        if not any(word.rpartition(".")[2] == "save_folder" for word in overrides[::2]):
+        if not {"save_folder", "save_path"} & {word.rpartition(".")[2] for word in overrides[::2]}:
             refuse_result_of_another_run(cfg)
         run = plan(cfg)
     status = distributed.launch(Path(__file__).resolve(), argv, cfg.test_gpu)
@@ -146,12 +147,20 @@ def needed_files(cfg):
 
 def refuse_result_of_another_run(cfg) -> None:
     """A checkpoint that was moved carries the folders of its run, where another run may have its results by now."""
-    place = os.path.realpath(os.path.dirname(cfg.path))  # noqa: PTH120, of an address too
+    place = os.path.dirname(os.path.realpath(cfg.path))  # noqa: PTH120, of an address too
     if is_model(cfg.path) and not cfg.has_prediction and place != os.path.realpath(cfg.save_path):
-        other = earlier_protocol(Path(cfg.save_folder)).get("checkpoint", shown(cfg.path))
-        if other != shown(cfg.path):
+        other = None
+        with suppress(Mistake):  # what is no result is put aside
+            other = earlier_protocol(Path(cfg.save_folder)).get("checkpoint")
+        if other not in (None, named_checkpoints(cfg)):
+            other = first_few(other) if isinstance(other, list) else other
             raise Mistake(f"{cfg.path}: does not lie in the folder of its run, {cfg.save_path}, and its save_folder, "
                           f"{cfg.save_folder}, has the result of {other}; name another with save_folder DIR")  # fmt: skip
+
+
+def named_checkpoints(cfg) -> str | list[str]:
+    """model_path, as the protocol has it."""
+    return [shown(path) for path in cfg.model_path] if isinstance(cfg.model_path, tuple) else shown(cfg.model_path)
 
 
 def plan(cfg) -> Evaluation:
@@ -183,7 +192,7 @@ def plan(cfg) -> Evaluation:
                 f"{cfg.path}: TEST.has_prediction: {len(missing)} of the {len(indices)} predictions do not exist: "
                 f"{first_few(missing, 3)}"
             )
-        run.protocol = earlier_protocol(run.folder, cfg.test_list, indices)
+        run.protocol = earlier_protocol(run.folder)
     else:
         there = os.path.exists  # Path.exists raises where the folder cannot be entered
         written = {os.path.realpath(path) for i in indices for path in (run.gray(i), run.color(i)) if there(path)}
@@ -214,12 +223,14 @@ def load_network(run, read):
     run.names = run.predictor.names  # those of the checkpoint, where the config has none
     for path, weights in zip(checkpoints, run.predictor.weights):
         run.log.info(f"Weights {path}:\n{weights}")
-    files, epochs = [shown(path) for path in checkpoints], [weights.epoch for weights in run.predictor.weights]
+    epochs = [weights.epoch for weights in run.predictor.weights]
+    part = {"predicted": f"{len(run.indices)} of {len(run.data)} images, from number {run.indices.start}"}
     run.protocol = {
         "config": shown(cfg.path),
-        "checkpoint": files[0] if len(files) == 1 else files,
+        "checkpoint": named_checkpoints(cfg),
         "epoch": epochs[0] if len(epochs) == 1 else epochs,
         **prediction_protocol(cfg, precision.label),
+        **(part if len(run.indices) < len(run.data) else {}),  # it stays with the predictions when more of them are scored
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "environment": environment(run.device),
     }

@@ -215,7 +215,8 @@ def keep_comparable(run, changed) -> None:
 def note_changed_names(run, checkpoint) -> None:
     """Warn of class names that are not those of the checkpoint; a file says nothing of where its lines have come from."""
     before = checkpoint.get("names") or ()
-    changed = [f"class {k} was {old} and is {new}" for k, (old, new) in enumerate(zip(before, run.names)) if old != new]
+    pairs = enumerate(zip(before, run.names))
+    changed = [f"class {k} was {old} and is {new}" for k, (old, new) in pairs if old not in (new, f"class {k}")]
     if changed:
         run.log.warning(f"names_path: {first_few(changed)}; what the network has learned goes by the ids")
 

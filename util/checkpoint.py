@@ -63,7 +63,7 @@ def load_checkpoint(path) -> dict:
     Raises Mistake if the file cannot be read, Damaged if its content is damaged, of another kind, or would run code.
     """
     if Path(path).suffix in EXPORT_FORMATS:
-        raise Mistake(f"{path}: an exported network, which predicts alone; give the checkpoint that it was made of")
+        raise Mistake(f"{path}: a file of tool/export.py, which can only predict; give the checkpoint it was made from")
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:

@@ -141,13 +141,13 @@ def parse_train(argv, doc) -> tuple[Path, list[str], list[str]]:
     return _parse(argv, doc, "tool/train.py", "train_gpu", [title for title in FLAGS if title not in (TRAINED, SUBMISSION)])
 
 
-def parse_test(argv, doc) -> tuple[Path, list[str], list[str]]:
-    """The same for tool/test.py; the path may be that of a checkpoint, for load_model_config. Flags of training are accepted
-    too, since train.sh gives the same ones to both."""
-    return _parse(argv, doc, "tool/test.py", "test_gpu", FLAGS, hidden=(START, SEEDS))
+def parse_test(argv, doc, read=None) -> tuple[Path, list[str], list[str]]:
+    """The same for tool/test.py; the path may be that of a checkpoint, for load_model_config, which `read` reads. Flags of
+    training are accepted too, since train.sh gives the same ones to both."""
+    return _parse(argv, doc, "tool/test.py", "test_gpu", FLAGS, hidden=(START, SEEDS), read=read)
 
 
-def _parse(argv, doc, program, gpu_key, titles, hidden=()):
+def _parse(argv, doc, program, gpu_key, titles, hidden=(), read=None):
     flags = {flag.name: flag for title in titles for flag in FLAGS[title]}
     parser = _build_parser(doc, program, titles, hidden)
     args, words = parser.parse_known_args(_spell_out(argv, flags))
@@ -180,11 +180,11 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=()):
     _check_agreement(settings)
     overrides, keys = [word for s in settings for word in (s.name, s.value)], {s.key for s in settings}
     if any(s.source in ("--work-dir", "--cfg-options work_dir") for s in settings):
-        overrides += _into_work_dir(config, keys)
+        overrides += _into_work_dir(config, keys, read)
     notes = [f"{name} is deprecated, use {use}" for name, use in DEPRECATED.items() if name in given]
     intervals = [s.written for s in settings if s.key == "iter_interval" and s.source.endswith(".interval")]
     notes += [f"{intervals[0]}: sets iter_interval{WHY['iter_interval']}"] if len(intervals) == 1 else []
-    gpus = _fit_gpus(given, config, overrides, gpu_key, fixed=gpu_key in keys)
+    gpus = _fit_gpus(given, config, overrides, gpu_key, gpu_key in keys, read)
     if gpus:
         starter = "the launcher" if launcher == "none" else launcher
         reason = "as --one-gpu asks" if len(gpus) == 1 else f"one for each process that {starter} has started"
@@ -301,7 +301,8 @@ def _option(word) -> Setting:
         value = "null"
     elif str in kinds and any(get_origin(kind) is tuple for kind in kinds):
         bare = re.sub(r"^\((.*)\)$", r"\1", value)
-        value = f"[{bare}]" if "," in bare and all(is_model(part.strip(" '\"")) for part in bare.split(",")) else value
+        models = all(part.strip(" '\"").endswith(MODEL_SUFFIXES) for part in bare.split(","))
+        value = f"[{bare}]" if "," in bare and models else value
     elif any(get_origin(kind) is tuple for kind in kinds):
         value = re.sub(r"'[^']*'|\"[^\"]*\"|[()]", lambda m: {"(": "[", ")": "]"}.get(m[0], m[0]), value)
         value = f"[{value}]" if "," in value and not value.startswith("[") else value
@@ -321,10 +322,10 @@ def _check_agreement(settings):
         raise Mistake("\n".join(mistakes))
 
 
-def _into_work_dir(config, given) -> list[str]:
+def _into_work_dir(config, given, read) -> list[str]:
     """Overrides that put into the work dir what the config keeps in its save_path or beside it (`{save_path}/../result`), so
     that two work dirs share nothing. given: keys that the command line sets itself."""
-    file, overrides = vars(load_model_config(config)) if is_model(config) else load_cfg_from_cfg_file(config), []
+    file, overrides = vars(load_model_config(config, read=read)) if is_model(config) else load_cfg_from_cfg_file(config), []
     for key in {"model_path", "save_folder"} - given:
         if isinstance(file.get(key), str) and isinstance(file.get("save_path"), str) and not is_url(file[key]):
             place = os.path.relpath(file[key].replace("{save_path}", file["save_path"]), file["save_path"])
@@ -334,17 +335,16 @@ def _into_work_dir(config, given) -> list[str]:
     return overrides
 
 
-def _fit_gpus(given, config, overrides, gpu_key, fixed) -> list[int] | None:
+def _fit_gpus(given, config, overrides, gpu_key, fixed, read) -> list[int] | None:
     """The GPUs to use in place of the config's, if their number depends on how the program was started.
 
     --one-gpu keeps the first. Where a launcher has started more processes on this machine than the config has GPUs, the first
     GPUs are used, unless the command line names them (`fixed`). A config for the CPU stays one.
     """
-    launched = "RANK" in os.environ
-    if not launched and "--one-gpu" not in given:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if "RANK" in os.environ else 0
+    if (processes == 1 or fixed) if processes else "--one-gpu" not in given:
         return None
-    gpus = getattr(load_model_config(config, overrides), gpu_key) or ()
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if launched:
-        return list(range(processes)) if not fixed and gpus and processes > len(gpus) else None
+    gpus = getattr(load_model_config(config, overrides, read=read), gpu_key) or ()
+    if processes:
+        return list(range(processes)) if gpus and processes > len(gpus) else None
     return [gpus[0]] if len(gpus) > 1 else None

@@ -129,7 +129,7 @@ def pick_device(gpus) -> torch.device:
     if local_rank >= len(gpus) or gpus[local_rank] >= torch.cuda.device_count():
         raise Mistake(
             f"process {local_rank} of this machine has no GPU: configured are {list(gpus)}, "
-            f"and CUDA sees {torch.cuda.device_count()}; correct train_gpu or test_gpu"
+            f"and CUDA sees {torch.cuda.device_count()}; correct train_gpu or test_gpu, or start fewer processes"
         )
     device = torch.device("cuda", gpus[local_rank])
     torch.cuda.set_device(device)

@@ -118,11 +118,8 @@ def write_images(folder, names, images) -> None:
     _write_csv(folder / "images.csv", [["image", "mIoU", "allAcc", *(f"IoU {name}" for name in names)], *rows])
 
 
-def earlier_protocol(folder, test_list=None, indices=range(0)) -> dict:
-    """How the predictions in `folder` were made, from the result.json beside them; Mistake if that is no result of a test.
-
-    It is that of the last test there; where that was not of all `indices` of `test_list`, it says so.
-    """
+def earlier_protocol(folder) -> dict:
+    """How the predictions in `folder` were made, from the result.json beside them; Mistake if that is no result of a test."""
     path = folder / "result.json"
     if not os.path.isfile(path):  # noqa: PTH113, Path.is_file raises where the folder cannot be entered
         return {"predictions": f"{shown(folder)}/gray, made elsewhere"}
@@ -131,11 +128,6 @@ def earlier_protocol(folder, test_list=None, indices=range(0)) -> dict:
     try:
         protocol = dict(json.loads(text)["protocol"].items())
         json.dumps(protocol, ensure_ascii=False).encode("utf-8", "surrogateescape")  # it must be possible to write it again
-        first = protocol.get("first image", indices.start)
-        tested = range(first, first + protocol.get("images", indices.stop - first))
-        whole = tested.start <= indices.start and indices.stop <= tested.stop
-        if indices and not (whole and protocol.get("list") == shown(test_list)):
-            protocol["predictions"] = "of several tests, of which this is the last one's protocol"
         return protocol
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Mistake(

@@ -125,6 +125,18 @@ class _Loader(yaml.SafeLoader):
                 key.tag = "tag:yaml.org,2002:str"
         return node
 
+    def construct_yaml_int(self, node):
+        """YAML 1.1 has octal numbers, 0100 for 64, and sexagesimal ones, 1:30 for 90: here the first are decimal, and the
+        second text."""
+        text = self.construct_scalar(node)
+        if ":" in text:
+            return text
+        return int(text) if re.fullmatch("[-+]?0[0-9_]+", text) else super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node):
+        text = self.construct_scalar(node)
+        return text if ":" in text else super().construct_yaml_float(node)
+
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
@@ -132,17 +144,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"cannot be read ({error})", problem_mark=node.start_mark) from None
 
 
-# Numbers are decimal, or begin with 0x. What YAML 1.1 has beside these stays text for `convert`: 0100 (there 64), 1:30 (90).
-_NUMBERS = {
-    "int": r"[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+)$",
-    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in _NUMBERS]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _kind, _form in _NUMBERS.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), list("-+.0123456789"))
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", getattr(_Loader, f"construct_yaml_{_kind}"))
 
 
 def read_config_text(path) -> str:
