@@ -55,10 +55,16 @@ PARSED = {  # without comments and quotes
     " epochs 32 eval_freq 16": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/short/model epochs 8": CAMVID,
     "sh tool/test.sh camvid pspnet18 save_path exp/camvid/streets/model epochs 32 test_h 193 test_w 257 flip False": CAMVID,
-    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/streets/model epochs 32 test_h 193 test_w 257 flip False"
-    " test_list dataset/camvid/list/test.txt save_folder exp/camvid/streets/test": CAMVID,
+    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/large/model epochs 18 base_size 600 test_h 225 test_w 289 flip False"
+    " test_list dataset/camvid/list/test.txt save_folder exp/camvid/large/test": CAMVID,
+    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/large/model epochs 18 base_size 600 test_h 225 test_w 289"
+    " flip False": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/large/model epochs 18 eval_freq 18 channels_last True"
+    " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
+    " class_weights null base_lr 0.0015 weight exp/camvid/streets/model/train_epoch_32.pth": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/small1/model epochs 6 eval_freq 6 train_h 97"
     " train_w 129 scale_min 0.375 scale_max 0.75 base_size 240 test_h 185 test_w 241": CAMVID,
+    "torchrun --nproc_per_node 8 tool/test.py --config F": GPUS,
     "python tool/train.py --config F train_gpu [0]": GPUS,
     "torchrun --nproc_per_node 8 tool/train.py --config F": GPUS,
     "torchrun --nproc_per_node 8 --max-restarts 3 tool/train.py --config F resume auto save_iters 500": GPUS,
@@ -102,7 +108,8 @@ NO_COMMANDS = {  # what else looks like one
 }  # fmt: skip
 STANDS_FOR = {  # words of the pages
     "[KEY VALUE ...]": "", "[flags]": "", "DATASET": "toy", "EXP": "pspnet18", "CONFIG": "toy_pspnet18", "F": "toy_pspnet18",
-    "CHECKPOINT": "A.pth", "FILE": "A.pth", "OUT": "B.safetensors", "S": "1", "DIR": "exp/a", "ROW": "criterion_outside True",
+    "CHECKPOINT": "exp/toy/pspnet18/model/train_epoch_1.pth",
+    "FILE": "A.pth", "OUT": "B.safetensors", "S": "1", "DIR": "exp/a", "ROW": "criterion_outside True",
 }  # fmt: skip
 TINY = "train_h 33 train_w 33 test_h 33 test_w 33 base_size 64 batch_size 4 epochs 1 eval_freq 1 workers 0".split()
 

@@ -220,13 +220,15 @@ def test_a_sample_finds_faults_but_does_not_judge_the_list(root):
 
 def test_a_long_check_says_how_long_it_takes(root, monkeypatch):
     data, said = SemData("train", root, root / "list.txt", classes=5), []
+    absent = f"{root}/list.txt: no pixel of class 0, 2, 3, 4 (ignore_label is 255)"
     check_data(data, say=said.append)
-    assert said == []
+    assert said == [absent]
+    said.clear()
     monkeypatch.setattr(loader, "FIRST", 10)
     monkeypatch.setattr(loader, "SLOW_S", 0)
     check_data(data, say=said.append)
     assert said[0] == f"Checking the data: about 0 minutes for {MANY} images (`check_data 1000`: so many of each list)"
-    assert said[1:] == [f"Checking the data: {MANY * i // 10}/{MANY}" for i in range(3, 11)]
+    assert said[1:] == [*(f"Checking the data: {MANY * i // 10}/{MANY}" for i in range(3, 11)), absent]
 
 
 @pytest.mark.parametrize("value, expected", [("True", True), ("1", True), ("0", False), ("False", False), ("1000", 1000)])

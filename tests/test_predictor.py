@@ -338,7 +338,13 @@ def test_a_checkpoint_that_was_moved_does_not_replace_the_result_of_another_run(
     moved.parent.mkdir()
     shutil.copy(runs / "a/model_best.pth", moved)
     shutil.rmtree(runs / "result_a", ignore_errors=True)
+    (runs / "result_a").mkdir()
+    (runs / "result_a/result.json").write_text("{")  # no result of a test
     assert test.main([str(moved)]) == 0 and test.main([str(moved)]) == 0  # there is no other result
+    shutil.rmtree(runs / "result_a")
+    both = [str(moved), str(runs / "a/model_best.pth")]
+    assert test.main(both) == 0 and test.main(both) == 0  # its own result
+    shutil.rmtree(runs / "result_a")
     assert test.main([str(runs / "a/model_best.pth")]) == 0
     kept = (runs / "result_a/result.json").read_bytes()
     assert test.main([str(moved)]) == 1
@@ -346,6 +352,8 @@ def test_a_checkpoint_that_was_moved_does_not_replace_the_result_of_another_run(
     assert f"{moved}: does not lie in the folder of its run, {runs / 'a'}, and its save_folder" in error
     assert f"has the result of {runs / 'a/model_best.pth'}; name another with save_folder DIR" in error
     assert (runs / "result_a/result.json").read_bytes() == kept
+    (tmp_path / "link.pth").symlink_to(runs / "a/model_best.pth")
+    assert test.main([str(tmp_path / "link.pth")]) == 0
     assert test.main([str(moved), "save_folder", str(tmp_path / "own")]) == 0
 
 
