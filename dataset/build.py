@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from multiprocessing import get_context
@@ -101,7 +101,7 @@ def _drawn(good, share, seed):
     order = [i for i, (sample, *_) in enumerate(good) if not sample.split]
     if len(order) < 2:
         raise Mistake(f"images with a label: {len(order)}; at least 2 are needed, one to train on and one for val")
-    order.sort(key=lambda i: sha256(f"{seed} {good[i][0].image_to}".encode(errors="surrogateescape")).digest())
+    order.sort(key=lambda i: sha256(f"{seed} {good[i][0].image_to}".encode()).digest())
     val = {*order[: min(max(round(len(order) * share), 1), len(order) - 1)]}
     drawn = {i: "val" if i in val else "train" for i in order}
     return [(replace(sample, split=drawn.get(i, sample.split)), *more) for i, (sample, *more) in enumerate(good)]
@@ -109,7 +109,9 @@ def _drawn(good, share, seed):
 
 def _moved_into_val(train_list, splits):
     """A note, if images of val stand in the training list that is replaced."""
-    earlier = {*read_lines(train_list)} if train_list.is_file() else ()
+    earlier = set()
+    with suppress(Mistake):  # there is none, or none that can be read: it is written anew
+        earlier.update(read_lines(train_list))
     moved = [sample.image_to for sample, _ in splits.get("val", ()) if _line(sample).rstrip("\n") in earlier]
     return [f"{len(moved)} images of val were in train before: a run that resumes, or starts from weights that it has learned "
             f"there, is validated on images that it has seen: {first_few(moved)}"] if moved else []  # fmt: skip

@@ -334,7 +334,7 @@ def test_test_of_a_checkpoint_writes_where_its_config_says_and_gives_the_numbers
 
 
 def test_a_checkpoint_that_was_moved_does_not_replace_the_result_of_another_run(runs, tmp_path, capsys):
-    moved = tmp_path / "renamed/model_best.pth"
+    moved = tmp_path / "renamed/model_best.pth.tar"
     moved.parent.mkdir()
     shutil.copy(runs / "a/model_best.pth", moved)
     shutil.rmtree(runs / "result_a", ignore_errors=True)

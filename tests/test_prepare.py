@@ -535,6 +535,8 @@ def test_one_more_image_moves_at_most_one_of_the_others_into_val_and_says_so(tmp
             said = "1 images of val were in train before" in capsys.readouterr().out
             assert said == bool(before and before & val)
             before = train
+    (tmp_path / "mine/list/train.txt").write_bytes(b"\xff")  # damaged, and written anew
+    assert run(*args) == 0 and {*lines(tmp_path / "mine/list/train.txt")} == before
 
 
 def test_own_folder_keeps_a_split_into_train_and_val(tmp_path):
