@@ -250,12 +250,6 @@ def test_nccl_is_given_its_gpu_before_the_first_exchange(device, backend, expect
     assert given["device_id"] == (torch.device("cuda:3") if expected else None)
     assert given["backend"] == ("gloo" if device == "cpu" else backend)
 
-    def in_torch_2_1(backend, store, rank, world_size):
-        given.update(backend=backend)
-
-    monkeypatch.setattr(distributed.dist, "init_process_group", in_torch_2_1)
-    distributed.init_process_group(torch.device(device), backend)
-
 
 @pytest.fixture
 def stop():

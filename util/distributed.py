@@ -1,6 +1,5 @@
 """Distributed helpers that also work in one process, so that callers never branch."""
 
-import inspect
 import math
 import os
 import re
@@ -141,11 +140,9 @@ def init_process_group(device: torch.device, backend: str = "nccl") -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         store, rank, world = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(_name_of_start(store, rank, world), store)
-        more = {}
-        if device.type == "cuda" and backend == "nccl" and "device_id" in inspect.signature(dist.init_process_group).parameters:
-            more["device_id"] = device  # torch 2.3; without it a barrier of NCCL guesses the GPU from the rank
         backend = backend if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, **more)
+        own_gpu = device if backend == "nccl" else None  # else a barrier of NCCL guesses the GPU from the rank
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=own_gpu)
 
 
 def _name_of_start(store, rank, world) -> str:
