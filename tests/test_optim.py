@@ -252,6 +252,18 @@ def test_optimizers_are_torchs_to_the_bit_and_leave_no_graph(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_checkpoint_brings_its_momenta_and_none_of_its_settings(kind):
+    network = Network()
+    ours = build_optimizer(network, base_lr=0.1, momentum=0.9, weight_decay=0.5, kind=kind)
+    theirs = build_optimizer(network, base_lr=0.2, head_lr_factor=3, momentum=0.8, weight_decay=0.25, kind=kind)
+    network.cls(network.layer1(network.layer0(torch.rand(2, 3, 9, 9)))).sum().backward()
+    theirs.step()
+    before = [{**group} for group in ours.param_groups]
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.param_groups == before and len(ours.state) == 11
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_the_state_of_a_checkpoint_is_found_by_name_in_whatever_groups(kind):
     """The rules give the two parameters of BatchNorm, of one shape, the other order."""
     network, images = Network(), torch.rand(2, 3, 9, 9)

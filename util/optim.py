@@ -77,18 +77,17 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
         raise ValueError(f"{len(outside)} parameters would never learn ({', '.join(outside[:5])}): name their modules in "
                          "backbone_modules() or head_modules() of the network, or freeze them")  # fmt: skip
 
-    if kind == "adamw":
-        fused = True  # one kernel for all weights, on CPUs too
-        optimizer = AdamW(groups, lr=base_lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
+    if kind == "adamw":  # fused: one kernel for all weights, on CPUs too
+        optimizer = AdamW(groups, lr=base_lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
     else:
         fused = True if next(network.parameters()).is_cuda and precision != "fp16" else None
         optimizer = SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
 
-    settings_here = [{key: group[key] for key in ("lr_factor", "weight_decay")} for group in groups]
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
     def keep_settings(optimizer):  # a checkpoint has those of the config and the device that it was made with
-        for group, mine in zip(optimizer.param_groups, settings_here):
-            group.update(mine, fused=fused)
+        for group, mine in zip(optimizer.param_groups, own):
+            group.update(mine)
 
     optimizer.register_load_state_dict_post_hook(keep_settings)
     return optimizer

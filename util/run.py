@@ -298,12 +298,9 @@ def restore(run, content) -> None:
             run.log.info(f"{where}: it has no average of the weights; that of this run starts from its weights")
     elif trained is not averaged:
         run.log.info(f"{where}: without ema_decay the run goes on from the weights under training, not from their average")
-    own_settings = [{key: value for key, value in group.items() if key != "params"} for group in run.optimizer.param_groups]
     try:
         run.optimizer.load_state_dict(_optimizer_state(run, content))
         kinds = {"exp_avg", "exp_avg_sq", "step"} if run.cfg.optimizer == "adamw" else {"momentum_buffer"}
-        for group, settings in zip(run.optimizer.param_groups, own_settings):
-            group.update(settings)
         wrong = [
             f"{name} of another shape, kind or optimizer"
             for group in run.optimizer.param_groups
