@@ -25,7 +25,7 @@ def look(cfg, out, count=16):
                    ignore_label=cfg.ignore_label, seed=seed, cache=cfg.cache)  # fmt: skip
     names, palette = class_names(cfg), palette_of(cfg)
     files = output_names([image for image, _ in data.data_list])
-    order = [key for (key,) in islice(EpochSampler(len(data), 1, seed=seed, epoch=0), count)]
+    order = [key for (key,) in islice(EpochSampler(len(data), 1, seed=seed), count)]
     sheets = [order[i : i + COLUMNS * ROWS] for i in range(0, len(order), COLUMNS * ROWS)]
     for number, keys in enumerate(sheets, 1):
         samples = [(*data[key], files[key[1]]) for key in keys]

@@ -81,7 +81,7 @@ def images(count, folder, quick):
 
     def work():
         pairs = read_list(folder / "list.txt", folder, "train")
-        next(iter(EpochSampler(len(pairs), 8, seed=0, epoch=0)))
+        next(iter(EpochSampler(len(pairs), 8, seed=0)))
 
     return compare({"": work}, 60, 1 if quick else 3)[""]
 

@@ -483,7 +483,8 @@ AUGMENT = T.Compose(
 
 def batches(root, epoch, rank=0, world_size=1, num_workers=0, seed=7):
     data = SemData("train", root, root / "train.txt", AUGMENT, seed=seed)
-    sampler = EpochSampler(len(data), 3, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+    sampler = EpochSampler(len(data), 3, seed=seed, rank=rank, world_size=world_size)
+    sampler.set_epoch(epoch)
     loader = torch.utils.data.DataLoader(
         data,
         batch_sampler=sampler,
@@ -536,10 +537,10 @@ def test_sample_random_numbers_are_the_same_in_every_process_and_version():
     ]
 
 
-def parts(world_size, length=50, batch_size=16, **kwargs):
-    kwargs = {"seed": 1, "epoch": 2, **kwargs}
-    samplers = [EpochSampler(length, batch_size, rank=r, world_size=world_size, **kwargs) for r in range(world_size)]
+def parts(world_size, seed=1, epoch=2, start_batch=0):
+    samplers = [EpochSampler(50, 16, seed=seed, rank=r, world_size=world_size) for r in range(world_size)]
     for sampler in samplers:
+        sampler.set_epoch(epoch, start_batch)
         assert len(list(sampler)) == len(sampler)
     return [list(sampler) for sampler in samplers]
 
@@ -563,15 +564,14 @@ def test_the_order_depends_on_seed_and_epoch_only():
     assert first == parts(1)[0]
     orders = {tuple(index for batch in parts(1, seed=s, epoch=e)[0] for _, index in batch) for s, e in ((1, 2), (2, 1), (1, 3))}
     assert len(orders) == 3
-    sampler = EpochSampler(50, 16, seed=1, epoch=0)
-    sampler.set_epoch(2)
-    assert list(sampler) == first
+    assert list(EpochSampler(50, 16, seed=1)) == parts(1, epoch=0)[0]
 
 
 def test_an_epoch_can_begin_at_a_later_batch():
     assert parts(2, start_batch=1) == [rank[1:] for rank in parts(2)]
     assert parts(1, start_batch=3) == [[]]
-    sampler = EpochSampler(50, 16, seed=1, epoch=0, start_batch=2)
+    sampler = EpochSampler(50, 16, seed=1)
+    sampler.set_epoch(2, start_batch=2)
     sampler.set_epoch(2)
     assert list(sampler) == parts(1)[0]
 
@@ -580,12 +580,12 @@ def test_a_dataset_smaller_than_a_batch_is_an_error():
     with pytest.raises(
         ValueError, match=r"the dataset has 5 samples, less than one batch of batch_size = 16: lower batch_size"
     ):
-        EpochSampler(5, 16, seed=0, epoch=0)
+        EpochSampler(5, 16, seed=0)
 
 
 def test_a_batch_smaller_than_the_world_is_an_error():
     with pytest.raises(ValueError, match=r"batch_size = 2 is less than the 3 processes"):
-        EpochSampler(50, 2, seed=0, epoch=0, world_size=3)
+        EpochSampler(50, 2, seed=0, world_size=3)
 
 
 class Threads(torch.utils.data.Dataset):

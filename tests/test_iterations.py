@@ -170,14 +170,14 @@ def test_loss_from_outside_the_network_trains_the_same_weights(toy_options, tmp_
 
 
 def test_sampler_goes_on_into_the_next_epochs():
-    def sampler(epoch=0):
-        return EpochSampler(13, 4, seed=3, epoch=epoch)
+    def batches(*position, **more):
+        sampler.set_epoch(*position, **more)
+        assert len(found := list(sampler)) == len(sampler)
+        return found
 
-    endless = sampler()
-    endless.set_epoch(1, start_batch=2, batches=6)
-    assert len(endless) == 6
-    expected = [*list(sampler(1))[2:], *sampler(2), *list(sampler(3))[:2]]
-    assert list(endless) == expected and len(expected) == 6
+    sampler = EpochSampler(13, 4, seed=3)
+    expected = [*batches(1)[2:], *batches(2), *batches(3)[:2]]
+    assert batches(1, start_batch=2, batches=6) == expected and len(expected) == 6
 
 
 def test_keys_that_will_do_nothing_are_noted(toy_options, tmp_path, capsys):

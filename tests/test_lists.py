@@ -158,7 +158,7 @@ class Dirty(torch.utils.data.Dataset):
 
 def growth(data_list):
     """Bytes that each of two workers copies in an epoch after its first batch."""
-    sampler = EpochSampler(len(data_list), 500, seed=0, epoch=0)
+    sampler = EpochSampler(len(data_list), 500, seed=0)
     batches = [[index for _, index in batch] for batch in sampler]
     first, last = {}, {}
     for worker, count, dirty in torch.utils.data.DataLoader(
@@ -180,7 +180,7 @@ def test_an_epoch_copies_no_memory_of_the_list_into_the_workers():
 
 
 def test_the_order_of_an_epoch_is_that_of_earlier_versions():
-    sampler = EpochSampler(10, 3, seed=5, epoch=0)
+    sampler = EpochSampler(10, 3, seed=5)
     sampler.set_epoch(2, 1, 4)
     assert [*sampler] == [  # as torch's permutation, taken as a list, gave them in earlier versions
         [(2, 8), (2, 7), (2, 5)],

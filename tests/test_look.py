@@ -30,7 +30,7 @@ def test_sheets_show_the_first_samples_of_a_training(toy_options, tmp_path, caps
     cfg = load_config("config/toy/toy_pspnet18.yaml", options)
     data, _ = build_data(cfg)
     data.seed = 7
-    first_batches = [key for batch in list(EpochSampler(len(data), cfg.batch_size, seed=7, epoch=0))[:2] for key in batch]
+    first_batches = [key for batch in list(EpochSampler(len(data), cfg.batch_size, seed=7))[:2] for key in batch]
     for i, key in enumerate(first_batches[:6]):
         image, label = data[key]
         image = np.clip(np.rint(image.permute(1, 2, 0).numpy() * np.float32(STD) + np.float32(MEAN)), 0, 255).astype(np.uint8)

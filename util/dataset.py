@@ -106,12 +106,10 @@ class EpochSampler:
     """A batch sampler: yields this rank's part of every global batch as a list of (epoch, index) keys for `SemData`.
 
     The order of an epoch depends on (seed, epoch) only. A global batch of `batch_size` is cut into world_size contiguous
-    parts whose sizes differ by one at most (16 over 3 ranks: 6 + 5 + 5); samples that fill no batch are left out. The epoch
-    begins at global batch `start_batch`, for a run that is resumed. It ends with the data, or, if `set_epoch` sets a number
-    of `batches`, after that number, continuing into the next epochs.
+    parts whose sizes differ by one at most (16 over 3 ranks: 6 + 5 + 5); samples that fill no batch are left out.
     """
 
-    def __init__(self, length, batch_size, *, seed, epoch, rank=0, world_size=1, start_batch=0):
+    def __init__(self, length, batch_size, *, seed, rank=0, world_size=1):
         if batch_size < world_size:
             raise Mistake(f"batch_size = {batch_size} is less than the {world_size} processes: give each at least one")
         if length < batch_size:
@@ -121,9 +119,11 @@ class EpochSampler:
         base, extra = divmod(batch_size, world_size)
         start = rank * base + min(rank, extra)
         self.part = slice(start, start + base + (rank < extra))  # of a global batch
-        self.set_epoch(epoch, start_batch)
+        self.set_epoch(0)
 
     def set_epoch(self, epoch, start_batch=0, batches=None):
+        """Begin at this global batch of an epoch, for a run that is resumed, and end with the epoch's data; or after so many
+        `batches`, going on into the next epochs."""
         self.epoch, self.start_batch, self.batches = epoch, start_batch, batches
 
     def __len__(self):

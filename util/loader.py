@@ -33,9 +33,8 @@ def build_data(cfg):
 
 def build_loader(cfg, data, seed, device):
     """Batches of this process. The order depends on (seed, epoch) alone, whatever the number of processes and workers."""
-    sampler = EpochSampler(
-        len(data), cfg.batch_size, seed=seed, epoch=0, rank=distributed.rank(), world_size=distributed.world_size()
-    )
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    sampler = EpochSampler(len(data), cfg.batch_size, seed=seed, **ranks)
     workers = worker_settings(cfg)
     return DataLoader(
         data,
