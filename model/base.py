@@ -156,12 +156,12 @@ class SceneParser(nn.Module):
         step = 8 // self.zoom_factor
         return label[..., ::step, ::step]
 
-    def valid_pixels(self, label, image=None):
+    def valid_pixels(self, label):
         """Weight of this batch's loss in a larger batch, 0-d float32: the criterion's `normaliser`, else the valid pixels.
 
-        label: of the image's size, or with image of the logits' size.
+        label: (N, H, W) of the image's size.
         """
-        label = self.label_of_logits(label, image)
+        label = self.label_of_logits(label)
         if hasattr(self.criterion, "normaliser"):
             return self.criterion.normaliser(label)
         return (label != self.ignore_label).sum().float()

@@ -37,8 +37,8 @@ def log_validation(writer, result: Scores, confusion, names: list[str], step: in
     writer.add_image("val/confusion", heat_map(confusion), step, dataformats="HWC")
 
 
-def heat_map(confusion, side=480):
-    """The confusion matrix (K, K) as a picture (H, W, 3) uint8, in cells of equal size, about `side` pixels high.
+def heat_map(confusion):
+    """The confusion matrix (K, K) as a picture (H, W, 3) uint8, in cells of equal size, about 480 pixels high.
 
     Rows are labels, columns predictions. The strength of the colour, blue on the diagonal and orange elsewhere, is the square
     root of the share of the row, which keeps small confusions visible; a row without labels is white.
@@ -48,5 +48,5 @@ def heat_map(confusion, side=480):
     colours = np.full((*share.shape, 3), (208, 84, 10))
     colours[np.diag_indices(len(share))] = (24, 95, 190)
     picture = np.rint(255 + np.sqrt(share)[..., None] * (colours - 255)).astype(np.uint8)
-    cell = max(1, side // len(share))
+    cell = max(1, 480 // len(share))
     return picture.repeat(cell, 0).repeat(cell, 1)

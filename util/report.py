@@ -315,11 +315,11 @@ def _confusion_table(result):
             f"<thead><tr><td>label \\ prediction{head}<tbody>{''.join(rows)}</table>")  # fmt: skip
 
 
-def _errors(result, count=10):
-    """List items of the largest cells off the diagonal, as shares of their rows."""
+def _errors(result):
+    """List items of the ten largest cells off the diagonal, as shares of their rows."""
     shares = result.shares
     np.fill_diagonal(shares, 0)
-    order = np.argsort(-shares, axis=None, kind="stable")[:count]
+    order = np.argsort(-shares, axis=None, kind="stable")[:10]
     pairs = [(i, j) for i, j in zip(*np.unravel_index(order, shares.shape)) if shares[i, j] > 0]
     return "".join(
         f"<li><b>{shares[i, j]:.1%}</b> of <i>{escape(result.names[i])}</i> taken for <i>{escape(result.columns[j])}</i></li>"

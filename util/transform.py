@@ -419,21 +419,19 @@ class Normalize:
 
 
 class PadTo:
-    """Pad the tensors of `Normalize` at the bottom and right to `size` (h, w): the image with `fill`, the label to ignore."""
+    """Pad normalised tensors at the bottom and right to `size` (h, w): the image with 0, the mean, the label to ignore."""
 
-    def __init__(self, size, ignore_label=255, fill=0):
+    def __init__(self, size, ignore_label=255):
         _require(self, _is_size(size), "size", size, "two positive integers (h, w)")
         _require(self, _is_id(ignore_label), "ignore_label", ignore_label, "an integer")
-        _require(self, isinstance(fill, Real), "fill", fill, "a number")
-        self.h, self.w = size
-        self.ignore_label, self.fill = ignore_label, fill
+        (self.h, self.w), self.ignore_label = size, ignore_label
 
     def __call__(self, image, label, rng=random):
         h, w = label.shape
         if h > self.h or w > self.w:
             raise ValueError(f"PadTo: the image is {h} x {w}, larger than {self.h} x {self.w}: crop it first")
         border = (0, self.w - w, 0, self.h - h)  # left, right, top, bottom
-        return pad(image, border, value=self.fill), pad(label, border, value=self.ignore_label)
+        return pad(image, border), pad(label, border, value=self.ignore_label)
 
 
 class Compose:
