@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from util.common import text_table
+from util.common import first_few, text_table
 
 
 class AverageMeter:
@@ -254,8 +254,7 @@ def _check_labels(pairs, label, K, ignore):
 
 def _tally(values):
     values, count = values.unique(return_counts=True)
-    shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values.tolist(), count.tolist()))[:5])
-    return shown + (", ..." if len(values) > 5 else "")
+    return first_few([f"{v} ({n} pixels)" for v, n in zip(values.tolist(), count.tolist())])
 
 
 def _ratio(a, b):
