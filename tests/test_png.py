@@ -81,7 +81,7 @@ def test_files_of_other_kinds_are_decoded_whole(tmp_path, write):
 
 @pytest.mark.parametrize("interlaced", [0, 1])
 def test_an_interlaced_file_is_decoded_whole(interlaced):
-    header = png._chunk(b"IHDR", struct.pack(">IIBBBBB", 7, 7, 8, 2, 0, 0, interlaced))
+    header = png.chunk(b"IHDR", struct.pack(">IIBBBBB", 7, 7, 8, 2, 0, 0, interlaced))
     assert (png.png_layout(png.SIGNATURE + b"".join(header)) is None) == interlaced
 
 

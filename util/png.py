@@ -55,7 +55,7 @@ def cut_png(data, layout, rows, columns):
     if left:
         return None
     header = struct.pack(">II", columns, rows) + data[24:29]
-    chunks = _chunk(b"IHDR", header), _chunk(b"IDAT", *stored, store.flush()), _chunk(b"IEND")
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", *stored, store.flush()), chunk(b"IEND")
     return b"".join([SIGNATURE, *sum(chunks, ())])
 
 
@@ -77,7 +77,8 @@ def _is_intact(data, start, stop):
     return zlib.crc32(data[start - 4 : stop]) == int.from_bytes(data[stop : stop + 4], "big")
 
 
-def _chunk(kind, *parts):
+def chunk(kind, *parts):
+    """A chunk of a PNG in pieces: its length, kind and parts, and its checksum."""
     checksum = zlib.crc32(kind)
     for part in parts:
         checksum = zlib.crc32(part, checksum)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from util.common import Mistake, write_aside
 from util.image import read_lines
-from util.png import SIGNATURE
+from util.png import SIGNATURE, chunk
 
 PANEL = 512  # pixels, the longest side of a picture in a panel
 NAME = 40  # letters of a name in a legend, the longest
@@ -214,21 +214,18 @@ def save_png_strips(path, h, w, strips):
 
     strips: (n, w, 3) uint8 RGB from top to bottom, h rows in all; beside a narrower one it is white.
     """
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     packed = zlib.compressobj(3)
     with write_aside(path) as aside, aside.open("wb") as file:
-        file.write(SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)))  # 8 bits, RGB
+        file.write(SIGNATURE)
+        file.writelines(chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)))  # 8 bits, RGB
         for strip in strips:
             strip = np.pad(strip, ((0, 0), (1, w - strip.shape[1]), (0, 0)), constant_values=255)
             strip[:, 0] = 0
             values = strip.reshape(len(strip), -1)
             lines = np.ones((len(strip), 1 + 3 * w), np.uint8)  # 1: what follows is the difference from the pixel to the left
             np.subtract(values[:, 3:], values[:, :-3], out=lines[:, 1:])
-            file.write(chunk(b"IDAT", packed.compress(lines)))
-        file.write(chunk(b"IDAT", packed.flush()) + chunk(b"IEND", b""))
+            file.writelines(chunk(b"IDAT", packed.compress(lines)))
+        file.writelines(chunk(b"IDAT", packed.flush()) + chunk(b"IEND"))
 
 
 def save_jpeg(path, image):
