@@ -23,9 +23,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":
-    for number in ("SIGINT", "SIGQUIT"):  # a shell ignores them in its background, where train.sh starts this
-        if hasattr(signal, number):  # Ctrl-C ends the imports without a traceback; later see StopSignal
-            signal.signal(getattr(signal, number), signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGQUIT):  # a shell ignores them in its background, where train.sh starts this
+        signal.signal(number, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback; later see StopSignal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import util.start  # noqa: F401  # isort: skip, before the packages
 import torch
@@ -72,13 +71,14 @@ def train(argv) -> int:
     with distributed.same_errors():
         distributed.adopt_launcher()
         cfg, notes = read_config(argv)
-    status = start_processes(cfg, argv)
+    machines = {"machines": cfg.world_size, "machine": cfg.rank, "url": cfg.dist_url}
+    status = distributed.launch(Path(__file__).resolve(), argv, cfg.train_gpu, **machines)
     if status is not None:
-        return status
+        return status  # of the processes that it started, which have done the work
     run = open_run(cfg)
     read_lists(run)
     checkpoint = find_start(run)
-    prepare_data(run, resumed=checkpoint is not None)
+    prepare_data(run)
     build_training(run, checkpoint)
     del checkpoint  # to free its memory
     log_start(run, notes)
@@ -113,13 +113,6 @@ def needed_files(cfg) -> list[str]:
     elif not weights and cfg.initmodel not in (None, "torchvision"):
         weights = ["initmodel"]
     return ["data_root", "train_list", *weights, *(["val_list"] if cfg.evaluate else [])]
-
-
-def start_processes(cfg, argv) -> int | None:
-    """Where several GPUs or machines are configured and no launcher started this process, start one process for each and
-    return their status when they have ended; otherwise None."""
-    machines = {"machines": cfg.world_size, "machine": cfg.rank, "url": cfg.dist_url}
-    return distributed.launch(Path(__file__).resolve(), argv, cfg.train_gpu, **machines)
 
 
 def open_run(cfg) -> Run:
@@ -221,10 +214,10 @@ def note_changed_names(run, checkpoint) -> None:
         run.log.warning(f"names_path: {first_few(changed)}; what the network has learned goes by the ids")
 
 
-def prepare_data(run, resumed) -> None:
+def prepare_data(run) -> None:
     """Check every file of a new run, and build the loader."""
     run.train_data.seed = run.state.seed
-    if run.cfg.check_data and not resumed:
+    if run.cfg.check_data and not run.resumed:
         with distributed.same_errors():
             check_data(run.train_data, run.val_data, count=run.cfg.check_data, say=run.log.info)
     run.loader = build_loader(run.cfg, run.train_data, run.state.seed, run.device)
