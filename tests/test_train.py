@@ -445,6 +445,16 @@ def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(par
     assert areas[2].sum() == (label != 255).sum()
 
 
+def test_each_machine_fetches_the_weights_of_torchvision(monkeypatch):
+    """This process stands for the first one of the second machine, whose folder the main process does not see."""
+    monkeypatch.setattr(distributed, "rank", lambda: 8)
+    monkeypatch.setattr(train, "fetch_torchvision", lambda layers, where: where / f"resnet{layers}.pth")
+    monkeypatch.setattr(train, "load_backbone", lambda network, path, read: loaded.append(path))
+    loaded, cfg = [], SimpleNamespace(weight=None, initmodel="torchvision", layers=18)
+    train.load_weights(SimpleNamespace(cfg=cfg, network=None, log=SimpleNamespace(info=str)))
+    assert loaded == [ROOT / "initmodel/resnet18.pth"]
+
+
 def test_batch_without_a_valid_pixel_changes_nothing_but_momentum():
     net = TinyNet()
     before = net.main.weight.clone()

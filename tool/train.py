@@ -264,10 +264,10 @@ def load_weights(run) -> None:
             report = load_network_weights(run.network, path, skip_head=cfg.skip_head, read=load_checkpoint)
             run.log.info(f"Weights {cfg.weight}:\n{report}")
         elif cfg.initmodel:
-            if cfg.initmodel == "torchvision":  # fetched once, by the main process
-                path = distributed.from_main(distributed.on_main(lambda: fetch_torchvision(cfg.layers, ROOT / "initmodel")))
-            else:
-                path = distributed.first_on_machine(lambda: local_file(cfg.initmodel, ROOT / "initmodel", run.log.info))
+            fetch = lambda: local_file(cfg.initmodel, ROOT / "initmodel", run.log.info)
+            if cfg.initmodel == "torchvision":
+                fetch = lambda: fetch_torchvision(cfg.layers, ROOT / "initmodel")
+            path = distributed.first_on_machine(fetch)
             run.log.info(f"Backbone {path}:\n{load_backbone(run.network, path, read=load_checkpoint)}")
 
 
