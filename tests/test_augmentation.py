@@ -431,11 +431,6 @@ def test_mmseg_pads_an_image_that_is_smaller_than_the_crop():
     assert (ids[15:] == 255).all() and (ids[:, 20:] == 255).all() and (ids[:15, :20] != 255).all()
 
 
-def test_mmseg_asks_for_two_sides_of_the_box():
-    with pytest.raises(ValueError, match=r"config/c.yaml: TRAIN.resize_box: \[2048\] must be the long and the short side"):
-        build_augmentation(config("mmseg", resize_box=(2048,)))
-
-
 @pytest.mark.parametrize("augmentation", ["semseg", "mmseg"])
 def test_a_config_file_names_its_augmentation(augmentation, toy):
     options = ["augmentation", augmentation, "resize_box", "[128, 64]", "cat_max_ratio", "0.75"]

@@ -9,8 +9,7 @@ from util.transform import MEAN, STD
 def build_augmentation(cfg):
     """`augment(image, label, rng)` -> image (3, train_h, train_w) float32, normalised; label (train_h, train_w) int64.
 
-    image (H, W, 3) RGB 0..255, uint8 or float32; label (H, W) integer ids. Mistake for an error in TRAIN.augmentation or
-    TRAIN.resize_box.
+    image (H, W, 3) RGB 0..255, uint8 or float32; label (H, W) integer ids. Mistake for an error in TRAIN.augmentation.
     """
     size, ignore_label = [cfg.train_h, cfg.train_w], cfg.ignore_label
     finish = [transform.ToTensor(), transform.Normalize(MEAN, STD)]
@@ -24,8 +23,6 @@ def build_augmentation(cfg):
             *finish,
         ]
     elif cfg.augmentation == "mmseg":
-        if cfg.resize_box is not None and len(cfg.resize_box) != 2:
-            raise Mistake(f"{cfg.path}: TRAIN.resize_box: {list(cfg.resize_box)} must be the long and the short side")
         ops = [
             transform.RandomResize(cfg.resize_box, [cfg.scale_min, cfg.scale_max]),
             transform.RandomCrop(size, cfg.cat_max_ratio, ignore_label),

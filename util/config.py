@@ -583,8 +583,8 @@ def _mistakes(cfg: Config):
             yield low, f"{getattr(cfg, low)} is greater than {high}, {getattr(cfg, high)}"
     if not cfg.scales:
         yield "scales", "the list is empty; [1.0] is the image's own size"
-    for key in ("base_size", "resize_box"):
-        if isinstance(getattr(cfg, key), tuple) and len(getattr(cfg, key)) not in (1, 2):
+    for key, sides in (("base_size", (1, 2)), ("resize_box", (2,))):
+        if isinstance(getattr(cfg, key), tuple) and len(getattr(cfg, key)) not in sides:
             yield key, f"{list(getattr(cfg, key))} must be the long and the short side in pixels"
     for key in ("train_gpu", "test_gpu"):
         if len(set(getattr(cfg, key) or ())) < len(getattr(cfg, key) or ()):
