@@ -9,7 +9,7 @@ class Average:
     """average = decay * average + (1 - decay) * weights after every iteration, BatchNorm's statistics included.
 
     `network` is a copy of the network that holds the average. The decay begins low, so that the random weights of the start are
-    forgotten in time (that of tf.train.ExponentialMovingAverage): min(decay, (1 + n) / (10 + n)) with n finished iterations.
+    forgotten in time (as in tf.train.ExponentialMovingAverage): min(decay, (1 + n) / (10 + n)) where n iterations came before.
     """
 
     def __init__(self, network, decay):
