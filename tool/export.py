@@ -40,7 +40,7 @@ from util.inference import (
     read_model,
     with_model,
 )
-from util.log import git_revision, report_errors
+from util.log import ProgressBar, git_revision, report_errors
 from util.metric import confusion_matrix, scores
 from util.transform import MEAN, STD
 from util.visual import class_names, palette_of
@@ -131,6 +131,7 @@ def compare_images(cfg, data, count, network, exported, out) -> None:
     """Predict `count` images, evenly spread over the list, with both; print how they differ. Mistake if the mIoU does."""
     how, confusions = prediction_settings(cfg), [0, 0]
     difference = equal = pixels = 0
+    bar = ProgressBar("Comparing", count)
     for i in range(count):
         image, label = data.read(i * len(data) // count)
         first = []  # windows of this image, and their logits: those of all would fill the memory
@@ -145,8 +146,8 @@ def compare_images(cfg, data, count, network, exported, out) -> None:
         difference = max(difference, (run_network(network, windows) - y).abs().max().item())
         equal, pixels = equal + (preds[0] == preds[1]).sum(), pixels + label.size
         confusions = [c + confusion_matrix(pred, label, cfg.classes, cfg.ignore_label) for c, pred in zip(confusions, preds)]
-        if sys.stdout.isatty():
-            print(f"\r{i + 1}/{count} images\r", end="", flush=True)
+        bar.show(i + 1)
+    bar.clear()
     ours, theirs = (scores(confusion).mIoU for confusion in confusions)
     print(f"{count} of the {len(data)} images in {data.list_path}: logits of each one's first windows differ by at most "
           f"{difference:.1e}, {equal / pixels:.4%} of the pixels are equal")  # fmt: skip
