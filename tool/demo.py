@@ -51,7 +51,7 @@ def demo(args) -> None:
     cfg = load_cfg(args, read)
     log, faults = build_logger(), []
     sources, out = find_sources(args.image, log), Path(args.out)
-    names = output_names([camera_name(source) if isinstance(source, int) else source for source in sources])
+    names = output_names([Path(f"camera{source or ''}") if isinstance(source, int) else source for source in sources])
     outputs = {os.path.realpath(out / f"{name}_{kind}") for name in names
                for kind in ("gray.png", "color.png", "overlay.png", "overlay.mp4")}  # fmt: skip
     if overwritten := outputs & {os.path.realpath(source) for source in sources if isinstance(source, Path)}:
@@ -86,7 +86,7 @@ def load_cfg(args, read) -> Config:
     experiment = args.config or args.model
     if args.model and (os.path.isdir(args.model) or not args.config and not is_model(args.model)):  # noqa: PTH112, long names
         raise Mistake(f"--model {args.model}: not the file of a network ({' '.join(MODEL_SUFFIXES)})")
-    if not args.config and not experiment:
+    if not experiment:
         raise Mistake("command line: which network? Give --model FILE.pth, or the CONFIG of an experiment")
     model = args.model or (experiment if is_model(experiment) else None)
     overrides = with_model(args.opts, find_model(model)) if model else args.opts
@@ -181,10 +181,6 @@ def in_window(frame) -> bool:
     """Show a frame; False if q or Esc was pressed."""
     cv2.imshow(WINDOW, cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     return cv2.waitKey(1) & 255 not in (ord("q"), 27)
-
-
-def camera_name(number) -> Path:
-    return Path(f"camera{number or ''}")
 
 
 def find_sources(patterns, log) -> list:
