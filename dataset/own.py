@@ -80,7 +80,8 @@ def masks(images, masks, names=None, table=None, ids=None, void=None, suffix=Non
     read = by_id({**dict.fromkeys(ignored, VOID), **numbered(values)})
     if table is None:
         colors = _palette_of(found, values)
-    read = read if table is None else _by_colour(table, None if ids is None else read)
+    else:
+        read = _by_colour(table, None if ids is None else read)
     return own_plan((images, masks), samples, names, read, draw, colors, notes + more_notes + split_notes)
 
 
@@ -411,8 +412,8 @@ def read_colour_table(path):
     return table
 
 
-def _by_colour(table, by_id=None):
-    """A reader of colour masks. table: [(R, G, B, name)]. by_id: what reads files of one channel, if they hold ids; without it
+def _by_colour(table, read_ids=None):
+    """A reader of colour masks. table: [(R, G, B, name)]. read_ids: reads files of one channel, if they hold ids; without it
     their grays are colours, since a mask without a colourful pixel is often saved as gray."""
     names = [*dict.fromkeys(name for *_, name in table if name != "void")]
     lookup = np.full(1 << 24, -1, np.int16)  # at R << 16 | G << 8 | B
@@ -422,8 +423,8 @@ def _by_colour(table, by_id=None):
     def read(path, size):
         mode = image_header(path)[2]
         one_channel = mode not in ("P", "RGB", "RGBA")
-        if one_channel and by_id:
-            return by_id(path, size)
+        if one_channel and read_ids:
+            return read_ids(path, size)
         if mode.startswith(("I", "F")):  # as an image it would lose its low byte
             raise Mistake(f"{path}: one channel of mode {mode} holds no colours; if these are ids, say which with --ids")
         pixels = read_image(path, lossless=True).astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
