@@ -79,7 +79,7 @@ def parse_args(argv):
     parser.add_argument("--fit", type=float, metavar="GIB", help="model: find the keys with which a step fits into this memory")
     args = parser.parse_intermixed_args(argv)
     name, *words = args.words or ["speed"]
-    args.command = {"speed": speed, "all": speed, "exported": exported, "model": model}.get(name)
+    args.command = {"speed": speed, "exported": exported, "model": model}.get(name)
     if args.command is None:
         parser.error(f"unknown command {name}; choose speed, exported or model")
     if (words or args.config) and args.command is not model:
