@@ -232,7 +232,7 @@ def load_config(path, overrides=(), must_exist=(), check=None, checkpoint=None) 
     notes = [] if errors else _resolve_paths(checked, error)
     if not errors:
         carried = {} if checkpoint is None else _carried_classes(checkpoint, checked, given, error, notes)
-        cfg = Config(**checked, **carried, path=str(path), notes=tuple(notes))
+        cfg = Config(**checked, **carried, path=str(path))
         cfg = dataclasses.replace(cfg, notes=(*notes, *_notes_on_removed(values, cfg)))
         keys = must_exist(cfg) if callable(must_exist) else must_exist
         for key, message in (*_mistakes(cfg), *_missing_files(cfg, keys), *(check(cfg) if check else ())):
