@@ -47,9 +47,11 @@ def small():
         yield
 
 
-def trained(network):
-    """The network with BatchNorms that do something and logits that differ, in eval mode."""
-    generator = torch.Generator().manual_seed(0)
+def trained(build):
+    """What `build` makes, with BatchNorms that do something and logits that differ, in eval mode; always the same network:
+    of random weights some make larger logits than a difference of 1e-4 can be held for."""
+    torch.manual_seed(1)
+    network, generator = build(), torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor, low in ((module.running_mean, -0.2), (module.running_var, 0.3), (module.weight.data, 0.5)):
@@ -92,9 +94,9 @@ class Several(torch.nn.Module):
 
 def largest_difference(network, found, size):
     """Of the logits of one, two (an image and its mirror image) and three windows, from two functions."""
-    one = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
-    differences = []
-    for windows in (one, torch.cat([one, one.flip(3)]), torch.randn(3, 3, *size)):
+    generator, differences = torch.Generator().manual_seed(1), []
+    one, three = (torch.randn(n, 3, *size, generator=generator) for n in (1, 3))
+    for windows in (one, torch.cat([one, one.flip(3)]), three):
         with torch.no_grad():
             expected = torch.nn.functional.interpolate(network(windows), size, mode="bilinear", align_corners=True)
         logits = found(windows)
@@ -107,7 +109,7 @@ def largest_difference(network, found, size):
 def several(tmp_path_factory):
     """Each network, and the one ONNX file of all."""
     pytest.importorskip("segmentation_models_pytorch")
-    networks = {name: trained(build()) for name, build in NETWORKS.items()}
+    networks = {name: trained(build) for name, build in NETWORKS.items()}
     path = tmp_path_factory.mktemp("several") / "a.onnx"
     write_exported(path, Several(map(fold_batchnorm, networks.values())), {**META, "size": SIZE})
     return networks, path
@@ -129,7 +131,7 @@ def test_graph_has_no_batchnorm(several):
 def test_other_formats_give_the_logits_of_the_network_and_what_belongs_to_it(suffix, tmp_path):
     if suffix == ".xml":
         pytest.importorskip("openvino")
-    network, size = trained(PSANet(18, classes=3, mask_h=5, mask_w=5)), [49, 57]
+    network, size = trained(lambda: PSANet(18, classes=3, mask_h=5, mask_w=5)), [49, 57]
     write_exported(tmp_path / f"a{suffix}", fold_batchnorm(network), {**META, "size": size})
     exported = Exported(tmp_path / f"a{suffix}")
     assert largest_difference(network, exported, size) < 1e-4
@@ -173,8 +175,7 @@ def project(tmp_path_factory, small):
         "TEST": {"test_list": str(root / "val.txt"), "scales": [0.8, 1.25], "test_h": 33, "test_w": 41},
     }
     (root / "config.yaml").write_text(yaml.safe_dump(config))
-    torch.manual_seed(0)
-    state = trained(PSPNet(18, classes=3)).state_dict()
+    state = trained(lambda: PSPNet(18, classes=3)).state_dict()
     content = {"epoch": 7, "state_dict": state, "config": dump_config(load_config(root / "config.yaml"))}
     save_checkpoint({**content, "names": NAMES, "palette": COLORS}, root / "a.pth")
     return root
