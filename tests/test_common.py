@@ -1,6 +1,6 @@
 import pytest
 
-from util.common import Mistake, did_you_mean, first_few, text_table, write_aside
+from util.common import Mistake, ahead, did_you_mean, first_few, text_table, write_aside
 
 
 def test_a_file_appears_whole_with_its_folders_or_not_at_all(tmp_path):
@@ -28,6 +28,15 @@ def test_a_disk_that_does_not_take_the_file_is_a_mistake_that_names_it(tmp_path)
     with pytest.raises(Mistake, match=r"file/below\.txt: could not be written \(.*File exists: '.*/file'\)"), \
             write_aside(tmp_path / "file/below.txt") as aside:  # fmt: skip
         aside.write_text("x")
+
+
+def test_reading_ahead_keeps_order_stays_bounded_and_passes_errors_on():
+    started = []
+    results = ahead(lambda i: started.append(i) or 10 // (7 - i), range(20), threads=2, depth=3)
+    assert next(results) == 1 and len(started) <= 4
+    with pytest.raises(ZeroDivisionError):
+        list(results)
+    assert max(started) < 12
 
 
 def test_words_for_messages():

@@ -303,15 +303,6 @@ def test_several_processes_report_a_folder_that_cannot_be_written_once(toy, tmp_
     assert said(log, 0).count("error: TEST.save_folder") == 1 and "Traceback" not in said(log, 0) and said(log, 1) == ""
 
 
-def test_reading_ahead_keeps_order_stays_bounded_and_passes_errors_on():
-    started = []
-    results = test.ahead(lambda i: started.append(i) or 10 // (7 - i), range(20), threads=2, depth=3)
-    assert next(results) == 1 and len(started) <= 4
-    with pytest.raises(ZeroDivisionError):
-        list(results)
-    assert max(started) < 12
-
-
 def show(project, *words):
     return demo.main(["--config", str(project / "config.yaml"), *map(str, words)])
 
