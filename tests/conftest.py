@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin make a 
 import cv2
 import pytest
 import torch
-from processes import ONE_BLOCK, PLAIN
+from processes import ONE_BLOCK, small_training
 
 from model import resnet
 
@@ -68,14 +68,4 @@ def two_threads():
 @pytest.fixture
 def toy_options(toy, tmp_path):
     """KEY VALUE overrides that make config/toy/toy_pspnet18.yaml train in seconds: 3 iterations an epoch, two epochs."""
-    options = {
-        "data_root": toy,
-        "train_list": toy / "list/train.txt",
-        "val_list": toy / "list/val.txt",
-        "test_list": toy / "list/val.txt",
-        "save_path": tmp_path / "exp/model",
-        **{"train_h": 33, "train_w": 33, "test_h": 33, "test_w": 33, "base_size": 64},
-        **PLAIN,
-        **{"batch_size": 4, "epochs": 2, "print_freq": 2, "eval_freq": 2, "workers": 0, "manual_seed": 7},
-    }
-    return [str(word) for pair in options.items() for word in pair]
+    return small_training(toy, save_path=tmp_path / "exp/model", print_freq=2)
