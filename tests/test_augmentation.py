@@ -88,6 +88,7 @@ def test_size_that_stays_leaves_the_pixels_as_they_are():
     np.testing.assert_array_equal(out[1], label)
 
 
+@pytest.mark.skipif(not T.warp_is_exact(), reason="this OpenCV's warp is too coarse: lazy runs op by op")
 @pytest.mark.parametrize("seed", range(60))
 def test_resize_and_crop_come_out_lazily_for_any_size_and_seed(seed):
     draw = random.Random(seed)
@@ -98,8 +99,7 @@ def test_resize_and_crop_come_out_lazily_for_any_size_and_seed(seed):
         T.RandomCrop(size, draw.choice([1.0, 0.75, 0.02])),
         T.RandomHorizontalFlip(),
     ]
-    if T.warp_is_exact():
-        assert_lazy_is_plain(ops, *noise(seed, h, w, draw.choice([np.uint8, np.uint16, np.int32])), seed)
+    assert_lazy_is_plain(ops, *noise(seed, h, w, draw.choice([np.uint8, np.uint16, np.int32])), seed)
 
 
 # ---- RandomCrop ----
