@@ -1,4 +1,4 @@
-"""tool/demo.py from a checkpoint alone: pictures, videos, a camera, legends. Its ids: tests/test_test_and_demo.py."""
+"""tool/demo.py from a checkpoint alone: pictures, videos, a camera. Its ids: tests/test_test_and_demo.py."""
 
 import os
 import re
@@ -11,17 +11,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
 from model import build_model
 from tool import demo
 from util.checkpoint import save_checkpoint
 from util.common import Mistake
-from util.config import ROOT, dump_config, load_config
+from util.config import dump_config, load_config
 from util.inference import Predictor
 from util.log import ProgressBar, build_logger
 from util.video import write_video
-from util.visual import NAME, below, default_palette, legend, overlay
+from util.visual import below, legend, overlay
 
 NAMES = ["road", "sky", "traffic light", "Straße"]
 PALETTE = np.uint8([[128, 64, 128], [0, 0, 255], [255, 255, 0], [0, 200, 0]])
@@ -398,62 +398,3 @@ def test_the_legend_of_a_picture_names_what_is_in_it_largest_first(project, fram
     assert np.array_equal(np.asarray(Image.open(tmp_path / "picture_overlay.png"))[:H, :W], seen)
     patches = [color for row in strip.reshape(-1, 3).tolist() if (color := tuple(row)) in set(map(tuple, PALETTE.tolist()))]
     assert list(dict.fromkeys(patches)) == [tuple(PALETTE[i].tolist()) for i in order]
-
-
-def colours_of(strip, palette):
-    """Which colours of the palette have a patch in it."""
-    number = lambda colors: np.int64(colors) @ [65536, 256, 1]
-    return np.isin(number(palette), number(strip)).tolist()
-
-
-@pytest.mark.parametrize("dataset, classes", [("toy", 9), ("camvid", 11), ("cityscapes", 19), ("ade20k", 150)])
-@pytest.mark.parametrize("shape", [(1, 1), (40, 57), (360, 480), (100, 3000)])
-def test_a_legend_holds_every_class_of_every_dataset(dataset, classes, shape):
-    names = (ROOT / f"dataset/{dataset}/{dataset}_names.txt").read_text().splitlines()
-    palette = np.loadtxt(ROOT / f"dataset/{dataset}/{dataset}_colors.txt", dtype=np.uint8)
-    strip = legend(names, palette, shape)
-    assert len(names) == classes and all(colours_of(strip, palette)) and strip.shape[1] >= shape[1]
-    picture = np.full((*shape, 3), 7, np.uint8)
-    assert np.array_equal(below(picture, strip)[: shape[0], : shape[1]], picture)
-
-
-def letters(strip):
-    """Height of the text of a legend with one entry, right of its patch."""
-    dark = (strip[:, strip.shape[0] :].max(2) < 128).any(1).nonzero()[0]
-    return dark[-1] - dark[0] + 1
-
-
-def test_letters_grow_with_the_picture_and_are_never_too_small_to_read():
-    height = {side: letters(legend(["Hg"], default_palette(1), (side, side))) for side in (1, 500, 1000, 4000)}
-    assert 8 <= height[1] == height[500] < height[1000] / 1.5 < height[4000] / 4
-
-
-def test_a_legend_of_few_rows_counts_the_rest():
-    palette = default_palette(150)
-    names = [f"name {i}" for i in range(150)]
-    strip = legend(names, palette, (360, 480), max_rows=10)
-    shown = colours_of(strip, palette)
-    count = sum(shown)
-    assert strip.shape[0] == 10 * 18 + 9 and count % 10 == 9 and shown == [True] * count + [False] * (150 - count)
-    assert np.array_equal(legend(names[:20], palette, (360, 480), 10), legend(names[:20], palette, (360, 480)))
-
-
-def test_a_long_name_is_shortened_and_stays_one_line():
-    palette = default_palette(1)
-    strip = legend(["x" * 500], palette, (10, 10))
-    assert np.array_equal(strip, legend(["x" * (NAME - 3) + "..."], palette, (10, 10)))
-    assert np.array_equal(legend(["two\n  lines"], palette, (10, 10)), legend(["two lines"], palette, (10, 10)))
-
-
-def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
-    strip = lambda name: legend([name], default_palette(1), (9, 9))
-    monkeypatch.setattr("util.visual.FONTS", ("no such font.ttf",))
-    assert np.array_equal(strip("道路"), strip(r"\u9053\u8def"))
-    # A font of the machine that has the letters is used. Here Pillow's own stands for it, which has ASCII alone, and then ö.
-    own, truetype = ImageFont.load_default(12), ImageFont.truetype
-    load = lambda file, *more, **how: own if file == "no such font.ttf" else truetype(file, *more, **how)
-    monkeypatch.setattr(ImageFont, "truetype", load)
-    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe"))
-    getmask = own.getmask
-    monkeypatch.setattr(own, "getmask", lambda text: getmask({"ö": "o"}.get(text, text)))
-    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe")) and not np.array_equal(strip("Hö"), strip(r"H\xf6"))

@@ -5,13 +5,17 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from util.common import Mistake
+from util.config import ROOT
 from util.visual import (
+    NAME,
+    below,
     class_names,
     colorize,
     default_palette,
+    legend,
     load_colors,
     load_names,
     output_names,
@@ -211,3 +215,65 @@ def test_a_png_in_strips_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError):
         save_png_strips(tmp_path / "a.png", 2, 9, strips())
     assert not list(tmp_path.iterdir())
+
+
+# ---- legends
+
+
+def colours_of(strip, palette):
+    """Which colours of the palette have a patch in it."""
+    number = lambda colors: np.int64(colors) @ [65536, 256, 1]
+    return np.isin(number(palette), number(strip)).tolist()
+
+
+@pytest.mark.parametrize("dataset, classes", [("toy", 9), ("camvid", 11), ("cityscapes", 19), ("ade20k", 150)])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 57), (360, 480), (100, 3000)])
+def test_a_legend_holds_every_class_of_every_dataset(dataset, classes, shape):
+    names = (ROOT / f"dataset/{dataset}/{dataset}_names.txt").read_text().splitlines()
+    palette = np.loadtxt(ROOT / f"dataset/{dataset}/{dataset}_colors.txt", dtype=np.uint8)
+    strip = legend(names, palette, shape)
+    assert len(names) == classes and all(colours_of(strip, palette)) and strip.shape[1] >= shape[1]
+    picture = np.full((*shape, 3), 7, np.uint8)
+    assert np.array_equal(below(picture, strip)[: shape[0], : shape[1]], picture)
+
+
+def letters(strip):
+    """Height of the text of a legend with one entry, right of its patch."""
+    dark = (strip[:, strip.shape[0] :].max(2) < 128).any(1).nonzero()[0]
+    return dark[-1] - dark[0] + 1
+
+
+def test_letters_grow_with_the_picture_and_are_never_too_small_to_read():
+    height = {side: letters(legend(["Hg"], default_palette(1), (side, side))) for side in (1, 500, 1000, 4000)}
+    assert 8 <= height[1] == height[500] < height[1000] / 1.5 < height[4000] / 4
+
+
+def test_a_legend_of_few_rows_counts_the_rest():
+    palette = default_palette(150)
+    names = [f"name {i}" for i in range(150)]
+    strip = legend(names, palette, (360, 480), max_rows=10)
+    shown = colours_of(strip, palette)
+    count = sum(shown)
+    assert strip.shape[0] == 10 * 18 + 9 and count % 10 == 9 and shown == [True] * count + [False] * (150 - count)
+    assert np.array_equal(legend(names[:20], palette, (360, 480), 10), legend(names[:20], palette, (360, 480)))
+
+
+def test_a_long_name_is_shortened_and_stays_one_line():
+    palette = default_palette(1)
+    strip = legend(["x" * 500], palette, (10, 10))
+    assert np.array_equal(strip, legend(["x" * (NAME - 3) + "..."], palette, (10, 10)))
+    assert np.array_equal(legend(["two\n  lines"], palette, (10, 10)), legend(["two lines"], palette, (10, 10)))
+
+
+def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
+    strip = lambda name: legend([name], default_palette(1), (9, 9))
+    monkeypatch.setattr("util.visual.FONTS", ("no such font.ttf",))
+    assert np.array_equal(strip("道路"), strip(r"\u9053\u8def"))
+    # A font of the machine that has the letters is used. Here Pillow's own stands for it, which has ASCII alone, and then ö.
+    own, truetype = ImageFont.load_default(12), ImageFont.truetype
+    load = lambda file, *more, **how: own if file == "no such font.ttf" else truetype(file, *more, **how)
+    monkeypatch.setattr(ImageFont, "truetype", load)
+    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe"))
+    getmask = own.getmask
+    monkeypatch.setattr(own, "getmask", lambda text: getmask({"ö": "o"}.get(text, text)))
+    assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe")) and not np.array_equal(strip("Hö"), strip(r"H\xf6"))
