@@ -351,8 +351,10 @@ def _count_ids(values, void):
         raise Mistake(f"the masks hold nothing but {held}; training needs two classes, or --names FILE if there are classes "
                       "without pixels")  # fmt: skip
     if len(classes) > VOID:
-        raise Mistake(f"the masks hold {len(values.ids)} ids, and the labels that are written {VOID} at most: are these masks "
-                      "of classes? If so, write the lists yourself: training takes 16-bit labels, with ignore_label: 65535")
+        raise Mistake(
+            f"the masks hold {len(values.ids)} ids, and the labels that are written {VOID} at most: are these masks "
+            "of classes? If so, write the lists yourself: training takes 16-bit labels, with ignore_label: 65535"
+        )
     flags = [*(["--ids", *classes] if classes != [*range(len(classes))] else []), *(["--void", *ignored] if ignored else [])]
     raise Mistake(f"the masks hold the ids {held}, not 0, 1, 2, ... without gaps. This makes them the classes 0 to "
                   f"{len(classes) - 1} in this order:\n  {' '.join(map(str, flags))}\n"
