@@ -252,6 +252,8 @@ DAMAGES = {
     "optimizer of another kind": lambda c: c.update(optimizer=[1]),
     "optimizer without groups": lambda c: c["optimizer"].update(param_groups=[]),
     "momentum of another shape": lambda c: c["optimizer"]["state"][0].update(momentum_buffer=torch.ones(2, 2)),
+    "number for names": lambda c: c.update(names=3),
+    "number for what judged": lambda c: c.update(judge=3),
     "list of weights": lambda c: c.update(state_dict=list(c["state_dict"].values())),
     "sparse weight": lambda c: c["state_dict"].update({"cls.4.weight": c["state_dict"]["cls.4.weight"].to_sparse()}),
     "missing weight": lambda c: c["state_dict"].pop("cls.4.weight"),

@@ -5,10 +5,12 @@ import resource
 import shutil
 
 import pytest
+import torch
 from processes import CONFIG, finish, said, same_tensors, small_training, start, wait_for
 
 from tool import convert, demo, test, train
 from util.checkpoint import load_checkpoint
+from util.config import load_config
 from util.log import lock_folder
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -82,6 +84,44 @@ def test_another_batch_size_keeps_the_best_checkpoint_and_the_metrics(run, tmp_p
     assert f"epoch {epoch}: {folder / 'model_best.pth'}" in capsys.readouterr().out
     assert lines(folder / "earlier-1", "loss_train_batch") == [1, 2, 3, 4, 5, 6]
     assert lines(folder, "loss_train_batch") == [3]
+
+
+def test_the_best_on_other_images_is_not_the_best_on_these(run, toy, tmp_path, capsys):
+    """The list is written anew under its name; a run without validations in between does not forget what judged the best."""
+    images, best = tmp_path / "val.txt", tmp_path / "model/model_best.pth"
+    shutil.copy(toy / "list/val.txt", images)
+    assert run("val_list", images, "epochs", 1) == 0
+    moved = shutil.copy(images, tmp_path / "moved.txt")
+    images.write_text(images.read_text().split("\n")[0])
+    assert run("val_list", images, "evaluate", False, "epochs", 2, "resume", "auto") == 0
+    with_first = shutil.copytree(tmp_path / "model", tmp_path / "other")
+    capsys.readouterr()
+    assert run("val_list", images, "epochs", 3, "resume", "auto") == 0
+    assert "val_list changed: the best is chosen among the validations to come" in capsys.readouterr().out
+    assert load_checkpoint(best)["epoch"] == 3 and load_checkpoint(tmp_path / "model/earlier-1/model_best.pth")["epoch"] == 1
+    assert run("val_list", moved, "epochs", 3, "resume", "auto", "save_path", with_first) == 0  # the same images
+    assert "the best is chosen" not in capsys.readouterr().out
+
+
+def test_two_validations_are_compared_only_if_they_predict_alike(toy, tmp_path):
+    options = small_training(toy, save_path=tmp_path)
+    judge = lambda *more: train.judge_of(load_config(CONFIG, [*options, *map(str, more)]))
+    for key, value in {"base_size": 40, "test_h": 41, "test_mode": "whole", "average": "logit", "main_metric": "mAcc"}.items():
+        assert judge(key, value) != judge(), key
+    for key, value in {"flip": False, "scales": "[0.5]", "test_batch": 3, "precision": "bf16", "base_lr": 1}.items():
+        assert judge(key, value) == judge(), key
+    assert judge("test_h", "null", "train_h", 41) == judge("test_h", 41)
+
+
+@pytest.mark.parametrize("now, anew", [([], False), (["main_metric", "mAcc"], True)], ids=str)
+def test_the_best_of_an_earlier_version_is_kept_unless_the_score_changes(now, anew, run, tmp_path, capsys):
+    assert run("epochs", 1) == 0
+    path = tmp_path / "model/train_epoch_1.pth"
+    content = load_checkpoint(path)
+    del content["judge"]
+    torch.save(content, path)
+    assert run("epochs", 1, "resume", "auto", *now) == 0
+    assert ("the best is chosen among the validations to come" in capsys.readouterr().out) == anew
 
 
 def test_no_best_checkpoint_is_named_that_is_not_there(run, tmp_path, capsys):

@@ -18,6 +18,7 @@ import random
 import signal
 import sys
 import time
+import zlib
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from util.config import ROOT, changed_keys, config_error, load_config
 from util.distributed import REQUEUE
 from util.ema import Average
 from util.fetch import local_file
+from util.image import read_text
 from util.inference import predict_probability, prediction_protocol, prediction_settings
 from util.loader import automatic_class_weights, build_data, build_loader, build_val_loader, check_data, end_workers
 from util.log import ProgressBar, build_logger, lock_folder, report_errors
@@ -159,7 +161,19 @@ def read_lists(run) -> None:
                 f"{run.cfg.batch_size} is more than the {len(run.train_data)} samples of train_list; lower it or add samples"
             )
             raise Mistake(config_error(run.cfg, "batch_size", message))
+        run.judge = judge_of(run.cfg) if run.cfg.evaluate else None
     run.plan = Plan.of(run.cfg, epoch)
+
+
+def judge_of(cfg) -> dict:
+    """What the score of a validation depends on beside the network: two can be compared where this is equal."""
+    images = zlib.crc32(read_text(cfg.val_list).encode())  # of the list, which may be written anew under its name
+    return {"main_metric": cfg.main_metric, "val_list": images, **prediction_protocol(one_scale(cfg), precision=None)}
+
+
+def one_scale(cfg):
+    """The config with the protocol of the validation."""
+    return replace(cfg, scales=(1.0,), flip=False, test_batch=cfg.batch_size_val)
 
 
 def find_start(run) -> dict | None:
@@ -178,7 +192,7 @@ def find_start(run) -> dict | None:
         if checkpoint is not None:
             run.state, run.resumed = state_of(cfg, run.plan, checkpoint), True
             run.recounted = run.state.iteration != checkpoint.get("iteration", run.state.iteration)
-            keep_comparable(run, changed_keys(checkpoint["config"], cfg))
+            keep_comparable(run, changed_keys(checkpoint["config"], cfg), checkpoint.get("judge"))
             note_changed_names(run, checkpoint)
     seed = random.SystemRandom().randrange(2**31) if cfg.manual_seed is None else cfg.manual_seed
     seed = distributed.from_main(seed)  # in every process, whatever each of them found
@@ -188,18 +202,23 @@ def find_start(run) -> dict | None:
     return checkpoint
 
 
-def keep_comparable(run, changed) -> None:
-    """What a run that resumes keeps or begins anew where these keys of its config have changed, so that nothing it says is of
-    two kinds: its seed, and its best validation."""
+def keep_comparable(run, changed, judge) -> None:
+    """What a run that resumes keeps or begins anew where these keys of its config have changed, or what judged its validations,
+    so that nothing it says is of two kinds: its seed, and its best validation."""
     state = run.state
     if "manual_seed" in changed:
         if run.cfg.manual_seed not in (None, state.seed):
             given = f"manual_seed: {run.cfg.manual_seed}"
             run.log.warning(f"{given} has no effect: a run that resumes keeps its seed, {state.seed}")
         run.cfg = replace(run.cfg, manual_seed=state.seed)
-    judged = [key for key in ("main_metric", "val_list") if key in changed and getattr(run.cfg, key)]
-    if changed.get("main_metric") == (None, "mIoU"):  # a checkpoint of an earlier version
-        judged.remove("main_metric")
+    judged = []
+    if judge is None:  # a checkpoint of an earlier version, which may have no main_metric either
+        judged = [key for key in ("main_metric", "val_list") if key in changed and getattr(run.cfg, key)]
+        if changed.get("main_metric") == (None, "mIoU"):
+            judged.remove("main_metric")
+    elif run.judge:
+        judged = [key for key, value in run.judge.items() if str(judge.get(key)) != str(value)]  # whatever a file holds
+    run.judge = run.judge or judge  # without `evaluate` that of the best so far
     if judged and state.best_at is not None:
         run.log.warning(f"{' and '.join(judged)} changed: the best is chosen among the validations to come")
         state.best_score, state.best_at, run.rejudged = None, None, True
@@ -207,7 +226,7 @@ def keep_comparable(run, changed) -> None:
 
 def note_changed_names(run, checkpoint) -> None:
     """Warn of class names that are not those of the checkpoint; a file says nothing of where its lines have come from."""
-    before = checkpoint.get("names") or ()
+    before = checkpoint.get("names", ())
     pairs = enumerate(zip(before, run.names))
     changed = [f"class {k} was {old} and is {new}" for k, (old, new) in pairs if old not in (new, f"class {k}")]
     if changed:
@@ -409,7 +428,7 @@ def validate(run) -> dict | None:
     distributed.share_buffers(network)
     network.eval()
     images = build_val_loader(cfg, run.val_data)
-    single = replace(cfg, scales=(1.0,), flip=False, test_batch=cfg.batch_size_val)
+    single = one_scale(cfg)
     how = prediction_settings(single)
     confusion = torch.zeros(cfg.classes, cfg.classes, dtype=torch.int64, device=run.device)
     loss = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum of -log p over the labelled pixels, their number

@@ -99,7 +99,8 @@ class Run:
     state: State | None = None
     resumed: bool = False  # from a checkpoint
     recounted: bool = False  # whose iterations were of another number of images
-    rejudged: bool = False  # whose best was chosen by another score, or on other images
+    rejudged: bool = False  # whose best was chosen by another score, on other images or in other windows
+    judge: dict | None = None  # what the scores of its validations depend on beside the network; None without any
     loader: Any = None
     network: Any = None  # the module with the weights that are trained
     net: Any = None  # the same as it is trained: in DistributedDataParallel, compiled
@@ -184,6 +185,7 @@ def checkpoint_of(run) -> dict:
         "optimizer_names": _optimizer_names(run),
         "precision": run.precision.state_dict(),
         "state": asdict(run.state),
+        **({} if run.judge is None else {"judge": run.judge}),
         "config": dump_config(run.cfg),
         "names": run.names,
         "palette": np.asarray(run.palette).tolist(),
@@ -233,7 +235,7 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
         log.warning(f"resume: {cfg.resume}: there is no checkpoint in {folder} yet; the run starts anew")
         return None
     parts = {"state": dict, "optimizer": dict, "config": str, "state_dict": dict}
-    parts |= {"trained_state_dict": dict} if "trained_state_dict" in content else {}
+    parts |= {k: kind for k, kind in (("trained_state_dict", dict), ("judge", dict), ("names", list)) if k in content}
     missing = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise Mistake(
