@@ -318,6 +318,9 @@ def test_mistakes_are_refused_with_a_reason():
         run(convolution, image, average="softmax")
     with pytest.raises(ValueError, match="scales"):
         run(convolution, image, scales=())
+    for stride_rate in (1.5, 0, -1, float("nan")):
+        with pytest.raises(ValueError, match="stride_rate"):
+            run(convolution, image, stride_rate=stride_rate)
 
 
 def test_prediction_needs_no_gradients_and_leaves_the_mode_alone():

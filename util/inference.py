@@ -344,7 +344,7 @@ def probability_strips(
     scales: factors of base_size; the result is the mean over them.
     mean, std: three numbers each, RGB, of 0..255.
     flip: average each window with its mirror image.
-    stride_rate: windows start every ceil(crop * stride_rate) pixels, the last one ends at the border.
+    stride_rate: windows start every ceil(crop * stride_rate) pixels, the last one ends at the border; in (0, 1].
     test_batch: windows, and as many mirror images, in one call of the model.
     mode: "slide", or "whole": each scaled image is one window, whatever its size; crop, stride and batch are not used then.
     average: "prob", the mean of the windows' probabilities, resized to the image's size; or "logit", as MMSegmentation does:
@@ -361,6 +361,8 @@ def probability_strips(
         raise ValueError(f"expected an image of shape (H, W, 3), not {tuple(image.shape)}")
     if not len(scales):
         raise ValueError("scales: at least one is needed")
+    if not 0 < stride_rate <= 1:
+        raise ValueError(f"stride_rate: {stride_rate} is not in (0, 1]: the share of a window that the next one is away")
     if mode not in ("slide", "whole"):
         raise ValueError(f"mode: {mode!r} is unknown; choose slide or whole")
     if average not in ("prob", "logit"):
