@@ -200,6 +200,13 @@ def test_old_keys_for_several_machines_become_the_launchers_and_it_is_said_what_
         distributed.launch("train.py", [], None, machines=2, url="env://")
 
 
+def test_a_world_size_of_no_launcher_is_one_message(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(Mistake, match="WORLD_SIZE is 2: .*RANK expected.*start with torchrun, or unset WORLD_SIZE"):
+        distributed.init_process_group(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("ends, status", [(75, 75), (1, 1), (-9, 247)])
 def test_status_of_a_failed_process_is_that_of_the_program(torchrun, monkeypatch, ends, status):
     def run(_):

@@ -138,7 +138,11 @@ def pick_device(gpus) -> torch.device:
 def init_process_group(device: torch.device, backend: str = "nccl") -> None:
     """Join the process group of the launcher (torchrun's variables RANK, WORLD_SIZE, ...), if one started us."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        store, rank, world = next(dist.rendezvous("env://"))
+        try:
+            store, rank, world = next(dist.rendezvous("env://"))
+        except ValueError as error:  # WORLD_SIZE without the others, or one that is no number
+            size = os.environ["WORLD_SIZE"]
+            raise Mistake(f"WORLD_SIZE is {size}: {error}; start with torchrun, or unset WORLD_SIZE") from error
         store = dist.PrefixStore(_name_of_start(store, rank, world), store)
         backend = backend if device.type == "cuda" else "gloo"
         own_gpu = device if backend == "nccl" else None  # else a barrier of NCCL guesses the GPU from the rank
