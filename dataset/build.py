@@ -24,6 +24,8 @@ from util.log import ProgressBar
 from util.metric import scores
 from util.visual import save_png
 
+DARK = 64  # of 255: no photograph, by night either, is darker everywhere
+
 
 @dataclass(frozen=True)
 class Built:
@@ -67,24 +69,25 @@ def build(plan, out, copy=False, skip_bad=False):
         write_text(skipped, "".join(f"{fault}\n" for fault in faults))
 
     good = [(sample, *found) for sample, (*found, fault) in zip(samples, done) if not fault]
+    notes = [*plan.notes, *_dark([brightest for *_, brightest in good]), *_renamed(plan, out)]
     if plan.draw:
         good = _drawn(good, *plan.draw)
     splits = {split: [] for split in (*(("train", "val") if plan.draw else ()), *(s.split for s in samples if s.split))}
-    for sample, count, _ in good:
+    for sample, count, *_ in good:
         splits[sample.split].append((sample, count))
     if not all(splits.values()):
         raise Mistake(f"{out}: nothing is left of {', '.join(split for split in splits if not splits[split])}, see {skipped}")
     lists = {name: parts for name, parts in plan.lists.items() if not splits.keys().isdisjoint(parts)}
-    moved = _moved_into_val(out / "list/train.txt", splits)
+    notes += _moved_into_val(out / "list/train.txt", splits)
     for name, parts in lists.items():
         write_text(out / name, "".join(_line(sample) for split in parts for sample, _ in splits.get(split, ())))
     for path, text in names_and_colors(plan, out).items():
         write_text(path, text)
     counts = {split: (len(found), sum(count for _, count in found if count is not None)) for split, found in splits.items()}
-    notes = [*plan.notes, *moved, *([f"{len(faults)} left out: see {skipped}"] if faults else []), f"lists: {', '.join(lists)}"]
+    notes += [*([f"{len(faults)} left out: see {skipped}"] if faults else []), f"lists: {', '.join(lists)}"]
     text = "\n".join([f"{out}", frequency_table(plan.names, counts), *notes])
     example = splits.get("val", good)[0][0].image_to
-    return Built(text, len(splits.get("train", ())), [size for _, _, size in good], example)
+    return Built(text, len(splits.get("train", ())), [size for _, _, size, _ in good], example)
 
 
 def names_and_colors(plan, out):
@@ -117,6 +120,23 @@ def _moved_into_val(train_list, splits):
             f"there, is validated on images that it has seen: {first_few(moved)}"] if moved else []  # fmt: skip
 
 
+def _dark(brightest):
+    """A note, if half of the images are dark: a 12-bit camera fills a sixteenth of the values of 16 bits."""
+    median = np.median(brightest) if brightest else DARK
+    return [f"warning: half of the images have no pixel above {median:.0f} of 255. Of 16 bits the upper 8 are read: multiply "
+            "the values of a 12-bit camera by 16 first"] if median < DARK else []  # fmt: skip
+
+
+def _renamed(plan, out):
+    """A note, if ids stand for classes of other names than those in the folder: labelme's are in alphabetical order."""
+    before = []
+    with suppress(Mistake):  # there are none, or none that can be read
+        before = [name for path in [*names_and_colors(plan, out)][:1] for name in read_lines(path)]
+    pairs = enumerate(zip(before, plan.names))
+    changed = [f"class {k} was {old} and is {new}" for k, (old, new) in pairs if old not in (new, f"class{k}")]
+    return [f"{first_few(changed)}; a network that was trained before goes by the earlier ids"] if changed else []
+
+
 def _without_doubles(samples):
     """The samples, with a fault where another one before it goes to the same files."""
     earlier, result = {}, []
@@ -142,22 +162,22 @@ def _unlistable(sample):
 
 
 def _build_one(sample, read, out, copy):
-    """(pixels of each id (256,) int64 or None, (H, W) of the image or None, fault or "")"""
+    """(pixels of each id (256,) int64 or None, (H, W) of the image or None, its brightest value or None, fault or "")"""
     fault = sample.fault or _unlistable(sample)
     if fault:
-        return None, None, fault
+        return None, None, None, fault
     try:
         image = read_image(sample.image)  # also where it is only linked: a broken one is a fault
         label = None if sample.label is None else read(sample.label, image.shape[:2])
         if label is not None:
             check_sizes(sample.image, image, sample.label, label)
     except Mistake as error:
-        return None, None, str(error)
+        return None, None, None, str(error)
     _place(sample.image, out / sample.image_to, copy)
     if label is None:
-        return None, image.shape[:2], ""
+        return None, image.shape[:2], image.max(), ""
     save_png(out / sample.label_to, label)
-    return np.bincount(label.ravel(), minlength=256), image.shape[:2], ""
+    return np.bincount(label.ravel(), minlength=256), image.shape[:2], image.max(), ""
 
 
 def _line(sample):

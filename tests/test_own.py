@@ -49,6 +49,18 @@ def test_own_folder_is_paired_split_and_described(own, tmp_path, capsys):
     assert "classes: 3" in out and f"data_root: {tmp_path / 'mine'}\n" in out and snapshot(tmp_path / "masks") == before
 
 
+def test_images_of_a_12_bit_camera_get_a_warning_until_they_fill_their_16_bits(tmp_path, capsys):
+    frame = picture(0).astype(np.uint16) * 16  # 0..4080
+    for factor in (1, 16):
+        source = tmp_path / f"{factor}"
+        for i in range(5):
+            put(source / f"photos/{i}.tif", frame * (factor if i else 1))  # one stays dark, as by night
+            put(source / f"masks/{i}.png", ids([0, 1]))
+        assert run("folder", "--images", source / "photos", "--masks", source / "masks", "--out", source / "out") == 0
+        warned = re.search("warning: half of the images have no pixel above 1[56] of 255", capsys.readouterr().out)
+        assert bool(warned) == (factor == 1)
+
+
 def test_own_folder_split_depends_on_the_seed_alone(own, tmp_path):
     splits = []
     for seed in (1, 1, 2):
@@ -114,6 +126,16 @@ def test_own_names_allow_ids_without_pixels(own, tmp_path):
     (tmp_path / "names.txt").write_text("road\npavement\nbuilding\nunicorn\n")
     assert run("folder", *own, "--names", tmp_path / "names.txt") == 0
     assert lines(tmp_path / "mine/mine_names.txt")[3] == "unicorn"
+
+
+def test_ids_that_get_other_classes_than_before_are_named(own, tmp_path, capsys):
+    notes = []
+    for names in ("", "sky sea land", "sky sea land", "land sea sky"):  # without names: class0, class1, class2
+        (tmp_path / "names.txt").write_text("\n".join(names.split()))
+        assert run("folder", *own, *(["--names", tmp_path / "names.txt"] if names else [])) == 0
+        notes.append(re.findall("class . was.*", capsys.readouterr().out))
+    said = "class 0 was sky and is land, class 2 was land and is sky; a network that was trained before goes by the earlier ids"
+    assert notes == [[], [], [], [said]]
 
 
 def test_binary_masks_of_0_and_255_ask_for_the_ids_and_take_them(args, tmp_path, capsys):
