@@ -81,7 +81,9 @@ def test_another_batch_size_keeps_the_best_checkpoint_and_the_metrics(run, tmp_p
     assert run("resume", "auto", "batch_size", 8, "epochs", 3, "evaluate", False) == 0
     assert (folder / "model_best.pth").exists()
     assert load_checkpoint(folder / "train_epoch_3.pth")["state"]["best_at"] == epoch  # an epoch is one iteration now
-    assert f"epoch {epoch}: {folder / 'model_best.pth'}" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert f"epoch {epoch}: {folder / 'model_best.pth'}" in screen
+    assert f"what does not go on from iteration 2 is kept in {folder / 'earlier-1'}: events.out.tfevents" in screen
     assert lines(folder / "earlier-1", "loss_train_batch") == [1, 2, 3, 4, 5, 6]
     assert lines(folder, "loss_train_batch") == [3]
 

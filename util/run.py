@@ -145,10 +145,11 @@ def _open_output(run) -> bool:
     ) == os.path.realpath(run.folder)
     position = (state.iteration, finished) if run.resumed and resumes_here else None
     aside = set_aside(run.folder, run.log_file, position, run.plan.recount, run.recounted, run.rejudged)
-    if aside:
-        what = f"checkpoints newer than iteration {state.iteration}" if position else "an earlier run"
-        what += ", or the best by another score, which is copied" * run.rejudged
-        run.log.warning(f"{run.folder} held {what}: moved into {aside}")
+    if aside and position:
+        kept = first_few(sorted(path.name for path in aside.iterdir()))
+        run.log.warning(f"what does not go on from iteration {state.iteration} is kept in {aside}: {kept}")
+    elif aside:
+        run.log.warning(f"{run.folder} held an earlier run: moved into {aside}")
     with write_aside(run.folder / "config.yaml") as path:
         path.write_text(dump_config(run.cfg), encoding="utf-8")
     run.out = Output(run.folder, state.iteration, finished)
