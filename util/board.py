@@ -7,11 +7,13 @@ from tensorboardX.summary import hparams
 
 from util.config import Config, dump_config
 from util.metric import Scores, table
+from util.visual import row_names
 
 # Hyperparameters: the columns of the HParams tab.
 COMPARED = """arch layers stem zoom_factor initmodel sync_bn dropout train_h train_w scale_min scale_max rotate_min rotate_max
     loss aux_weight precision batch_size base_lr head_lr_factor power momentum weight_decay schedule epochs max_iter
     manual_seed""".split()
+LETTERS = 12  # pixels: the lowest row that can be read
 JUDGED_BY = ("mIoU_val", "mAcc_val", "allAcc_val", "loss_val")  # scalars of the same run
 
 
@@ -34,14 +36,15 @@ def log_validation(writer, result: Scores, confusion, names: list[str], step: in
         if iou == iou:  # nan: an absent class
             writer.add_scalar(f"IoU_val/{tag}" if tags.count(tag) == 1 else f"IoU_val/{tag} {k}", iou, step)
     writer.add_text("val/table", table(result, names, markdown=True), step)
-    writer.add_image("val/confusion", heat_map(confusion), step, dataformats="HWC")
+    writer.add_image("val/confusion", heat_map(confusion, names), step, dataformats="HWC")
 
 
-def heat_map(confusion):
+def heat_map(confusion, names):
     """The confusion matrix (K, K) as a picture (H, W, 3) uint8, in cells of equal size, about 480 pixels high.
 
-    Rows are labels, columns predictions. The strength of the colour, blue on the diagonal and orange elsewhere, is the square
-    root of the share of the row, which keeps small confusions visible; a row without labels is white.
+    Rows are labels, columns predictions, in the order of the names (K) at the left, which are left out where a row is too low
+    for letters. The strength of the colour, blue on the diagonal and orange elsewhere, is the square root of the share of the
+    row, which keeps small confusions visible; a row without labels is white.
     """
     confusion = np.asarray(confusion)
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -49,4 +52,5 @@ def heat_map(confusion):
     colours[np.diag_indices(len(share))] = (24, 95, 190)
     picture = np.rint(255 + np.sqrt(share)[..., None] * (colours - 255)).astype(np.uint8)
     cell = max(1, 480 // len(share))
-    return picture.repeat(cell, 0).repeat(cell, 1)
+    picture = picture.repeat(cell, 0).repeat(cell, 1)
+    return picture if cell < LETTERS else np.hstack([row_names(names, cell), picture])

@@ -144,6 +144,18 @@ def legend(names, colors, shape, max_rows=None):
     return np.array(strip)
 
 
+def row_names(names, height):
+    """Names (K strings) below each other, flush right, in rows `height` pixels high: (K * height, W, 3) uint8 RGB."""
+    own, gap = ImageFont.load_default(min(height, 18)), 8
+    entries = [_lettering(name, own) for name in names]
+    width = max(math.ceil(font.getlength(text)) for text, font in entries) + 2 * gap
+    strip = Image.new("RGB", (width, len(entries) * height), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, (text, font) in enumerate(entries):
+        draw.text((width - gap, (i + 0.5) * height), text, "black", font, anchor="rm")
+    return np.array(strip)
+
+
 def below(picture, strip):
     """A strip below a picture, (H, W, 3) uint8 both, white beside the narrower one."""
     h, w = len(picture), max(picture.shape[1], strip.shape[1])
