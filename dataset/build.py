@@ -71,7 +71,7 @@ def build(plan, out, copy=False, skip_bad=False):
     good = [(sample, *found) for sample, (*found, fault) in zip(samples, done) if not fault]
     notes = [*plan.notes, *_dark([brightest for *_, brightest in good]), *_renamed(plan, out)]
     if plan.draw:
-        good = _drawn(good, *plan.draw)
+        good = _drawn(good, *plan.draw, hint=f"; left out: {first_few(faults, 1)}" if faults else "")
     splits = {split: [] for split in (*(("train", "val") if plan.draw else ()), *(s.split for s in samples if s.split))}
     for sample, count, *_ in good:
         splits[sample.split].append((sample, count))
@@ -98,12 +98,12 @@ def names_and_colors(plan, out):
             out / f"{out.name}_colors.txt": "".join("{} {} {}\n".format(*colour) for colour in plan.colors)}  # fmt: skip
 
 
-def _drawn(good, share, seed):
+def _drawn(good, share, seed, hint):
     """Those without a split get one, a share of them val. good: tuples that begin with a sample. The order is drawn from the
-    names, so that one more image leaves nearly all others where they are."""
+    names, so that one more image leaves nearly all others where they are. hint: why they may be too few, for the message."""
     order = [i for i, (sample, *_) in enumerate(good) if not sample.split]
     if len(order) < 2:
-        raise Mistake(f"images with a label: {len(order)}; at least 2 are needed, one to train on and one for val")
+        raise Mistake(f"images with a label: {len(order)}; at least 2 are needed, one to train on and one for val{hint}")
     order.sort(key=lambda i: sha256(f"{seed} {good[i][0].image_to}".encode()).digest())
     val = {*order[: min(max(round(len(order) * share), 1), len(order) - 1)]}
     drawn = {i: "val" if i in val else "train" for i in order}

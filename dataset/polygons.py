@@ -82,7 +82,8 @@ def polygons(paths, images=None, names=None, background="background", draw=(0.2,
         drawn = []
         for where, name, draw_object in objects:
             if name not in ids:
-                raise Mistake(f"{where}: {name!r} is no class{did_you_mean(name, names)}; there are {first_few(names, 20)}")
+                raise Mistake(f"{where}: {name!r} is no class{did_you_mean(name, names)}; there are {first_few(names, 20)}; "
+                              "what is named void is ignored")  # fmt: skip
             try:
                 drawn.append((ids[name], *draw_object(*size)))
             except Mistake as mistake:

@@ -433,7 +433,9 @@ def test_one_image_that_is_left_cannot_be_split(own, tmp_path, capsys):
     for path in sorted((tmp_path / "photos").rglob("*.JPG"))[1:]:
         path.write_bytes(b"")
     assert run("folder", *own, "--skip-bad") == 1
-    assert "images with a label: 1; at least 2 are needed" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "images with a label: 1; at least 2 are needed" in error
+    assert f"val; left out: {tmp_path / 'photos/day 0/IMG_0002.JPG'}: " in error and "and 8 more" in error
 
 
 # ---- a config of one's own

@@ -257,7 +257,7 @@ LABELME_FAULTS = {
     "text": ({"label": "car", "points": "zero"}, "shapes[0] (car): its points are 'zero', expected pairs of numbers"),
     "unknown class": (
         shape("cra", [(0, 0), (9, 0), (9, 9)]),
-        "shapes[0] (cra): 'cra' is no class (did you mean car?); there are",
+        "'cra' is no class (did you mean car?); there are background, road, car, sky; what is named void is ignored",
     ),
     "unknown shape": (shape("car", [(0, 0)], "spline"), "shapes[0] (car): shape_type 'spline'; expected one of polygon"),
     "no shape": ({"points": []}, "a.json: not a file of labelme"),
@@ -391,6 +391,15 @@ def test_a_coco_size_that_is_none_is_left_out_with_skip_bad(mine, tmp_path):
     (mine / "coco.json").write_text(json.dumps(content))
     assert run("--polygons", mine / "coco.json", "--out", tmp_path / "out", "--skip-bad") == 0
     assert "image 0: height 48.0" in (tmp_path / "out/skipped.txt").read_text()
+
+
+def test_categories_that_are_renamed_void_or_background_are_no_classes(mine, tmp_path):
+    square = lambda x: [[x, 0, x + 9, 0, x + 9, 9, x, 9]]
+    objects = [(i, name, square(9 * k), {}) for i in (0, 1) for k, name in enumerate(("void", "_background_", "car"))]
+    coco(mine / "all.json", objects, names=["void", "_background_", "car"])
+    assert run("--polygons", mine / "all.json", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out/out_names.txt").read_text() == "background\ncar\n"
+    assert read_label(tmp_path / "out/label/a.png")[0, ::9][:4].tolist() == [255, 0, 1, 0]
 
 
 @pytest.mark.parametrize("spoil, message", [
