@@ -101,7 +101,7 @@ def test_code_of_the_original_is_the_plain_network_and_its_packages_stay_apart_f
         benchmark.original(tmp_path / "model")
 
 
-@pytest.mark.parametrize("argv", [[], ["--quick"], ["all", "--quick"], ["--quick", "speed"]])
+@pytest.mark.parametrize("argv", [[], ["--quick"], ["--quick", "speed"]])
 def test_speed_is_the_default(argv):
     args = benchmark.parse_args(argv)
     assert args.command is benchmark.speed and args.quick == ("--quick" in argv)
