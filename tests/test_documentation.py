@@ -62,6 +62,9 @@ PARSED = {  # without comments and quotes
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/large/model epochs 18 eval_freq 18 channels_last True"
     " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
     " class_weights null base_lr 0.0015 weight exp/camvid/streets/model/train_epoch_32.pth": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/once/model epochs 18 eval_freq 18 channels_last True"
+    " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
+    " class_weights null weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/small1/model epochs 6 eval_freq 6 train_h 97"
     " train_w 129 scale_min 0.375 scale_max 0.75 base_size 240 test_h 185 test_w 241": CAMVID,
     "torchrun --nproc_per_node 8 tool/test.py --config F": GPUS,
