@@ -143,9 +143,9 @@ def set_aside(folder, new_log, position=None, data_iters=1, recounted=False, rej
 
     position: (iteration, finished) where a run resumes: only the checkpoints beyond it are moved, with a copy of
     metrics.jsonl; None moves all. data_iters: see `position_of`. recounted: the iterations of the earlier run were of another
-    size; its metrics and events are moved too. rejudged: the best is chosen anew; model_best.pth is
-    copied. new_log: the log file of the run that starts, which stays. Files of a run left half-written by a kill are deleted.
-    Raises Mistake if something cannot be moved.
+    size; its metrics and events are moved too. rejudged: the best is chosen anew; model_best.pth is copied. new_log: the log
+    file of the run that starts, which stays. Files of a run left half-written by a kill are deleted. Raises Mistake if
+    something cannot be moved.
     """
     try:
         return _set_aside(Path(folder), new_log, position, data_iters, recounted, rejudged)
