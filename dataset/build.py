@@ -22,7 +22,7 @@ from util.common import Mistake, first_few, text_table, write_aside
 from util.image import check_sizes, file_errors, read_image, read_lines
 from util.log import ProgressBar
 from util.metric import scores
-from util.visual import save_png
+from util.visual import changed_names, save_png
 
 DARK = 64  # of 255: no photograph, by night either, is darker everywhere
 
@@ -132,8 +132,7 @@ def _renamed(plan, out):
     before = []
     with suppress(Mistake):  # there are none, or none that can be read
         before = [name for path in [*names_and_colors(plan, out)][:1] for name in read_lines(path)]
-    pairs = enumerate(zip(before, plan.names))
-    changed = [f"class {k} was {old} and is {new}" for k, (old, new) in pairs if old not in (new, f"class{k}")]
+    changed = changed_names(before, plan.names)
     return [f"{first_few(changed)}; a network that was trained before goes by the earlier ids"] if changed else []
 
 

@@ -12,6 +12,7 @@ from util.config import ROOT
 from util.visual import (
     NAME,
     below,
+    changed_names,
     class_names,
     colorize,
     default_palette,
@@ -277,3 +278,7 @@ def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
     getmask = own.getmask
     monkeypatch.setattr(own, "getmask", lambda text: getmask({"ö": "o"}.get(text, text)))
     assert np.array_equal(strip("Größe"), strip(r"Gr\xf6\xdfe")) and not np.array_equal(strip("Hö"), strip(r"H\xf6"))
+
+
+def test_names_that_only_count_are_no_change():
+    assert changed_names(["class 0", "class1", "car", "sky"], ["road", "tree", "bus", "sky"]) == ["class 2 was car and is bus"]

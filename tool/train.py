@@ -50,7 +50,7 @@ from util.precision import shared_precision
 from util.progress import log_iteration, log_start, report_interval, report_iterations, report_validation
 from util.run import Plan, Run, State, find_checkpoint, open_output, restore, save, state_of
 from util.schedule import build_schedule
-from util.visual import class_names, palette_of, panel
+from util.visual import changed_names, class_names, palette_of, panel
 
 PANELS = 4  # validation images shown in TensorBoard
 
@@ -226,9 +226,7 @@ def keep_comparable(run, changed, judge) -> None:
 
 def note_changed_names(run, checkpoint) -> None:
     """Warn of class names that are not those of the checkpoint; a file says nothing of where its lines have come from."""
-    before = checkpoint.get("names", ())
-    pairs = enumerate(zip(before, run.names))
-    changed = [f"class {k} was {old} and is {new}" for k, (old, new) in pairs if old not in (new, f"class {k}")]
+    changed = changed_names(checkpoint.get("names", ()), run.names)
     if changed:
         run.log.warning(f"names_path: {first_few(changed)}; what the network has learned goes by the ids")
 

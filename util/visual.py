@@ -30,6 +30,12 @@ def class_names(cfg):
     return _load(cfg, "names_path", load_names) if cfg.names_path else [f"class {k}" for k in range(cfg.classes)]
 
 
+def changed_names(before, names):
+    """["class 1 was car and is bus"] of the ids whose class has another name; one that only counts (`class 1`) says nothing."""
+    pairs = enumerate(zip(before, names))
+    return [f"class {k} was {old} and is {new}" for k, (old, new) in pairs if old not in (new, f"class {k}", f"class{k}")]
+
+
 def palette_of(cfg):
     """The colours that the checkpoint carries or those in the file colors_path, else the default ones: (K, 3) uint8."""
     if cfg.palette:
