@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import types
 
@@ -15,6 +17,7 @@ from tool import train
 from util import distributed
 from util.checkpoint import load_checkpoint
 from util.common import Mistake
+from util.config import ROOT
 from util.run import State
 
 
@@ -310,6 +313,21 @@ def test_dropout_differs_between_processes_unless_diff_seed_is_off(monkeypatch):
     on, off = types.SimpleNamespace(diff_seed=True), types.SimpleNamespace(diff_seed=False)
     assert dropped(on, 0, monkeypatch) == dropped(off, 0, monkeypatch) == dropped(off, 1, monkeypatch)
     assert dropped(on, 1, monkeypatch) != dropped(on, 0, monkeypatch)
+
+
+@pytest.mark.parametrize("size, ends", [("1", True), ("2", False)])
+@pytest.mark.parametrize("program", ["train", "test"])
+def test_one_of_several_processes_leaves_past_the_interpreters_end_with_its_status_and_all_it_said(program, size, ends):
+    """There a thread of gloo that still held a tensor aborted a run that was finished and saved, on a busy machine."""
+    code = (
+        "import atexit, runpy, sys; atexit.register(print, 'the end'); sys.argv = ['program', '--no-such-option'];"
+        f"runpy.run_path('tool/{program}.py', run_name='__main__')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"WORLD_SIZE": size}, capture_output=True, text=True
+    )
+    assert process.returncode == 1 and "--no-such-option" in process.stderr
+    assert process.stdout == "the end\n" * ends
 
 
 def test_deterministic_switches_to_kernels_that_repeat_themselves(variables):

@@ -325,4 +325,5 @@ def write_results(run):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with distributed.exits_at_once():
+        sys.exit(main())

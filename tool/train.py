@@ -482,4 +482,5 @@ def finish(run) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with distributed.exits_at_once():
+        sys.exit(main())
