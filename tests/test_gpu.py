@@ -24,6 +24,7 @@ from model.fold import for_test
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from tool import train
+from tool.benchmark import measured_step
 from util.config import ROOT, load_config
 from util.inference import predict, predict_probability
 from util.log import environment
@@ -271,27 +272,17 @@ def test_processes_with_sync_bn_train_like_one_and_share_a_test(toy, tmp_path, t
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_images_per_second_and_predicted_memory(precision, table):
-    size, n = (473, 8) if ON_GPU else (65, 2)
-    cfg = config(layers=50, train_h=size, train_w=size, precision=precision, channels_last=precision == "bf16")
-    run = run_of(cfg, DEVICE, build_model(cfg))
-    image, label = batch(cfg, DEVICE, n)
-    for _ in range(3):
-        train.update(run, image, label)
-    if ON_GPU:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    begin, steps = time.perf_counter(), 20 if ON_GPU else 1
-    for _ in range(steps):
-        losses, _ = train.update(run, image, label)
-    assert np.isfinite(losses.cpu().numpy()).all()
-    what = f"PSPNet50, {n} x {size}x{size}, {precision}"
-    table(f"{what}, training", f"{n * steps / (time.perf_counter() - begin):.1f} images/s")
+    layers, size, n = (50, 473, 8) if ON_GPU else (18, 33, 2)
+    cfg = config(layers=layers, train_h=size, train_w=size, precision=precision, channels_last=precision == "bf16")
+    measured, rate = measured_step(cfg, DEVICE, n, size, size)
+    what = f"PSPNet{layers}, {n} x {size}x{size}, {precision}"
+    table(f"{what}, training", f"{rate:.1f} images/s")
     predicted = step_memory(build_model, cfg, n, size, size)["peak"]
     if ON_GPU:
-        measured = torch.cuda.max_memory_allocated()
         table(f"{what}: peak of a step, measured and predicted", f"{measured / 2**30:.2f} GiB, {predicted / 2**30:.2f} GiB")
         assert predicted == pytest.approx(measured, rel=0.15)
-    network, frame = for_test(run.network, DEVICE, channels_last=cfg.channels_last), np.zeros((2 * size, 4 * size, 3), np.uint8)
+    network = for_test(build_model(cfg), DEVICE, channels_last=cfg.channels_last)
+    frame = np.zeros((2 * size, 4 * size, 3), np.uint8)
     how = {"classes": 9, "base_size": None, "crop_h": size, "crop_w": size, "mean": MEAN, "std": STD, "scales": (1.0,)}
     with Precision(precision, DEVICE).autocast():
         predict(network, frame, **how)

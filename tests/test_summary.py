@@ -9,7 +9,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from model import build_model
 from model.pspnet import PSPNet
-from tool.benchmark import main
+from tool import train
+from tool.benchmark import main, measured_step
 from util.config import ROOT, load_config
 from util.memory import REST, measure, step_memory
 from util.precision import Precision
@@ -143,10 +144,44 @@ def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys, one_block):
     assert main(["model", str(TOY), "--fit", str(limit), "ema_decay", "0", "optimizer", "sgd"]) == 0
     table = capsys.readouterr().out.splitlines()[-5:]
     assert numbers(table[0])[:2] == [1, 4]
-    assert {line.split("|")[1].strip() for line in table} == {"fp32", "bf16"} and any(" layer4 " in line for line in table)
+    assert {line.split("|")[1].strip() for line in table} == {"fp32", "bf16, channels_last"}
+    assert any(" layer4 " in line for line in table)
     assert all(numbers(line)[-1] <= limit - 2 + 0.01 for line in table[1:]) and not any("does not" in line for line in table)
     assert main(["model", "--config", str(TOY), "--fit", "2.001", "batch_size", "2"]) == 0
     assert capsys.readouterr().out.count("does not fit") == 4
+
+
+def test_steps_on_a_gpu_are_measured_beside_what_is_predicted(capsys, one_block, monkeypatch):
+    """The columns, with a GPU that is not there; tests/test_gpu.py holds the numbers on one."""
+    steps, found = [], iter([(3 * 2**30, 12.5), None])
+
+    def measured_step(cfg, device, n, h, w):
+        steps.append((cfg.accumulate_steps, device, n, h, w))
+        return next(found)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("tool.benchmark.measured_step", measured_step)
+    for ending in ("| 3.00 | 12.5 |", "| out of memory | - |"):
+        assert main(["model", str(TOY), "train_gpu", "[1]", "accumulate_steps", "2", "precision", "fp32"]) == 0
+        head, _, line = capsys.readouterr().out.splitlines()[-3:]
+        assert head.endswith("| peak | measured peak | images/s |") and line.endswith(ending)
+    assert steps == [(2, torch.device("cuda", 1), 2, 129, 129)] * 2
+    assert main(["model", str(TOY), "train_gpu", "[0, 1]", "precision", "fp32"]) == 0
+    assert "measured" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [(), ("accumulate_steps", 2, "ema_decay", 0, "optimizer", "sgd")])
+def test_a_measured_step_is_one_of_the_training(options, narrow, monkeypatch):
+    cfg, sizes, real = config("train_h", 33, "train_w", 33, *options), [], train.update
+
+    def update(run, image, label):
+        sizes.append((image.shape, label.shape, (run.average is None) == (cfg.ema_decay == 0)))
+        return real(run, image, label)
+
+    monkeypatch.setattr(train, "update", update)
+    peak, rate = measured_step(cfg, torch.device("cpu"), 2, 33, 33)
+    images = 2 * cfg.accumulate_steps
+    assert sizes == [((images, 3, 33, 33), (images, 33, 33), True)] * 4 and peak > 0 and rate > 0
 
 
 @pytest.mark.parametrize(

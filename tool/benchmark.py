@@ -9,7 +9,8 @@ speed (the default): every optimised part against the plain form of the same wor
 turns, on the GPU if there is one. With --against the plain network is that of a checkout of the original's code.
 exported: a window and its mirror image through the network, compiled, and in the files of tool/export.py; on the CPU.
 model: parameters, multiply-adds and memory of each part of a network, the memory that a training step needs on one device,
-and the keys with which it fits into --fit GiB. Computed from shapes alone.
+and the keys with which it fits into --fit GiB. Computed from shapes; where `train_gpu` names one GPU and it is there, its
+steps are run and measured too.
 """
 
 import argparse
@@ -48,15 +49,19 @@ from model.exported import Exported, write_exported
 from model.fold import for_test
 from model.loss import CrossEntropy, upsampled_loss
 from model.pspnet import PSPNet
+from tool import train
 from util import transform
 from util.common import Mistake
 from util.config import ROOT, find_config, load_config
 from util.dataset import SemData
+from util.ema import Average
 from util.inference import predict, window_starts
 from util.log import environment, report_errors
 from util.memory import costs, fitting, step_memory
 from util.metric import confusion_matrix
+from util.optim import build_optimizer
 from util.precision import Precision, native_precision
+from util.run import Run
 from util.transform import MEAN, STD
 
 RESERVE = 2  # GiB left for what is not predicted: CUDA's context, cuDNN's workspaces, gaps between the blocks
@@ -458,12 +463,12 @@ def model(args) -> None:
     cfg = replace(cfg, precision=Precision(cfg.precision, device).name)  # what `auto` is here
     gpus = max(len(cfg.train_gpu or ()), 1)
     batch = max(cfg.batch_size // gpus // cfg.accumulate_steps, 1)
-    train, test = (cfg.train_h, cfg.train_w), (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
+    size, test_size = (cfg.train_h, cfg.train_w), (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
     with torch.device("meta"):  # shapes without numbers: no memory, no time
         network = build_model(cfg)
-    names = (f"multiply-adds, {name} {h}x{w} (G)" for name, (h, w) in (("train", train), ("test", test)))
+    names = (f"multiply-adds, {name} {h}x{w} (G)" for name, (h, w) in (("train", size), ("test", test_size)))
     heading("part", "parameters (M)", *names, "kept for backward (MiB)")
-    for part, weights, macs, test_macs, kept in costs(network, batch, train, test):
+    for part, weights, macs, test_macs, kept in costs(network, batch, size, test_size):
         print(f"| {part} | {weights / 1e6:.2f} | {macs / 1e9:.1f} | {test_macs / 1e9:.1f} | {kept / 2**20:.0f} |")
     print(f"""
 Multiply-adds: of one image, forward; convolutions and matrix products as torch.utils.flop_counter counts them, which counts
@@ -473,15 +478,42 @@ and the loss.
 
 A training step on one of {gpus} device(s), in GiB, without the {RESERVE} that are left for the rest:
 """)
+    measured = device == "cuda" and gpus == 1
     heading("precision", "checkpoint_layers", "accumulate_steps", "images at a time", "weights", "momenta and buckets",
-            "kept for backward", "gradients and temporaries", "peak", text=(0, 1))  # fmt: skip
+            "kept for backward", "gradients and temporaries", "peak", *["measured peak", "images/s"] * measured,
+            text=(0, 1))  # fmt: skip
     limit = (args.fit - RESERVE) * 2**30 if args.fit else 0
     least = 1 if not args.fit or (cfg.sync_bn and gpus > 1) else images_needed(cfg)[0]
-    steps = fitting(build_model, cfg, batch * cfg.accumulate_steps, least, *train, gpus, limit) if args.fit else ()
-    for i, (tried, n, needs) in enumerate(chain([(cfg, batch, step_memory(build_model, cfg, batch, *train, gpus))], steps)):
-        line = [tried.precision, " ".join(tried.checkpoint_layers) or "-", str(tried.accumulate_steps), str(n)]
-        line += [f"{size / 2**30:.2f}" for size in needs.values()]
+    steps = fitting(build_model, cfg, batch * cfg.accumulate_steps, least, *size, gpus, limit) if args.fit else ()
+    for i, (tried, n, needs) in enumerate(chain([(cfg, batch, step_memory(build_model, cfg, batch, *size, gpus))], steps)):
+        form = tried.precision + ", channels_last" * tried.channels_last
+        line = [form, " ".join(tried.checkpoint_layers) or "-", str(tried.accumulate_steps), str(n)]
+        line += [f"{needed / 2**30:.2f}" for needed in needs.values()]
+        if measured:
+            step = measured_step(tried, torch.device(device, cfg.train_gpu[0]), n, *size)
+            line += [f"{step[0] / 2**30:.2f}", f"{step[1]:.1f}"] if step else ["out of memory", "-"]
         print("|", " | ".join(line), "| does not fit |" if i and needs["peak"] > limit else "|", flush=True)
+
+
+def measured_step(cfg, device, n, h, w):
+    """(bytes of CUDA's tensors at the peak, images a second) of steps of `accumulate_steps` * n random images; None where its
+    memory is not enough."""
+    torch.backends.cudnn.benchmark = True  # as in a training
+    network = build_model(cfg).to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
+    run = Run(cfg, device, None, network=network.train(), net=torch.compile(network) if cfg.compile else network,
+              average=Average(network, cfg.ema_decay) if cfg.ema_decay else None,
+              optimizer=build_optimizer(network, kind=cfg.optimizer, base_lr=cfg.base_lr, precision=cfg.precision),
+              precision=Precision(cfg.precision, device))  # fmt: skip
+    images = n * cfg.accumulate_steps
+    image = torch.randn(images, 3, h, w, device=device)
+    label = torch.randint(0, cfg.classes, (images, h, w), device=device)
+    try:
+        train.update(run, image, label)  # makes the momenta; cuDNN chooses its kernels
+        before = torch.cuda.memory_allocated()
+        step = compare({"step": partial(train.update, run, image, label)}, 60, 3)["step"]
+    except torch.OutOfMemoryError:
+        return None
+    return before + step.memory, images / step.seconds
 
 
 if __name__ == "__main__":

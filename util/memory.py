@@ -65,8 +65,8 @@ class Memory(TorchDispatchMode):
 
 
 def fitting(build_model, cfg, share, least, h, w, processes, limit):
-    """(config, images at a time, needs of a step): each precision, with stages kept and recomputed, at the fewest
-    accumulate_steps whose peak is within `limit` bytes, or else at the most.
+    """(config, images at a time, needs of a step): each precision, bf16 in channels_last, with stages kept and recomputed, at
+    the fewest accumulate_steps whose peak is within `limit` bytes, or else at the most.
 
     share: images of one device in an update, of which `least` go through the network at once.
     """
@@ -75,7 +75,8 @@ def fitting(build_model, cfg, share, least, h, w, processes, limit):
         for stages in sorted(recomputed | {tuple(cfg.checkpoint_layers)}, key=len):
             steps = [n for n in range(1, share + 1) if share % n == 0 and share // n >= least] if cfg.loss == "ce" else [1]
             for n in steps or [1]:
-                tried = replace(cfg, precision=precision, checkpoint_layers=stages, accumulate_steps=n)
+                tried = replace(cfg, precision=precision, checkpoint_layers=stages, accumulate_steps=n,
+                                channels_last=cfg.channels_last or precision == "bf16")  # fmt: skip
                 needs = step_memory(build_model, tried, share // n, h, w, processes)
                 if needs["peak"] <= limit:
                     break
