@@ -139,6 +139,7 @@ def test_every_shipped_config_trains_a_step(path):
     network = build_model(cfg).train()
     optimizer = build_optimizer(
         network,
+        kind=cfg.optimizer,
         base_lr=cfg.base_lr,
         head_lr_factor=cfg.head_lr_factor,
         momentum=cfg.momentum,

@@ -230,7 +230,7 @@ for words, screen in json.load(sys.stdin):
 """
 COPIES = """
 import pathlib, shutil
-for name in "A.pth", "B.pth", "weights.pth", "train_epoch_100.pth", "exp/camvid/pspnet18/model/model_best.pth":
+for name in "A.pth", "B.pth", "weights.pth", "train_epoch_100.pth", "exp/camvid/smp/model/model_best.pth":
     pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy("exp/toy/pspnet18/model/model_best.pth", name)
 """
