@@ -19,7 +19,7 @@ import numpy as np
 
 from dataset.toy import scene
 from util.common import Mistake, first_few, text_table, write_aside
-from util.image import check_sizes, file_errors, read_image, read_lines
+from util.image import check_sizes, file_errors, read_image, read_label, read_lines
 from util.log import ProgressBar
 from util.metric import scores
 from util.visual import changed_names, save_png
@@ -175,8 +175,17 @@ def _build_one(sample, read, out, copy):
     _place(sample.image, out / sample.image_to, copy)
     if label is None:
         return None, image.shape[:2], image.max(), ""
-    save_png(out / sample.label_to, label)
+    if not _holds(out / sample.label_to, label):
+        save_png(out / sample.label_to, label)
     return np.bincount(label.ravel(), minlength=256), image.shape[:2], image.max(), ""
+
+
+def _holds(path, label):
+    """Does the file hold this label already? Written anew it would be a changed one to the cache."""
+    with suppress(Mistake):
+        there = read_label(path) if path.is_file() and not path.is_symlink() else None
+        return there is not None and there.dtype == label.dtype and np.array_equal(there, label)
+    return False
 
 
 def _line(sample):

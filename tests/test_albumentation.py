@@ -14,7 +14,8 @@ import yaml
 from util import transform as T
 from util.albumentation import Albumentations
 from util.augmentation import build_augmentation
-from util.config import ROOT, load_config
+from util.common import Mistake
+from util.config import ROOT, find_config, load_config
 from util.dataset import SemData, sample_rng
 
 # The standard augmentation (config: augmentation: semseg, scale 0.5..2, rotate -10..10) in the package's words.
@@ -48,7 +49,8 @@ def config(augmentation, crop=CROP, ignore_label=IGNORE):
         augmentation = tuple(yaml.safe_load(augmentation))
     scale = {"scale_min": 0.5, "scale_max": 2.0, "rotate_min": -10.0, "rotate_max": 10.0}
     return SimpleNamespace(
-        path="config/c.yaml", train_h=crop, train_w=crop, ignore_label=ignore_label, augmentation=augmentation, **scale
+        path="config/c.yaml", train_h=crop, train_w=crop, ignore_label=ignore_label, classes=H * W,
+        augmentation=augmentation, **scale
     )
 
 
@@ -298,6 +300,24 @@ def test_a_mistake_names_the_key_the_entry_and_what_is_wrong(entry, message):
         build(f"\n- HorizontalFlip:\n- {entry}")
     parts = [f"config/c.yaml: TRAIN.augmentation: entry 2: {message}".split(" .* "), str(error.value)]
     assert all(part in parts[1] for part in parts[0]) and len(parts[1].splitlines()) == 1
+
+
+def test_a_label_is_filled_with_a_class_or_ignored():
+    message = "entry 1: Rotate: fill_mask = 255 is neither a class nor the ignore_label 65535: leave it out"
+    rotate = {"Rotate": {"limit": [-10, 10], "border_mode": 0, "fill_mask": 255}}
+    with pytest.raises(Mistake, match=message):
+        Albumentations([rotate], [H, W], 65535, 19)
+    Albumentations([rotate], [H, W], 65535, 256)
+    Albumentations([rotate], [H, W], 255, 19)
+
+
+@pytest.mark.parametrize("name", ["cityscapes_pspnet50_albumentations", "cityscapes_pspnet50_onecycle"])
+def test_the_shipped_pipelines_ignore_their_corners_with_any_ignore_label(name):
+    augment, found = build_augmentation(load_config(find_config(name), ["ignore_label", "65535"])), set()
+    image, label = np.zeros((800, 800, 3), np.uint8), np.ones((800, 800), np.uint8)
+    for seed in range(30):
+        found |= set(augment(image, label, random.Random(seed))[1].unique().tolist())
+    assert found == {1, 65535}
 
 
 def test_all_mistakes_are_reported_at_once():

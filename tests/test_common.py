@@ -15,6 +15,13 @@ def test_a_file_appears_whole_with_its_folders_or_not_at_all(tmp_path):
     assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+@pytest.mark.parametrize("name", ["é" * 125 + ".png", "x" * 255, "写" * 85])
+def test_a_name_may_be_as_long_as_the_file_system_takes(name, tmp_path):
+    with write_aside(tmp_path / name) as aside:
+        aside.write_text("one")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_a_link_is_replaced_and_not_what_it_points_to(tmp_path):
     (tmp_path / "a").write_text("a")
     (tmp_path / "b").symlink_to("a")

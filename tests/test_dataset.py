@@ -394,6 +394,18 @@ def test_a_colour_mask_is_read_if_its_channels_are_equal_and_refused_otherwise(t
         read_label(tmp_path / "colour.png")
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("how", [{}, {"compression": "tiff_lzw"}])
+def test_alpha_of_a_tiff_changes_neither_ids_nor_colours(tmp_path, how, orientation):
+    image, label = picture()
+    alpha = np.random.default_rng(1).integers(0, 256, label.shape, np.uint8)
+    Image.fromarray(np.dstack([label, label, label, alpha])).save(tmp_path / "label.tif", **how)
+    np.testing.assert_array_equal(read_label(tmp_path / "label.tif"), label)
+    Image.fromarray(np.dstack([image, alpha])).save(tmp_path / "image.tif", tiffinfo={274: orientation}, **how)
+    upright = image if orientation == 1 else np.rot90(image, -1)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), upright)
+
+
 def test_a_float_label_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tif"), np.ones((4, 4), np.float32))
     with pytest.raises(Mistake, match=r"a.tif: pixels are float32, expected 8-bit or 16-bit class ids"):

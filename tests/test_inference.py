@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -7,12 +8,21 @@ import torch
 import torch.nn.functional as F
 from golden_rules import draw, fill_, golden_image
 
+from model.exported import Window
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.smp import SMPPSPNet
 from util import transform
 from util.config import ROOT, load_config
-from util.inference import most_probable, predict, predict_probability, prediction_settings, scaled_size, window_starts
+from util.inference import (
+    _window_logits,
+    most_probable,
+    predict,
+    predict_probability,
+    prediction_settings,
+    scaled_size,
+    window_starts,
+)
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 GOLDEN = np.load(Path(__file__).parent / "golden/semseg.npz")
@@ -282,6 +292,23 @@ def test_networks_take_whole_images_of_any_size(make, changes, shape, narrow):
     image, _ = golden_image("whole network", *shape, 5)
     prob = run(make(18, classes=5, **changes).eval(), image, mode="whole", scales=(0.7, 1.0, 1.3))
     assert prob.shape == (5, *shape) and torch.allclose(prob.sum(0), torch.ones(shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [lambda network: partial(_window_logits, network, 3), Window], ids=["engine", "exported"])
+@pytest.mark.parametrize("zoom", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(41, 57), (40, 48), (34, 43), (42, 64)])
+def test_logits_of_windows_of_any_size_stay_at_their_pixels(size, zoom, form):
+    """Of a network whose logits are the pixels' coordinates, at every (8 / zoom)-th pixel as those of PSPNet are."""
+    h, w = size
+    network = PSPNet(18, classes=3, zoom_factor=zoom).eval()
+    network._stage = lambda name, x: x
+    network.head = lambda x: x[..., ::8, ::8]
+    rows, columns = torch.arange(1.0, h + 1)[:, None].expand(h, w), torch.arange(1.0, w + 1).expand(h, w)
+    coordinates = torch.stack([rows, columns, torch.ones(h, w)])[None]
+    with torch.no_grad():
+        difference = form(network)(coordinates) - coordinates
+    last = [(side - 1) // 8 * 8 + 1 for side in size]  # beyond it lies what the padding holds
+    assert difference.shape == (1, 3, h, w) and difference[..., : last[0], : last[1]].abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("make, scales", [(PSPNet, (0.7, 1.0)), (SMPPSPNet, (0.7,))])

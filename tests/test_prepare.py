@@ -241,6 +241,17 @@ def test_a_clean_run_takes_the_old_skipped_file_away(camvid, tmp_path):
     assert not (out / "skipped.txt").exists() and len(lines(out / "list/train.txt")) == 3
 
 
+def test_a_label_that_is_there_already_is_not_written_again(camvid, tmp_path):
+    """The cache takes a new file for another label."""
+    out = tmp_path / "out"
+    run("camvid", "--source", camvid, "--out", out)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("label/*/*")}
+    put(camvid / "trainannot/0006R0_f00930.png", ids([1, 3]))
+    assert run("camvid", "--source", camvid, "--out", out) == 0 and len(before) == 5
+    changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
+    assert changed == ["0006R0_f00930.png"]
+
+
 def test_one_image_twice_in_the_lists_of_a_source_is_a_fault(camvid, tmp_path, capsys):
     entries = lines(camvid / "train.txt")
     put(camvid / "other" / "0001TP_006690.png", picture(3))

@@ -1,6 +1,7 @@
 import gc
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -27,10 +28,12 @@ from model.weights import to_mmseg
 from tool import test, train
 from util import distributed, optim, precision
 from util.checkpoint import load_checkpoint
-from util.config import ROOT
+from util.config import ROOT, load_config
+from util.dataset import SemData
 from util.precision import Precision
 from util.progress import clock
-from util.run import Run
+from util.run import Run, State
+from util.visual import save_png
 
 pytestmark = pytest.mark.usefixtures("narrow")
 CONFIG = str(ROOT / "config/toy/toy_pspnet18.yaml")
@@ -374,6 +377,27 @@ def test_a_run_does_not_go_on_from_the_weights_of_another_program(toy_options, t
     torch.save({"epoch": 3, "state_dict": {"module.a": torch.ones(1)}, "optimizer": {}}, tmp_path / "a.pth")
     assert run(toy_options, "resume", tmp_path / "a.pth") == 1
     assert "a.pth: not a checkpoint of this program (it has no state and no config)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes, ignore_label, labelled", [(9, 255, 5), (200, 300, 44), (256, 65535, 255)])
+def test_the_loss_of_a_validation_is_over_all_pixels_but_the_ignored(classes, ignore_label, labelled, tmp_path):
+    """A byte compared with 300 would be compared with 300 - 256."""
+    label = np.full((33, 33), labelled, np.uint8)
+    if ignore_label == 255:
+        label[:10] = 255
+    save_png(tmp_path / "image.png", np.zeros((33, 33, 3), np.uint8))
+    save_png(tmp_path / "label.png", label)
+    (tmp_path / "val.txt").write_text("image.png label.png")
+    keys = f"classes {classes} ignore_label {ignore_label} test_h 33 test_w 33 base_size 33 class_weights null workers 0"
+    cfg = load_config(CONFIG, keys.split())
+    data = SemData("val", tmp_path, tmp_path / "val.txt", classes=classes, ignore_label=ignore_label)
+    quiet = SimpleNamespace(received=0, requested=lambda: False)
+    out = SimpleNamespace(writer=None, scalars=lambda *_, **__: None)
+    run = Run(cfg, torch.device("cpu"), logging.getLogger("quiet"), [str(k) for k in range(classes)], stop=quiet, val_data=data,
+              state=State(1, 0), precision=Precision("fp32", torch.device("cpu")), network=nn.Module(), out=out)  # fmt: skip
+    logits = torch.zeros(classes).index_fill(0, torch.tensor(labelled), 1)
+    run.network.forward = lambda x: logits.view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
+    assert train.validate(run)["loss"] == pytest.approx(-logits.log_softmax(0)[labelled].item(), rel=1e-5)
 
 
 def test_gpus_without_cuda_mean_the_cpu_with_one_warning(toy_options):

@@ -437,8 +437,8 @@ def validate(run) -> dict | None:
             probability = predict_probability(network, image, **how)
         pred = probability.max(0).indices
         confusion += confusion_matrix(pred, label, cfg.classes, cfg.ignore_label).to(run.device)
-        labelled = label != cfg.ignore_label
-        p = probability.gather(0, label.long().where(labelled, 0)[None])[0][labelled]
+        labelled = label.int() != cfg.ignore_label  # of bytes torch would compare the number's last 8 bits
+        p = probability.gather(0, label.long().where(labelled, 0)[None])[0].where(labelled, 1.0)
         loss += torch.stack([-p.clamp(min=1e-12).log().double().sum(), labelled.sum().double()])
         if run.out.writer is not None and i < PANELS:
             picture = panel(image, label.cpu().numpy(), pred.cpu().numpy(), run.palette, cfg.ignore_label)

@@ -1,6 +1,7 @@
 """A pipeline of Albumentations, an optional package, instead of our own transforms."""
 
 import inspect
+import math
 import os
 import random
 import warnings
@@ -18,7 +19,8 @@ class Albumentations:
     """`t(image, label, rng)` for `pipeline`, a sequence of mappings {Class: {argument: value}} named as in the package.
 
     Compositions hold entries of the same form: {OneOf: {transforms: [{Blur: {p: 1}}, {MedianBlur: }], p: 0.5}}. Where the
-    package would fill the label with class 0, it is filled with ignore_label. The numbers of a sample come from `rng` alone.
+    package would fill the label with class 0, it is filled with ignore_label; a `fill_mask` that is stated must be that or one
+    of the classes. The numbers of a sample come from `rng` alone.
 
     image (H, W, 3) RGB 0..255, uint8 or float32 (rounded) -> (3, h, w) float32, normalised, where (h, w) = size, or Mistake:
     the pipeline has to end with a crop. label (H, W) integer ids -> (h, w) int64, never interpolated. Errors in the
@@ -27,10 +29,10 @@ class Albumentations:
 
     lazy = True  # takes images as uint8, for SemData
 
-    def __init__(self, pipeline, size, ignore_label=255):
+    def __init__(self, pipeline, size, ignore_label=255, classes=math.inf):
         package = _package()
         mistakes = []
-        transforms = _build(package, pipeline, ignore_label, "entry", mistakes)
+        transforms = _build(package, pipeline, (ignore_label, classes), "entry", mistakes)
         if mistakes:
             raise Mistake("\n".join(mistakes))
         self.size, self.ignore_label = tuple(size), ignore_label
@@ -66,7 +68,7 @@ def _package():
     return albumentations
 
 
-def _build(package, entries, ignore_label, place, mistakes):
+def _build(package, entries, ids, place, mistakes):
     """The package's objects for a list of entries; what is wrong with them is added to `mistakes`."""
     if not isinstance(entries, list | tuple) or not entries:
         mistakes.append(f"{place}: expected a list of transforms, found {entries!r}")
@@ -79,14 +81,15 @@ def _build(package, entries, ignore_label, place, mistakes):
             continue
         ((name, arguments),) = entry.items()
         try:
-            built.append(_make(package, name, dict(arguments or {}), ignore_label, f"{here}: {name}", mistakes))
+            built.append(_make(package, name, dict(arguments or {}), ids, f"{here}: {name}", mistakes))
         except Exception as error:  # whatever the package's constructors raise
             mistakes.append(f"{here}: {name}: {_in_a_line(error)}")
     return built
 
 
-def _make(package, name, arguments, ignore_label, here, mistakes):
+def _make(package, name, arguments, ids, here, mistakes):
     """One transform or composition, or None if there are mistakes in what it is composed of."""
+    ignore_label, classes = ids
     bases = package.BasicTransform, package.BaseCompose
     known = {key: item for key, item in vars(package).items() if inspect.isclass(item) and issubclass(item, bases)}
     if name not in known:
@@ -99,11 +102,14 @@ def _make(package, name, arguments, ignore_label, here, mistakes):
             raise ValueError(f"unknown argument {argument}{did_you_mean(argument, parameters)}")
     if "transforms" in parameters:
         before = len(mistakes)
-        arguments["transforms"] = _build(package, arguments.get("transforms"), ignore_label, f"{here}: entry", mistakes)
+        arguments["transforms"] = _build(package, arguments.get("transforms"), ids, f"{here}: entry", mistakes)
         if len(mistakes) > before:
             return None
     if "fill_mask" in parameters and parameters["fill_mask"].default is not None:  # None: the label stays as it is
         arguments.setdefault("fill_mask", ignore_label)
+    fill = arguments.get("fill_mask")
+    if isinstance(fill, int | float) and fill != ignore_label and not 0 <= fill < classes:
+        raise ValueError(f"fill_mask = {fill} is neither a class nor the ignore_label {ignore_label}: leave it out")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = known[name](**arguments)

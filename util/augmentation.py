@@ -33,7 +33,7 @@ def build_augmentation(cfg):
         ]
     else:
         try:
-            return Albumentations(cfg.augmentation, size, ignore_label)
+            return Albumentations(cfg.augmentation, size, ignore_label, cfg.classes)
         except Mistake as mistake:
             lines = (f"{cfg.path}: TRAIN.augmentation: {line}" for line in str(mistake).splitlines())
             raise Mistake("\n".join(lines)) from None

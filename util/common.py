@@ -24,7 +24,8 @@ def write_aside(path, sync=False):
     Raises Mistake if the disk does not take the file.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")  # not the process: two machines have the same numbers
+    name = os.fsencode(path.name)[:235].decode(errors="ignore")  # with what is added not longer than a name may be, 255 bytes
+    temporary = path.with_name(f".{name}.{os.urandom(4).hex()}.tmp")  # not the process: two machines have the same numbers
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

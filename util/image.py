@@ -222,6 +222,11 @@ def _decode_rgb(path, data):
 
 def _decode(path, data, flags):
     orientation = 1
+    if data[:2] in TIFF_STARTS and _has_straight_alpha(data):  # OpenCV would multiply the other channels by it
+        with _decoding(path):
+            picture = Image.open(io.BytesIO(data))
+            picture = picture if flags & cv2.IMREAD_IGNORE_ORIENTATION else ImageOps.exif_transpose(picture)
+            return np.asarray(picture)[..., 2::-1].copy()
     if data[:4] == b"RIFF" and not flags & cv2.IMREAD_IGNORE_ORIENTATION:  # OpenCV before 4.13 does not turn WebP
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
         orientation = _webp_orientation(data)
@@ -231,6 +236,12 @@ def _decode(path, data, flags):
         raise Mistake(f"{path}: cannot be decoded (not an image, cut short, or of a kind that OpenCV does not read)")
     array = cv2.transpose(array) if orientation in (5, 6, 7, 8) else array
     return cv2.flip(array, FLIPS[orientation]) if orientation in FLIPS else array
+
+
+def _has_straight_alpha(data):
+    """Is this a TIFF of four 8-bit channels, the last one alpha (ExtraSamples 2)?"""
+    tags = _header(data, "tag_v2", {})
+    return _header(data, "mode") == "RGBA" and set(tags.get(258, ())) == {8} and tags.get(338) == (2,)
 
 
 def _webp_orientation(data):

@@ -495,12 +495,15 @@ def _rows_of(strips):
 
 def _window_logits(model, classes, windows):
     """(N, K, crop_h, crop_w) float32 of windows (N, 3, crop_h, crop_w)."""
+    h, w = windows.shape[2:]
+    if getattr(model, "zoom_factor", 8) < 8:  # its first and last logits belong to the corners of sides of 8n+1
+        windows = F.pad(windows, (0, (1 - w) % 8, 0, (1 - h) % 8))
     y = model(windows).float()
     if y.shape[1] != classes:
         raise ValueError(f"the model has {y.shape[1]} classes, but `classes` is {classes}")
     if y.shape[2:] != windows.shape[2:]:
         y = F.interpolate(y, windows.shape[2:], mode="bilinear", align_corners=True)
-    return y
+    return y[..., :h, :w]
 
 
 def _window_probability(model, classes, flip, windows):

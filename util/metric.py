@@ -66,7 +66,7 @@ def confusion_matrix(pred, label, K, ignore_label=255, other=False):
     if pairs.device.type == "cpu":
         _check_labels(pairs, label, K, ignore_label)
         if not other and pairs[:K, K].any():
-            outside = pred[((pred < 0) | (pred >= K)) & (label != ignore_label)]
+            outside = pred[((pred < 0) | (pred >= K)) & (label.long() != ignore_label)]
             raise ValueError(f"prediction {_tally(outside)} outside 0..{K - 1}: scored with the right classes?")
     return pairs[:K, : K + other].contiguous()
 
@@ -245,6 +245,7 @@ def _areas(pairs, K):
 
 def _check_labels(pairs, label, K, ignore):
     if pairs[K].any():
+        label = label.long()  # bytes torch would compare with the number's last 8 bits
         outside = label[((label < 0) | (label >= K)) & (label != ignore)]
         raise ValueError(
             f"label {_tally(outside)} outside 0..{K - 1} and not the ignored {ignore}: "

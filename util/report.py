@@ -28,6 +28,7 @@ from util.metric import Scores, confusion_matrix, mean, number, scores, table
 from util.visual import colorize, overlay, paint, save_jpeg
 
 HARDEST, SHOWN, BEST = 20, 6, 3  # images listed with their overlays; of them shown in four pictures; best images shown
+JPEG_SIDE = 65500  # pixels at most
 THUMBNAIL = 480  # pixels of the long side: sharp at twice the density of a screen with four in a row
 LONG = ("config", "checkpoint", "date", "environment", "list")  # what the protocol has in files and not on the screen
 DASHES = """A dash: the class is in no label (accuracy), or in neither label nor prediction (IoU, dice), or in no prediction
@@ -197,7 +198,7 @@ def write_report(folder, result: Result, examples) -> None:
     rows = {}
     for example in dict.fromkeys([*hardest, *best]):
         image, label, pred = example.read()
-        save_jpeg(folder / example.link, overlay(image, pred, result.palette))
+        save_jpeg(folder / example.link, _shrink(overlay(image, pred, result.palette), side=JPEG_SIDE))
         if example in hardest[:SHOWN] or example in best:
             rows[example] = _article(result, example, image, label, pred)
     links = "".join(f'<li><a href="{escape(quote(e.link))}">{escape(e.name)}</a> <b>{number(e.mIoU)}</b></li>' for e in hardest)
@@ -369,11 +370,11 @@ def _ids(ids, palette):
     return Image.fromarray(paint(ids, palette))
 
 
-def _shrink(array, interpolation=cv2.INTER_AREA):
-    factor = THUMBNAIL / max(array.shape[:2])
+def _shrink(array, interpolation=cv2.INTER_AREA, side=THUMBNAIL):
+    factor = side / max(array.shape[:2])
     if factor >= 1:
         return array
-    height, width = (max(1, round(side * factor)) for side in array.shape[:2])
+    height, width = (max(1, round(n * factor)) for n in array.shape[:2])
     return cv2.resize(array, (width, height), interpolation=interpolation)
 
 
