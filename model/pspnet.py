@@ -8,6 +8,22 @@ from model.base import SceneParser
 from model.resnet import feature_channels
 
 
+class Cells(nn.AdaptiveAvgPool2d):
+    """Averages over cells. CUDA's gradient of cells that overlap adds in any order: with `deterministic` two products do it."""
+
+    def forward(self, x):
+        if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return self.products(x)
+        return super().forward(x)
+
+    def products(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            y = x.to(torch.promote_types(x.dtype, torch.float32))
+            shares = (torch.eye(side, dtype=y.dtype, device=y.device) for side in x.shape[-2:])  # of pixels in cells
+            rows, columns = (F.adaptive_avg_pool1d(share[None], self.output_size)[0] for share in shares)
+            return torch.einsum("nchw,hi,wj->ncij", y, rows, columns).to(x.dtype)
+
+
 class PPM(nn.Module):
     """Pyramid pooling (section 3.2): (N, C, h, w) -> (N, C + planes * len(bins), h, w), the input concatenated with
     its averages over b x b cells, each convolved and resized."""
@@ -20,7 +36,7 @@ class PPM(nn.Module):
         self.align_corners = align_corners
         self.features = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(b),
+                Cells(b),
                 nn.Conv2d(inplanes, planes, 1, bias=False),
                 nn.BatchNorm2d(planes),
                 nn.ReLU(inplace=True),

@@ -250,15 +250,15 @@ def test_gpu_of_a_process_is_the_one_at_its_local_rank(variables, monkeypatch):
 def test_nccl_is_given_its_gpu_before_the_first_exchange(device, backend, expected, monkeypatch):
     given = {}
 
-    def init_process_group(backend, store, rank, world_size, device_id=None):
-        given.update(backend=backend, device_id=device_id)
+    def init_process_group(backend, store, rank, world_size, device_id=None, timeout=None):
+        given.update(backend=backend, device_id=device_id, timeout=timeout)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed.dist, "rendezvous", lambda _: iter([(torch.distributed.HashStore(), 0, 1)]))
     monkeypatch.setattr(distributed.dist, "init_process_group", init_process_group)
     distributed.init_process_group(torch.device(device), backend)
     assert given["device_id"] == (torch.device("cuda:3") if expected else None)
-    assert given["backend"] == ("gloo" if device == "cpu" else backend)
+    assert given["backend"] == ("gloo" if device == "cpu" else backend) and given["timeout"].total_seconds() == 3600
 
 
 @pytest.fixture
@@ -313,6 +313,12 @@ def test_dropout_differs_between_processes_unless_diff_seed_is_off(monkeypatch):
     on, off = types.SimpleNamespace(diff_seed=True), types.SimpleNamespace(diff_seed=False)
     assert dropped(on, 0, monkeypatch) == dropped(off, 0, monkeypatch) == dropped(off, 1, monkeypatch)
     assert dropped(on, 1, monkeypatch) != dropped(on, 0, monkeypatch)
+
+
+def test_a_gpu_that_no_key_names_is_pointed_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.warns(UserWarning, match=r'running on the CPU, since train_gpu or test_gpu is empty; "\[0\]" is the first GPU'):
+        assert distributed.pick_device(None).type == "cpu"
 
 
 @pytest.mark.parametrize("size, ends", [("1", True), ("2", False)])

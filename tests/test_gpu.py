@@ -222,7 +222,8 @@ def program(toy, folder, *more, tool="train", processes=1):
         start += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
     command = [*start, ROOT / f"tool/{tool}.py", "--config", TOY, *small_training(toy, save_path=folder), *device, *more]
     with Path(f"{folder}.log").open("a") as log:
-        return subprocess.Popen([str(word) for word in command], stdout=log, stderr=log)
+        exact = os.environ | {"NVIDIA_TF32_OVERRIDE": "0"}  # one process and two must not take kernels of other precision
+        return subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, env=exact)
 
 
 def finished(*args, **more):
@@ -271,7 +272,7 @@ def test_processes_with_sync_bn_train_like_one_and_share_a_test(toy, tmp_path, t
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_images_per_second_and_predicted_memory(precision, table):
+def test_images_per_second_and_predicted_memory(precision, full_size, table):
     layers, size, n = (50, 473, 8) if ON_GPU else (18, 33, 2)
     cfg = config(layers=layers, train_h=size, train_w=size, precision=precision, channels_last=precision == "bf16")
     measured, rate = measured_step(cfg, DEVICE, n, size, size)

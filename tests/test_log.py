@@ -42,6 +42,7 @@ def test_a_mistake_of_a_loader_worker_is_its_own_words(capsys):
         (RuntimeError("[gloo/pair.cc:561] Connection closed by peer [127.0.0.1]:3"), "another process of this run has ended"),
         (ConnectionResetError(104, "Connection reset by peer"), "another process of this run has ended"),
         (ConnectionRefusedError(111, "Connection refused"), "another process of this run has ended"),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), "Mostly a GPU whose"),
         (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB\nmore"), "Tried to allocate 20 GiB. Lower batch_size"),
         (MemoryError(), "not enough memory. Lower batch_size"),
         (KeyboardInterrupt(), "interrupted"),

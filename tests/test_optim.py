@@ -1,5 +1,6 @@
 """`util/optim.py`: the parameter groups, and the learning rate of each parameter."""
 
+import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,6 +262,29 @@ def test_a_checkpoint_brings_its_momenta_and_none_of_its_settings(kind):
     before = [{**group} for group in ours.param_groups]
     ours.load_state_dict(theirs.state_dict())
     assert ours.param_groups == before and len(ours.state) == 11
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("way", [1, -1])
+def test_momenta_of_another_memory_format_stay_with_their_weights(kind, way):
+    """A fused kernel goes through memory, so AdamW would take those of other weights."""
+    torch.manual_seed(0)
+    formats = (torch.contiguous_format, torch.channels_last)[::way]
+    start, gradients = Network(), [[torch.randn_like(p) for p in Network().parameters()] for _ in range(3)]
+    ends = []
+    for before, after in ((formats[0], formats[0]), formats):
+        network = copy.deepcopy(start).to(memory_format=before)
+        optimizer = build_optimizer(network, base_lr=0.1, kind=kind)
+        for i, gradient in enumerate(gradients):
+            if i == 1:  # resumed
+                state, network = optimizer.state_dict(), copy.deepcopy(network).to(memory_format=after)
+                optimizer = build_optimizer(network, base_lr=0.1, kind=kind)
+                optimizer.load_state_dict(state)
+            for p, g in zip(network.parameters(), gradient):
+                p.grad = torch.empty_like(p).copy_(g)
+            optimizer.step()
+        ends.append([p.detach() for p in network.parameters()])
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

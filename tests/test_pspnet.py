@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_rules import draw, fill_, golden_input, golden_label
 
-from model.pspnet import PPM, PSPNet
+from model.pspnet import PPM, Cells, PSPNet
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,6 +78,20 @@ def test_state_dict_has_the_names_shapes_and_order_of_the_original(layers):
     with torch.device("meta"):
         state = PSPNet(layers, classes=19).state_dict()
     assert [(name, list(tensor.shape)) for name, tensor in state.items()] == list(expected.items())
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(5, 5), (12, 18), (17, 13), (64, 128)])
+def test_cells_by_products_are_those_of_adaptive_pooling(size, bins):
+    """Which CUDA computes without an order; only a GPU takes the products, tests/test_gpu.py compares runs."""
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    found, expected = Cells(bins).products(x), F.adaptive_avg_pool2d(x, bins)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    weight = torch.randn_like(found)
+    torch.testing.assert_close(*(torch.autograd.grad((y * weight).sum(), x)[0] for y in (found, expected)), rtol=0, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = Cells(bins).products(x.detach().bfloat16())
+    assert half.dtype == torch.bfloat16 and torch.allclose(half.double(), expected, atol=0.02)
 
 
 @pytest.mark.parametrize("case, zoom", [("pspnet50", 8), ("pspnet50_zoom1", 1)])

@@ -131,6 +131,7 @@ def exported(args) -> None:
 
 def table(parts, setup, minutes):
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # as in a training
     heading("work", "plain form", "time", "memory", "here", "time", "memory", "ratio", "runs", text=(0, 1, 4))
     end = time.monotonic() + 60 * minutes
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -498,6 +499,9 @@ A training step on one of {gpus} device(s), in GiB, without the {RESERVE} that a
 def measured_step(cfg, device, n, h, w):
     """(bytes of CUDA's tensors at the peak, images a second) of steps of `accumulate_steps` * n random images; None where its
     memory is not enough."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the one that `observe` asks
+        torch.cuda.empty_cache()
     torch.backends.cudnn.benchmark = True  # as in a training
     network = build_model(cfg).to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
     run = Run(cfg, device, None, network=network.train(), net=torch.compile(network) if cfg.compile else network,
@@ -511,7 +515,9 @@ def measured_step(cfg, device, n, h, w):
         train.update(run, image, label)  # makes the momenta; cuDNN chooses its kernels
         before = torch.cuda.memory_allocated()
         step = compare({"step": partial(train.update, run, image, label)}, 60, 3)["step"]
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # cuDNN has words of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "unable to find an engine" not in str(error):
+            raise
         return None
     return before + step.memory, images / step.seconds
 

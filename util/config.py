@@ -587,8 +587,8 @@ def _mistakes(cfg: Config):
         if isinstance(getattr(cfg, key), tuple) and len(getattr(cfg, key)) not in sides:
             yield key, f"{list(getattr(cfg, key))} must be the long and the short side in pixels"
     for key in ("train_gpu", "test_gpu"):
-        if len(set(getattr(cfg, key) or ())) < len(getattr(cfg, key) or ()):
-            yield key, f"{list(getattr(cfg, key))} has a GPU twice; each process needs its own"
+        if cfg.dist_backend == "nccl" and len(set(getattr(cfg, key) or ())) < len(getattr(cfg, key) or ()):
+            yield key, f"{list(getattr(cfg, key))} has a GPU twice; with dist_backend nccl each process needs its own"
     if cfg.compile and cfg.checkpoint_layers:
         yield "checkpoint_layers", f"{list(cfg.checkpoint_layers)} cannot go with compile: True; leave one of them out"
     if cfg.min_lr > cfg.base_lr and cfg.schedule != "step":

@@ -10,6 +10,7 @@ import uuid
 import warnings
 import zlib
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from util.common import Mistake
 
+ALONE = timedelta(hours=1)  # at most: a process fetches weights, counts labels or ends its part of a test, and the others wait
 REQUEUE = 75  # EX_TEMPFAIL, the exit status after a signal: schedulers can be told to start a job that ends so again
 
 
@@ -114,11 +116,13 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
 
 
 def pick_device(gpus) -> torch.device:
-    """The device of this process. gpus: ids from `train_gpu` or `test_gpu`; None or empty means CPU.
+    """The device of this process. gpus: ids from `train_gpu` or `test_gpu`; None or empty means CPU, said where CUDA is there.
 
     Without CUDA the ids are ignored with one warning, so a config written for eight GPUs runs on a laptop.
     """
     if not gpus:
+        if torch.cuda.is_available():
+            warnings.warn('running on the CPU, since train_gpu or test_gpu is empty; "[0]" is the first GPU', stacklevel=2)
         return torch.device("cpu")
     if not torch.cuda.is_available():
         warnings.warn(f"GPUs {list(gpus)} are configured but CUDA is not available; running on the CPU", stacklevel=2)
@@ -147,7 +151,8 @@ def init_process_group(device: torch.device, backend: str = "nccl") -> None:
         store = dist.PrefixStore(_name_of_start(store, rank, world), store)
         backend = backend if device.type == "cuda" else "gloo"
         own_gpu = device if backend == "nccl" else None  # else a barrier of NCCL guesses the GPU from the rank
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=own_gpu)
+        how = {"device_id": own_gpu, "timeout": ALONE}
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, **how)
 
 
 def _name_of_start(store, rank, world) -> str:
@@ -281,7 +286,8 @@ def wrap(network: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
     if sync_bn:
         convert = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _convert_cpu_sync_batchnorm
         network = convert(network)
-    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)  # `share_buffers`, where it is needed
 
 
 def share_buffers(network: nn.Module) -> None:

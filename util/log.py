@@ -76,6 +76,8 @@ REMEDIES = {
     "DataLoader worker (pid": "A worker that was killed mostly means that memory ran out: lower `workers`",
     "DataLoader timed out": "Reading hangs: look at the disk or the network behind data_root, or raise `loader_timeout`",
     "out of memory": "Lower batch_size, test_batch or the crop, or see accumulate_steps, precision and checkpoint_layers",
+    "unable to find an engine to execute": "Mostly a GPU whose memory is full: lower batch_size, test_batch or the crop, "
+    "or see accumulate_steps, precision and checkpoint_layers",
     "can't allocate memory": "Not enough memory: lower batch_size, test_batch, the crop or `workers`",
 }
 
