@@ -182,7 +182,7 @@ def _build_one(sample, read, out, copy):
 
 def _holds(path, label):
     """Does the file hold this label already? Written anew it would be a changed one to the cache."""
-    with suppress(Mistake):
+    with suppress(Mistake, OSError):
         there = read_label(path) if path.is_file() and not path.is_symlink() else None
         return there is not None and there.dtype == label.dtype and np.array_equal(there, label)
     return False

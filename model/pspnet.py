@@ -9,7 +9,7 @@ from model.resnet import feature_channels
 
 
 class Cells(nn.AdaptiveAvgPool2d):
-    """Averages over cells. CUDA's gradient of cells that overlap adds in any order: with `deterministic` two products do it."""
+    """Averages over cells. CUDA adds the gradient of cells that overlap in any order; `deterministic`: matrix products."""
 
     def forward(self, x):
         if x.is_cuda and torch.are_deterministic_algorithms_enabled():

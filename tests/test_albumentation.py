@@ -304,11 +304,14 @@ def test_a_mistake_names_the_key_the_entry_and_what_is_wrong(entry, message):
 
 def test_a_label_is_filled_with_a_class_or_ignored():
     message = "entry 1: Rotate: fill_mask = 255 is neither a class nor the ignore_label 65535: leave it out"
-    rotate = {"Rotate": {"limit": [-10, 10], "border_mode": 0, "fill_mask": 255}}
+    rotate = lambda fill: [{"Rotate": {"limit": [-10, 10], "border_mode": 0, "fill_mask": fill}}]
     with pytest.raises(Mistake, match=message):
-        Albumentations([rotate], [H, W], 65535, 19)
-    Albumentations([rotate], [H, W], 65535, 256)
-    Albumentations([rotate], [H, W], 255, 19)
+        Albumentations(rotate(255), [H, W], 65535, 19)
+    for fill in ([255], 1.5, -1):
+        with pytest.raises(Mistake, match="is neither a class nor the ignore_label"):
+            Albumentations(rotate(fill), [H, W], 65535, 19)
+    Albumentations(rotate(255), [H, W], 65535, 256)
+    Albumentations(rotate(255), [H, W], 255, 19)
 
 
 @pytest.mark.parametrize("name", ["cityscapes_pspnet50_albumentations", "cityscapes_pspnet50_onecycle"])

@@ -440,6 +440,10 @@ def test_numbers_are_finite_and_inside_their_bounds(write, key, inside, outside)
         assert f"{SECTION_OF[key]}.{key}: " in errors_of(path, [key, value]), value
 
 
+def test_processes_share_a_gpu_over_gloo_alone(write):
+    assert load_config(write(), ["train_gpu", "[0, 0]", "dist_backend", "gloo"]).train_gpu == (0, 0)
+
+
 def test_a_seed_is_kept_to_the_last_digit(write):
     assert load_config(write(), ["manual_seed", "9007199254740991"]).manual_seed == 9007199254740991
     assert load_config(write(old="manual_seed:", new="manual_seed: '9007199254740991'")).manual_seed == 9007199254740991

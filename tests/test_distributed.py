@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -321,19 +322,34 @@ def test_a_gpu_that_no_key_names_is_pointed_out(monkeypatch):
         assert distributed.pick_device(None).type == "cpu"
 
 
+@pytest.mark.parametrize("screen", ["", ">&-", "2>&-"])
 @pytest.mark.parametrize("size, ends", [("1", True), ("2", False)])
-@pytest.mark.parametrize("program", ["train", "test"])
-def test_one_of_several_processes_leaves_past_the_interpreters_end_with_its_status_and_all_it_said(program, size, ends):
+def test_one_of_several_processes_leaves_past_the_interpreters_end_with_all_it_said(size, ends, screen, tmp_path):
     """There a thread of gloo that still held a tensor aborted a run that was finished and saved, on a busy machine."""
-    code = (
-        "import atexit, runpy, sys; atexit.register(print, 'the end'); sys.argv = ['program', '--no-such-option'];"
-        f"runpy.run_path('tool/{program}.py', run_name='__main__')"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"WORLD_SIZE": size}, capture_output=True, text=True
-    )
-    assert process.returncode == 1 and "--no-such-option" in process.stderr
-    assert process.stdout == "the end\n" * ends
+    code = """
+import atexit, os, sys
+class Last:
+    def __del__(self, write=os.write, file=os.open("end", os.O_CREAT | os.O_WRONLY)):
+        write(file, b"the interpreter ends")
+last = Last()
+atexit.register(lambda: open("closed", "w").close())
+from util import distributed
+with distributed.exits_at_once():
+    print("said", end="")
+    sys.exit(75)
+"""
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {screen}"
+    variables = os.environ | {"WORLD_SIZE": size, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert process.returncode == 75, process.stderr
+    assert process.stdout == ("" if screen == ">&-" else "said")
+    assert (tmp_path / "closed").exists() and (tmp_path / "end").read_text() == "the interpreter ends" * ends
+
+
+def test_the_programs_leave_so():
+    for program in ("train", "test"):
+        text = (ROOT / f"tool/{program}.py").read_text()
+        assert text.endswith("with distributed.exits_at_once():\n        sys.exit(main())\n")
 
 
 def test_deterministic_switches_to_kernels_that_repeat_themselves(variables):

@@ -157,7 +157,7 @@ def test_killed_process_ends_the_others(launch, tmp_path):
     killed = time.monotonic()
     os.kill(rank_of(process, 1), signal.SIGKILL)
     assert ended(process) != 0
-    assert time.monotonic() - killed < 120  # torchrun gives them 30 seconds, and nobody waits for half an hour
+    assert time.monotonic() - killed < 120  # torchrun gives them 30 seconds, and nobody waits for an hour
     assert not any(Path(f"/proc/{pid}").exists() for pid in others)
 
 

@@ -264,9 +264,8 @@ def test_a_checkpoint_brings_its_momenta_and_none_of_its_settings(kind):
     assert ours.param_groups == before and len(ours.state) == 11
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize("way", [1, -1])
-def test_momenta_of_another_memory_format_stay_with_their_weights(kind, way):
+def test_momenta_of_another_memory_format_stay_with_their_weights(way):
     """A fused kernel goes through memory, so AdamW would take those of other weights."""
     torch.manual_seed(0)
     formats = (torch.contiguous_format, torch.channels_last)[::way]
@@ -274,11 +273,11 @@ def test_momenta_of_another_memory_format_stay_with_their_weights(kind, way):
     ends = []
     for before, after in ((formats[0], formats[0]), formats):
         network = copy.deepcopy(start).to(memory_format=before)
-        optimizer = build_optimizer(network, base_lr=0.1, kind=kind)
+        optimizer = build_optimizer(network, base_lr=0.1, kind="adamw")
         for i, gradient in enumerate(gradients):
             if i == 1:  # resumed
                 state, network = optimizer.state_dict(), copy.deepcopy(network).to(memory_format=after)
-                optimizer = build_optimizer(network, base_lr=0.1, kind=kind)
+                optimizer = build_optimizer(network, base_lr=0.1, kind="adamw")
                 optimizer.load_state_dict(state)
             for p, g in zip(network.parameters(), gradient):
                 p.grad = torch.empty_like(p).copy_(g)

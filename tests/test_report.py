@@ -226,6 +226,13 @@ def test_a_page_of_150_classes_and_large_images_stays_small(tmp_path):
     assert page.count("<article>") == 9 and len(page) < 3e6, len(page)
 
 
+def test_an_overlay_is_no_wider_than_a_jpeg_can_be(tmp_path):
+    label = np.zeros((2, 65510), np.uint8)
+    example = Example("a", 0.5, lambda: (np.zeros((2, 65510, 3), np.uint8), label, label))
+    page_of(tmp_path, result_of(np.eye(3, 4, dtype=int)), [example])
+    assert Image.open(next(tmp_path.glob("**/a.jpg"))).size == (65500, 2)
+
+
 @pytest.mark.parametrize("screen", [">&- 2>&-", "| head -1", "> /dev/full 2>&1", "LC_ALL=C PYTHONUTF8=0"])
 def test_a_test_finishes_and_writes_its_report_whatever_its_screen_is(screen, result, tmp_path):
     """Closed, full, gone after the first line, or of a character set without the names of the classes."""

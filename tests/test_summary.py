@@ -160,14 +160,16 @@ def test_steps_on_a_gpu_are_measured_beside_what_is_predicted(capsys, one_block,
         return next(found)
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("tool.benchmark.measured_step", measured_step)
     for ending in ("| 3.00 | 12.5 |", "| out of memory | - |"):
         assert main(["model", str(TOY), "train_gpu", "[1]", "accumulate_steps", "2", "precision", "fp32"]) == 0
         head, _, line = capsys.readouterr().out.splitlines()[-3:]
         assert head.endswith("| peak | measured peak | images/s |") and line.endswith(ending)
     assert steps == [(2, torch.device("cuda", 1), 2, 129, 129)] * 2
-    assert main(["model", str(TOY), "train_gpu", "[0, 1]", "precision", "fp32"]) == 0
-    assert "measured" not in capsys.readouterr().out
+    for gpus in ("[0, 1]", "[2]"):
+        assert main(["model", str(TOY), "train_gpu", gpus, "precision", "fp32"]) == 0
+        assert "measured" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [(), ("accumulate_steps", 2, "ema_decay", 0, "optimizer", "sgd")])

@@ -479,7 +479,7 @@ and the loss.
 
 A training step on one of {gpus} device(s), in GiB, without the {RESERVE} that are left for the rest:
 """)
-    measured = device == "cuda" and gpus == 1
+    measured = device == "cuda" and gpus == 1 and cfg.train_gpu[0] < torch.cuda.device_count()
     heading("precision", "checkpoint_layers", "accumulate_steps", "images at a time", "weights", "momenta and buckets",
             "kept for backward", "gradients and temporaries", "peak", *["measured peak", "images/s"] * measured,
             text=(0, 1))  # fmt: skip
@@ -503,15 +503,15 @@ def measured_step(cfg, device, n, h, w):
         torch.cuda.set_device(device)  # the one that `observe` asks
         torch.cuda.empty_cache()
     torch.backends.cudnn.benchmark = True  # as in a training
-    network = build_model(cfg).to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
-    run = Run(cfg, device, None, network=network.train(), net=torch.compile(network) if cfg.compile else network,
-              average=Average(network, cfg.ema_decay) if cfg.ema_decay else None,
-              optimizer=build_optimizer(network, kind=cfg.optimizer, base_lr=cfg.base_lr, precision=cfg.precision),
-              precision=Precision(cfg.precision, device))  # fmt: skip
-    images = n * cfg.accumulate_steps
-    image = torch.randn(images, 3, h, w, device=device)
-    label = torch.randint(0, cfg.classes, (images, h, w), device=device)
     try:
+        network = build_model(cfg).to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
+        run = Run(cfg, device, None, network=network.train(), net=torch.compile(network) if cfg.compile else network,
+                  average=Average(network, cfg.ema_decay) if cfg.ema_decay else None,
+                  optimizer=build_optimizer(network, kind=cfg.optimizer, base_lr=cfg.base_lr, precision=cfg.precision),
+                  precision=Precision(cfg.precision, device))  # fmt: skip
+        images = n * cfg.accumulate_steps
+        image = torch.randn(images, 3, h, w, device=device)
+        label = torch.randint(0, cfg.classes, (images, h, w), device=device)
         train.update(run, image, label)  # makes the momenta; cuDNN chooses its kernels
         before = torch.cuda.memory_allocated()
         step = compare({"step": partial(train.update, run, image, label)}, 60, 3)["step"]

@@ -108,8 +108,9 @@ def _make(package, name, arguments, ids, here, mistakes):
     if "fill_mask" in parameters and parameters["fill_mask"].default is not None:  # None: the label stays as it is
         arguments.setdefault("fill_mask", ignore_label)
     fill = arguments.get("fill_mask")
-    if isinstance(fill, int | float) and fill != ignore_label and not 0 <= fill < classes:
-        raise ValueError(f"fill_mask = {fill} is neither a class nor the ignore_label {ignore_label}: leave it out")
+    for value in fill if isinstance(fill, list | tuple) else [fill]:
+        if isinstance(value, int | float) and value != ignore_label and (value % 1 or not 0 <= value < classes):
+            raise ValueError(f"fill_mask = {fill} is neither a class nor the ignore_label {ignore_label}: leave it out")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = known[name](**arguments)

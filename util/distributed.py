@@ -1,5 +1,6 @@
 """Distributed helpers that also work in one process, so that callers never branch."""
 
+import atexit
 import math
 import os
 import re
@@ -9,7 +10,7 @@ import time
 import uuid
 import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -151,8 +152,7 @@ def init_process_group(device: torch.device, backend: str = "nccl") -> None:
         store = dist.PrefixStore(_name_of_start(store, rank, world), store)
         backend = backend if device.type == "cuda" else "gloo"
         own_gpu = device if backend == "nccl" else None  # else a barrier of NCCL guesses the GPU from the rank
-        how = {"device_id": own_gpu, "timeout": ALONE}
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, **how)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=own_gpu, timeout=ALONE)
 
 
 def _name_of_start(store, rank, world) -> str:
@@ -368,7 +368,7 @@ class StopSignal:
         """True once any process got a signal, in all of them at the same iteration."""
         flag = torch.tensor(self.received)
         if world_size() > 1:
-            self.group = self.group or dist.new_group(backend="gloo")
+            self.group = self.group or dist.new_group(backend="gloo", timeout=ALONE)
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
         self.agreed = int(flag)  # not `received`: a signal may have arrived meanwhile
         return self.agreed > 0
@@ -396,7 +396,9 @@ def exits_at_once():
         yield
     except SystemExit as leaving:
         if os.environ.get("WORLD_SIZE", "1") != "1":
-            sys.stdout.flush()
-            sys.stderr.flush()
+            atexit._run_exitfuncs()  # TensorBoard's file is closed there
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # None: started with a closed one
+                with suppress(OSError, ValueError):
+                    stream.flush()
             os._exit(leaving.code or 0)
         raise

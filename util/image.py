@@ -224,9 +224,7 @@ def _decode(path, data, flags):
     orientation = 1
     if data[:2] in TIFF_STARTS and _has_straight_alpha(data):  # OpenCV would multiply the other channels by it
         with _decoding(path):
-            picture = Image.open(io.BytesIO(data))
-            picture = picture if flags & cv2.IMREAD_IGNORE_ORIENTATION else ImageOps.exif_transpose(picture)
-            return np.asarray(picture)[..., 2::-1].copy()
+            return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))[..., 2::-1].copy()
     if data[:4] == b"RIFF" and not flags & cv2.IMREAD_IGNORE_ORIENTATION:  # OpenCV before 4.13 does not turn WebP
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
         orientation = _webp_orientation(data)

@@ -88,7 +88,7 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
     def keep_settings(optimizer):  # a checkpoint has those of the config and the device that it was made with
         for group, mine in zip(optimizer.param_groups, own):
             group.update(mine)
-        for parameter, state in optimizer.state.items():  # fused kernels take numbers as they lie in memory: as the parameter's
+        for parameter, state in optimizer.state.items():  # fused kernels pair numbers by their place in memory
             for name, value in state.items():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     state[name] = torch.empty_like(parameter).copy_(value)
