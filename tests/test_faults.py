@@ -335,7 +335,7 @@ def test_a_signal_that_arrives_while_the_processes_agree_is_not_lost(monkeypatch
     stop = distributed.StopSignal()
     try:
         monkeypatch.setattr(distributed, "world_size", lambda: 2)
-        monkeypatch.setattr(torch.distributed, "new_group", lambda backend: backend)
+        monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: {distributed.ALONE: backend}[timeout])
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert not stop.requested()  # asked before it came
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
