@@ -1,9 +1,12 @@
 import os
+import signal
 
 if os.environ.get("TEST_DEVICE") != "cuda":  # which `sh tool/check.sh --gpu` sets
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite means the same on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin make a busy machine fifty times slower
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs would not heed it, and tests send it to them
 
 import cv2
 import pytest

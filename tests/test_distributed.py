@@ -12,6 +12,7 @@ import types
 import pytest
 import torch
 from processes import CONFIG, finish, free_port, losses, said, seen, small_training, start
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from tool import train
@@ -228,6 +229,12 @@ def test_signal_to_the_launching_process_is_handed_on_and_means_start_again(torc
     assert distributed.launch("train.py", [], None, machines=2, url="tcp://a:1") == distributed.REQUEUE
 
 
+def test_a_signal_that_no_training_saves_at_is_the_status(torchrun, monkeypatch):
+    stopped = SignalException("", sigval=signal.SIGQUIT)
+    monkeypatch.setattr("torch.distributed.run.run", lambda _: (_ for _ in ()).throw(stopped))
+    assert distributed.torchrun(["train.py"]) == 128 + signal.SIGQUIT
+
+
 def test_gpu_of_a_process_is_the_one_at_its_local_rank(variables, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -264,18 +271,29 @@ def test_nccl_is_given_its_gpu_before_the_first_exchange(device, backend, expect
 
 @pytest.fixture
 def stop():
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
+    before = [signal.getsignal(number) for number in distributed.STOPPING]
     yield distributed.StopSignal()
-    for number, handler in zip(numbers, before):
+    for number, handler in zip(distributed.STOPPING, before):
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", distributed.STOPPING)
 def test_first_signal_is_remembered(stop, number):
     assert not stop.requested()
     os.kill(os.getpid(), number)
     assert stop.requested() and stop.name() == number.name
+
+
+def test_nohup_stays(stop, torchrun, monkeypatch):
+    """torch's launcher would listen to SIGHUP again."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    distributed.StopSignal()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert distributed.torchrun(["--nproc-per-node=2", "train.py"]) == 0
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert distributed.torchrun(["--nproc-per-node=2", "train.py"]) == 0
+    first, second = (call.signals_to_handle for call in torchrun)
+    assert first == second.replace("SIGHUP,", "")
 
 
 def test_second_ctrl_c_ends_at_once_but_not_the_copy_that_a_launcher_hands_on(stop):

@@ -91,8 +91,9 @@ def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, tmp_path):
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("number, moment", [(signal.SIGTERM, "[1/2][2/3]"), (signal.SIGINT, "[1/2][1/3]"),
-                                            (signal.SIGUSR1, "Start Evaluation")], ids=lambda p: str(p))  # fmt: skip
+@pytest.mark.parametrize("number, moment", [
+    (signal.SIGTERM, "[1/2][2/3]"), (signal.SIGINT, "[1/2][1/3]"), (signal.SIGHUP, "[1/2][2/3]"),
+    (signal.SIGUSR1, "Start Evaluation")], ids=str)  # fmt: skip
 def test_run_stopped_by_a_signal_saves_and_goes_on_later(number, moment, options, uninterrupted, tmp_path):
     """The signal reaches the loader workers too, as that of a scheduler or a Ctrl-C does."""
     folder, log = tmp_path / "model", tmp_path / "log"
@@ -331,7 +332,7 @@ def test_a_signal_while_the_data_is_looked_at_or_cached_ends_the_run_at_once(num
 
 
 def test_a_signal_that_arrives_while_the_processes_agree_is_not_lost(monkeypatch):
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in distributed.STOPPING}
     stop = distributed.StopSignal()
     try:
         monkeypatch.setattr(distributed, "world_size", lambda: 2)

@@ -131,7 +131,7 @@ def test_config_may_be_a_file_of_the_directory_that_one_is_in(project, tmp_path,
     for name, config in [("pspnet_r50", "pspnet_r50"), ("config/a.yaml", "config/a.yaml"), ("my own.yaml", str(mine)),
                          (mine, str(mine)), (theirs, theirs)]:  # fmt: skip
         assert sh(project, script, name, *number, "a b", "[0, 1]", "--x", first_in_path=tmp_path / "bin").returncode == 0
-        start = ["-m", "torch.distributed.run", *where] if number else []
+        start = ["-m", "util.distributed", *where] if number else []
         more = ["--launcher", "pytorch"] if number else ["--one-gpu"]
         assert calls()[-1] == [*start, "tool/train.py", *more, config, "a b", "[0, 1]", "--x"]
     assert not (project / "exp").exists() and not any("tool/test.py" in call for call in calls())
@@ -151,7 +151,48 @@ def test_train_dist_takes_machines_from_the_environment(project, tmp_path, calls
     assert calls()[-1][2:] == [*where, "tool/train.py", "--launcher", "pytorch", "toy_pspnet18"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM], ids=str)
+def test_a_signal_to_train_dist_reaches_the_processes_which_save(project, monkeypatch, number):
+    monkeypatch.setenv("PORT", str(free_port()))
+    command = ["sh", project / "tool/train_dist.sh", "toy_pspnet18", 2, *TINY, "epochs", 99, "evaluate", False, "print_freq", 1]
+    command += ["--work-dir", project / "exp/dist", "--dist-backend", "gloo", "save_freq", 99]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as script:
+        lines = []
+        for line in script.stdout:
+            lines.append(line)
+            if "Epoch: [1/99][2/" in line:
+                script.send_signal(number)
+        assert script.wait(60) == 75, "".join(lines)
+    assert f"Stopped by {number.name}; everything is saved" in "".join(lines)
+    assert len(list((project / "exp/dist").glob("train_epoch_*.pth"))) == 1
+
+
+def test_a_closed_input_is_no_obstacle(project, tmp_path, calls):
+    command = ["sh", "-c", 'exec sh "$0" toy pspnet18 <&-', project / "tool/train.sh"]
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    assert subprocess.run(command, env=environment).returncode == 0
+    assert [call[0] for call in calls()] == ["tool/train.py", "tool/test.py"]
+
+
+def test_cdpath_leads_no_script_elsewhere(project, tmp_path, calls, monkeypatch):
+    (tmp_path / "other/tool").mkdir(parents=True)
+    monkeypatch.setenv("CDPATH", str(tmp_path / "other"))
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "tool/test.sh", "toy", "pspnet18"], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "") and calls()[0][0] == "tool/test.py", done.stderr
+
+
+def test_what_is_missing_is_named(project, tmp_path):
+    for name in ("python", "python3"):
+        executable(tmp_path / "bin" / name, "#!/bin/sh\necho 'missing: torch>=9 (found 2.8)' >&2\nexit 1\n")
+    done = sh(project, "test.sh", "toy", "pspnet18", first_in_path=tmp_path / "bin")
+    assert done.returncode == 1 and "python3: missing: torch>=9 (found 2.8)\n" in done.stderr
+    assert "run 'sh tool/quickstart.sh' once" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_script_reaches_the_training_and_its_status_the_caller(project, tmp_path, number):
     training = (
         "import signal, sys; signal.signal(int(sys.argv.pop()), lambda *_: sys.exit(75)); print('ready', flush=True); "

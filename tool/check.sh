@@ -6,7 +6,7 @@
 #   sh tool/check.sh --gpu [pytest arguments]    what depends on a GPU, on this machine's; ends with a table for docs/speed.md
 #   sh tool/check.sh -m campaign     # faults by the hundred, a quarter of an hour; see tests/campaign.py
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 . tool/environment.sh
 make_python requirements-dev.txt
 if [ "${1:-}" = --gpu ]; then

@@ -5,19 +5,20 @@
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 run_training() { # ARGUMENTS: a signal to this script reaches the training, which saves before both end
-    exec 3<&0 # a debugger needs the keyboard, and in the background input is /dev/null
+    if (exec 3<&0) 2> /dev/null; then exec 3<&0; else exec 3< /dev/null; fi # a debugger needs the keyboard
     "$PYTHON" tool/train.py "$@" <&3 3<&- &
     child=$!
     exec 3<&-
     trap 'kill -TERM "$child"' TERM
     trap 'kill -USR1 "$child"' USR1
+    trap 'kill -HUP "$child"' HUP
     trap 'kill -INT "$child"' INT # of Ctrl-C the child gets two, and takes them for one
     while :; do
         status=0
         wait "$child" || status=$?
         kill -0 "$child" 2> /dev/null || break # wait returns at every signal
     done
-    trap - TERM USR1 INT
+    trap - TERM USR1 HUP INT
     return "$status"
 }
 
@@ -32,6 +33,11 @@ find_python() { # REQUIREMENTS
 
 need_python() { # REQUIREMENTS: find one, or say what to do
     find_python "$1" && return 0
+    for PYTHON in python python3 .venv/bin/python; do # what is missing in each
+        if command -v "$PYTHON" > /dev/null; then
+            echo "$PYTHON: $("$PYTHON" tool/requirements.py "$1" 2>&1 | tail -n 1)" >&2
+        fi
+    done
     echo "error: no Python with the packages of $1; run 'sh tool/quickstart.sh' once, or 'pip install -r $1'" >&2
     return 1
 }

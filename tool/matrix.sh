@@ -4,7 +4,7 @@
 #   sh tool/matrix.sh [pytest arguments]
 #   PYTHONS="3.10 3.13" sh tool/matrix.sh           only these
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 [ $# -gt 0 ] || set -- -n logical --maxprocesses 4 --dist worksteal
 folder=$(mktemp -d)

@@ -4,7 +4,7 @@
 #   sh tool/quickstart.sh [KEY VALUE ...]
 set -eu
 here=$PWD
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 . tool/environment.sh
 make_python requirements.txt
 start=$(date +%s)

@@ -7,7 +7,7 @@ if [ $# -lt 2 ]; then
     echo "usage: sh tool/test.sh DATASET EXP [KEY VALUE ...] [flags]" >&2
     exit 2
 fi
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 . tool/environment.sh
 need_python requirements.txt
 config=config/$1/$1_$2.yaml

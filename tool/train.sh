@@ -15,7 +15,7 @@ usage() {
 }
 [ $# -gt 0 ] && [ -n "$1" ] || usage
 here=$PWD
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 . tool/environment.sh
 if [ ! -d "config/$1" ]; then
     need_python requirements.txt

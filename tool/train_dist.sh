@@ -21,11 +21,10 @@ case $config in
     /* | *.py) ;;
     *) if [ -f "$config" ]; then config=$PWD/$config; fi ;; # a file of the directory that this was called from
 esac
-cd "$(dirname "$0")/.."
+CDPATH= cd "$(dirname "$0")/.."
 . tool/environment.sh
 need_python requirements.txt
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}" # seconds: they save after an iteration
-exec "$PYTHON" -m torch.distributed.run \
+exec "$PYTHON" -m util.distributed \
     --nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}" --nproc-per-node "$processes" \
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}" \
     tool/train.py --launcher pytorch "$config" "$@"

@@ -13,6 +13,7 @@ import torch
 
 from util.cache import build_cache
 from util.common import Mistake
+from util.distributed import STOPPING
 from util.image import check_sizes, open_image, pixel_counts, read_image, read_label
 from util.lists import read_list
 from util.transform import Compose
@@ -145,5 +146,5 @@ def worker_init(worker_id):
     """One thread a DataLoader worker: OpenCV's pool can deadlock after a fork, and threads of many workers fight for cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # Ctrl-C and schedulers reach the workers too, and the
-        signal.signal(number, signal.SIG_IGN)  # training still needs them to finish its iteration
+    for number in STOPPING:  # Ctrl-C and schedulers reach the workers too, and the training needs them to finish its iteration
+        signal.signal(number, signal.SIG_IGN)

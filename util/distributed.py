@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from util.common import Mistake
 
 ALONE = timedelta(hours=1)  # at most: a process fetches weights, counts labels or ends its part of a test, and the others wait
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # a training saves and ends; see StopSignal
 REQUEUE = 75  # EX_TEMPFAIL, the exit status after a signal: schedulers can be told to start a job that ends so again
 
 
@@ -89,10 +90,6 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
     processes = len(gpus) if gpus and torch.cuda.is_available() else 1
     if "RANK" in os.environ or processes * machines == 1:
         return None
-    from torch.distributed import run as torchrun  # here, since most processes start no others
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     where = ["--standalone"]
     if machines > 1:
         found = re.fullmatch(r"tcp://(.+):(\d+)", url)
@@ -101,18 +98,30 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
         address, port = found.groups()
         where = [f"--nnodes={machines}", f"--node-rank={machine}", f"--master-addr={address}", f"--master-port={port}"]
         print(f"Machine {machine} of 0..{machines - 1}: waiting until all of them have met at {address}:{port}", flush=True)
+    return torchrun([*where, f"--nproc-per-node={processes}", str(script), *argv])
+
+
+def torchrun(words) -> int:
+    """torch's own launcher with these arguments; returns the status to exit with, which after a signal is that of a training
+    that was stopped. It also hands on SIGUSR1 and heeds nohup. `train_dist.sh` runs this module as a program for that."""
+    from torch.distributed import run  # here, since most processes start no others
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     def pass_on(number, _frame):  # torch's launcher does so for SIGTERM and SIGINT
         raise SignalException("passed on", signal.Signals(number))
 
     signal.signal(signal.SIGUSR1, pass_on)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds until it kills them; they save after an iteration
+    arguments = run.parse_args(words)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # of nohup; it would listen to SIGHUP again, and the processes do not
+        arguments.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
     try:
-        torchrun.run(torchrun.parse_args([*where, f"--nproc-per-node={processes}", str(script), *argv]))
+        run.run(arguments)
     except ChildFailedError as failed:
         return failed.get_first_failure()[1].exitcode % 256  # that of a killed process is negative
-    except SignalException:
-        return REQUEUE  # the processes got the signal too and have saved
+    except SignalException as stopped:  # the processes got the signal too
+        return REQUEUE if stopped.sigval in STOPPING else 128 + stopped.sigval
     return 0
 
 
@@ -345,16 +354,18 @@ class StoppedEarly(BaseException):
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGUSR1 (schedulers) and the first Ctrl-C; the program finishes its iteration and saves. While
-    `early` the signal raises StoppedEarly instead: what comes before the first iteration can take hours."""
+    """Remembers SIGTERM and SIGUSR1 (schedulers), SIGHUP (the terminal is gone) and the first Ctrl-C; the program finishes its
+    iteration and saves. While `early` the signal raises StoppedEarly instead: what comes before the first iteration can take
+    hours."""
 
     def __init__(self, early=False):
         self.early = early
         self.received, self.time = 0, math.inf  # by this process
         self.agreed = 0  # by all of them
         self.group = None  # over gloo, which exchanges host memory: asking a GPU would make the host wait for its queue
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._remember)
+        for number in STOPPING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._remember)
 
     def _remember(self, number, _frame):
         if number == signal.SIGINT and time.monotonic() - self.time > 1:  # sooner it is the same one, passed on by a launcher
@@ -402,3 +413,7 @@ def exits_at_once():
                     stream.flush()
             os._exit(leaving.code or 0)
         raise
+
+
+if __name__ == "__main__":
+    sys.exit(torchrun(sys.argv[1:]))
