@@ -138,11 +138,28 @@ def test_newest_checkpoint_passes_over_damaged_files(tmp_path):
     for name, value in (("train_epoch_2", 2.0), ("train_epoch_10", 10.0), ("train_epoch_10_iter_5", 10.5)):
         save_checkpoint(a_state(value), tmp_path / f"{name}.pth")
     warnings = []
-    assert newest_checkpoint(tmp_path, EPOCH, warnings.append)["state_dict"]["weight"][0, 0] == 10.5
+    assert newest_checkpoint(tmp_path, EPOCH, warnings.append)[1]["state_dict"]["weight"][0, 0] == 10.5
     (tmp_path / "train_epoch_10_iter_5.pth").write_bytes(b"PK")
-    assert newest_checkpoint(tmp_path, EPOCH, warnings.append)["state_dict"]["weight"][0, 0] == 10.0
+    path, content = newest_checkpoint(tmp_path, EPOCH, warnings.append)
+    assert path.name == "train_epoch_10.pth" and content["state_dict"]["weight"][0, 0] == 10.0
     assert len(warnings) == 1 and "train_epoch_10_iter_5.pth" in warnings[0]
     assert newest_checkpoint(tmp_path / "empty", EPOCH, warnings.append) is None
+
+
+@pytest.mark.parametrize("iteration, data_iters, newest", [
+    (2 * EPOCH, EPOCH, "train_epoch_2.pth"), (2 * EPOCH + 1, EPOCH, "model_best.pth"), (3, 1, "model_best.pth"),
+    (EPOCH, EPOCH, "train_epoch_2.pth")])  # fmt: skip
+def test_the_best_is_the_newest_checkpoint_where_the_others_are_older(tmp_path, iteration, data_iters, newest):
+    save_checkpoint(a_state(), tmp_path / "train_epoch_2.pth")
+    save_checkpoint(a_state() | {"iteration": iteration, "data_iters": data_iters}, tmp_path / "model_best.pth")
+    assert newest_checkpoint(tmp_path, EPOCH, pytest.fail)[0].name == newest
+    (tmp_path / newest).write_bytes(b"PK")
+    (other,) = {"train_epoch_2.pth", "model_best.pth"} - {newest}
+    assert newest_checkpoint(tmp_path, EPOCH, [].append)[0].name == other
+    (tmp_path / "train_epoch_2.pth").unlink()
+    (tmp_path / "model_best.pth").write_bytes(b"PK")
+    with pytest.raises(Mistake, match="every checkpoint is damaged"):
+        newest_checkpoint(tmp_path, EPOCH, print)
 
 
 def test_nothing_but_damaged_checkpoints_is_a_mistake_that_lists_them(tmp_path):

@@ -74,6 +74,18 @@ def test_adamw_resumes_to_the_same_bytes(run, tmp_path):
     assert same_tensors(tmp_path / "model/train_epoch_2.pth", tmp_path / "again/train_epoch_2.pth")
 
 
+def test_a_run_with_no_other_checkpoint_than_the_best_resumes_from_it(run, tmp_path, monkeypatch, capsys):
+    assert run("epochs", 3) == 0
+    whole = (tmp_path / "model").rename(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "log_iteration", lambda run, *_: run.state.iteration < 5 or interrupted())
+        assert run("epochs", 3, "save_freq", 3, "print_freq", 1) == 130
+    assert {path.name for path in (tmp_path / "model").glob("*.pth")} == {"model_best.pth"}
+    assert run("epochs", 3, "save_freq", 3, "resume", "auto") == 0
+    assert f"resume: auto: {tmp_path / 'model/model_best.pth'}" in capsys.readouterr().out
+    assert same_tensors(whole / "train_epoch_3.pth", tmp_path / "model/train_epoch_3.pth")
+
+
 def test_another_batch_size_keeps_the_best_checkpoint_and_the_metrics(run, tmp_path, capsys):
     folder = tmp_path / "model"
     assert run() == 0

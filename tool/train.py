@@ -199,6 +199,7 @@ def find_start(run) -> dict | None:
     run.state = run.state or State(cfg.start_epoch * run.plan.data_iters, seed)
     if asdict(run.state) != distributed.from_main(asdict(run.state)):
         raise Mistake(f"{run.folder}: not the checkpoint that the main process found; all machines must see the same files")
+    run.cfg = replace(run.cfg, manual_seed=run.state.seed)  # config.yaml in save_path repeats the run
     return checkpoint
 
 
@@ -206,11 +207,9 @@ def keep_comparable(run, changed, judge) -> None:
     """What a run that resumes keeps or begins anew where these keys of its config have changed, or what judged its validations,
     so that nothing it says is of two kinds: its seed, and its best validation."""
     state = run.state
-    if "manual_seed" in changed:
-        if run.cfg.manual_seed not in (None, state.seed):
-            given = f"manual_seed: {run.cfg.manual_seed}"
-            run.log.warning(f"{given} has no effect: a run that resumes keeps its seed, {state.seed}")
-        run.cfg = replace(run.cfg, manual_seed=state.seed)
+    if run.cfg.manual_seed not in (None, state.seed):
+        given = f"manual_seed: {run.cfg.manual_seed}"
+        run.log.warning(f"{given} has no effect: a run that resumes keeps its seed, {state.seed}")
     judged = []
     if judge is None:  # a checkpoint of an earlier version, which may have no main_metric either
         judged = [key for key in ("main_metric", "val_list") if key in changed and getattr(run.cfg, key)]

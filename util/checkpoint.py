@@ -80,15 +80,20 @@ def load_checkpoint(path) -> dict:
 
 
 def newest_checkpoint(folder, data_iters, warn):
-    """Content of the newest sound checkpoint of a run, or None if there is none.
+    """(path, content) of the newest sound checkpoint of a run, or None if there is none.
 
-    data_iters: see `position_of`. Damaged ones are passed over, and `warn(message)` is called for each. Raises Mistake
-    if one cannot be read, or if all of them are damaged.
+    data_iters: see `position_of`. model_best.pth is one of them, which counts where `save_freq` is longer than `eval_freq`.
+    Damaged ones are passed over, and `warn(message)` is called for each. Raises Mistake if one cannot be read, or if all of
+    them are damaged.
     """
-    damaged = []
-    for path in reversed(list_checkpoints(folder, data_iters)):
+    damaged, best = [], Path(folder) / "model_best.pth"
+    paths = list_checkpoints(folder, data_iters)
+    if best.exists():
+        place = _iteration_in(best, data_iters)
+        paths.insert(sum(position_of(path, data_iters)[0] < place for path in paths), best)  # of two at one place the other
+    for path in reversed(paths):
         try:
-            return load_checkpoint(path)
+            return path, load_checkpoint(path)
         except Damaged as error:
             damaged.append(str(error))
             warn(f"{error}; trying the one before")

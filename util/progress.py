@@ -27,7 +27,7 @@ def log_start(run, notes) -> None:
 
 
 def unused_keys(cfg):
-    """Notes on keys of the config that have no effect, or will be missed later."""
+    """Notes on some keys of the config that have no effect, or will be missed later."""
     if cfg.test_list and not os.path.exists(cfg.test_list):  # noqa: PTH110, Path.exists raises where the name is too long
         yield f"test_list: {cfg.test_list} does not exist; the training does not need it, but the test will"
     if not cfg.max_iter and cfg.iter_interval != Config.iter_interval:

@@ -224,23 +224,25 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
     if not cfg.resume:
         return None
     if cfg.resume == "auto":
-        content = newest_checkpoint(folder, plan.recount, warn=log.warning)
+        found = newest_checkpoint(folder, plan.recount, warn=log.warning)
     elif cfg.resume == "best":
-        content = load_checkpoint(best) if best.exists() else None
+        found = (best, load_checkpoint(best)) if best.exists() else None
         numbered = list_checkpoints(folder, plan.recount)
-        if content is None and numbered:
+        if not found and numbered:
             raise Mistake(f"{cfg.path}: TRAIN.resume: best: {folder} has {numbered[-1].name} but no model_best.pth; use auto")
     else:
-        content = load_checkpoint(cfg.resume)
-    if content is None:
+        found = cfg.resume, load_checkpoint(cfg.resume)
+    if not found:
         log.warning(f"resume: {cfg.resume}: there is no checkpoint in {folder} yet; the run starts anew")
         return None
+    path, content = found
+    log.info(f"resume: {cfg.resume}: {path}")
     parts = {"state": dict, "optimizer": dict, "config": str, "state_dict": dict}
     parts |= {k: kind for k, kind in (("trained_state_dict", dict), ("judge", dict), ("names", list)) if k in content}
     missing = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise Mistake(
-            f"{cfg.path}: TRAIN.resume: {cfg.resume}: not a checkpoint of this program (it has no {' and no '.join(missing)}), "
+            f"{cfg.path}: TRAIN.resume: {path}: not a checkpoint of this program (it has no {' and no '.join(missing)}), "
             "so no run can resume from it; give the file as `weight`"
         )
     for key, (old, new) in changed_keys(content["config"], cfg).items():
