@@ -333,6 +333,9 @@ def test_last_of_two_equal_keys_counts():
         (f"{TOY} epochs 2 --seed 3 base_lr", "KEY VALUE pairs, and 'base_lr' has no partner"),
         (f"{TOY} --sed 3", "--sed: unknown flag (did you mean --seed?)"),
         (f"{TOY} --work 3", "--work: unknown flag"),  # no abbreviations: they would change their meaning with the next flag
+        (f"{TOY} --base_lr 0.1", "--base_lr: unknown flag (write base_lr VALUE, without dashes)"),
+        (f"{TOY} --amp --resume", "--amp: unknown flag (precision auto, or precision fp16)"),
+        (f"{TOY} --resume", "--resume: unknown flag (--auto-resume, or resume FILE)"),
         (f"{TOY} --nonsense=3", "--nonsense: unknown flag (python tool/train.py --help lists the flags)"),
         (f"{TOY} -x", "-x: unknown flag"),
         (f"{TOY} --seed", "--seed: expected one argument"),

@@ -146,18 +146,20 @@ def test_keys_of_a_config_reach_their_schedule():
 @pytest.mark.parametrize("values, key", [
     ({"warmup_iters": 40}, "warmup_iters"),
     ({"warmup_epochs": 10}, "warmup_epochs"),
-    ({"warmup_epochs": 10, "schedule_by": "epoch"}, "warmup_epochs"),
-    ({"warmup_epochs": 9, "schedule_by": "epoch", "schedule": "onecycle"}, "warmup_epochs"),
+    ({"warmup_epochs": 10, "schedule_by": "epoch", "warmup_lr": 0.001}, "warmup_epochs"),
+    ({"warmup_epochs": 9, "schedule_by": "epoch", "schedule": "onecycle", "warmup_lr": 0.001}, "warmup_epochs"),
     ({"warmup_iters": 39, "schedule": "onecycle"}, "warmup_iters"),
     ({"warmup_iters": 5, "schedule_by": "epoch"}, "warmup_iters"),
+    ({"warmup_epochs": 1, "schedule_by": "epoch", "warmup_lr": 0}, "warmup_lr"),  # an epoch that learns nothing
 ])  # fmt: skip
 def test_a_warmup_that_does_not_fit_names_file_and_key(values, key):
     with pytest.raises(Mistake, match=f"{CONFIG}: TRAIN.{key}: {values[key]} "):
         build_schedule(config(**values), 40, 4)
 
 
-@pytest.mark.parametrize("values", [{"warmup_iters": 39}, {"warmup_epochs": 9, "schedule_by": "epoch"},
+@pytest.mark.parametrize("values", [{"warmup_iters": 39, "warmup_lr": 0}, {"warmup_epochs": 9, "schedule_by": "epoch"},
                                     {"warmup_epochs": 8, "schedule_by": "epoch", "schedule": "onecycle"}])  # fmt: skip
 def test_the_longest_warmup_that_fits_is_taken(values):
+    values = {"warmup_lr": 0.0001, **values}
     rates, _ = curve(config(**values), 40, 4)
-    assert rates.argmin() == 0 and rates[0] == 0
+    assert rates[0] == values["warmup_lr"] < rates[4] < rates.max()

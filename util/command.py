@@ -11,7 +11,7 @@ from types import NoneType
 from typing import get_origin
 
 from util.common import MODEL_SUFFIXES, Mistake, did_you_mean
-from util.config import SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, value_of
+from util.config import FIELDS, SECTIONS, find_config, key_value_pairs, kinds_of, load_cfg_from_cfg_file, value_of
 from util.fetch import is_url
 from util.inference import find_model, is_model, load_model_config
 
@@ -100,6 +100,7 @@ DEPRECATED = {
     "--gpu-ids": "--gpu-id with the first of them; for several GPUs: sh tool/train_dist.sh CONFIG NUM_GPUS",
     "--options": "--cfg-options",
 }
+NEWER = {"--resume": "--auto-resume, or resume FILE", "--amp": "precision auto, or precision fp16"}  # flags of its version 1
 WHY = {"iter_interval": " (checkpoints and validations have one interval; save_freq and eval_freq are multiples of it)"}
 LAUNCHERS = {  # the variables that each one sets, and how to start it
     "none": ([], ""),
@@ -153,7 +154,9 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=(), read=None):
     args, words = parser.parse_known_args(_spell_out(argv, flags))
     wrong = [word.partition("=")[0] for word in words if re.match(r"--?[A-Za-z][\w-]*(=|$)", word)]
     if wrong:
-        parser.error(f"{wrong[0]}: unknown flag{did_you_mean(wrong[0], flags, cutoff=0.75)}")
+        key = wrong[0].lstrip("-").replace("-", "_")
+        remedy = NEWER.get(wrong[0]) or (f"write {key} VALUE, without dashes" if key in FIELDS else None)
+        parser.error(f"{wrong[0]}: unknown flag{f' ({remedy})' if remedy else did_you_mean(wrong[0], flags, cutoff=0.75)}")
     given = {name: value for name, value in vars(args).items() if value is not None}
     if "--local-rank" in given:
         os.environ.setdefault("LOCAL_RANK", str(given["--local-rank"]))

@@ -121,7 +121,7 @@ class Train:
     iter_interval: Count = 4000  # with max_iter, what save_freq and eval_freq count: intervals of so many iterations
     start_epoch: Whole = 0  # set by `resume`; a value of your own starts the schedule there
     # run
-    check_data: bool | Count = True  # read all images and labels before a run, or so many of each list; not if it resumes
+    check_data: bool | Count = True  # read all images and labels before a run, or so many (2, 3, ...); not if it resumes
     train_gpu: Gpus | None = None  # empty = CPU
     workers: Annotated[int, "[0, 4096]"] = 16  # loader processes of a machine, over its training processes
     loader_timeout: Annotated[int, "[0, 1000000]"] = 600  # seconds to wait for a batch before the run stops; 0 = for ever
@@ -325,13 +325,12 @@ def _carried_classes(content, values, given, error, notes) -> dict:
     carried, classes = {}, values["classes"]
     names, palette = content.get("names"), content.get("palette")
     if names is not None and "names_path" not in given:
-        if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or len(names) != classes or not all(map(is_name, names)):
             error("names", f"expected {classes} names of classes, found {shown(names)}")
         else:
             values["names_path"], carried["names"] = None, tuple(names)
     if palette is not None and "colors_path" not in given:
-        colour = lambda c: isinstance(c, list) and len(c) == 3 and all(type(v) is int and 0 <= v <= 255 for v in c)
-        if not isinstance(palette, list) or len(palette) != classes or not all(map(colour, palette)):
+        if not isinstance(palette, list) or len(palette) != classes or not all(map(is_colour, palette)):
             error("palette", f"expected {classes} colours [R, G, B] of 0..255, found {shown(palette)}")
         else:
             values["colors_path"], carried["palette"] = None, tuple(map(tuple, palette))
@@ -341,6 +340,14 @@ def _carried_classes(content, values, given, error, notes) -> dict:
             notes.append(f"{key}: {path} does not exist, and this checkpoint of an earlier version carries no {what}")
             values[key] = None
     return carried
+
+
+def is_name(name) -> bool:
+    return isinstance(name, str)
+
+
+def is_colour(c) -> bool:
+    return isinstance(c, list) and len(c) == 3 and all(type(v) is int and 0 <= v <= 255 for v in c)
 
 
 # ---- for scripts written for the original repository ----
@@ -438,7 +445,9 @@ def _settings(text, shown_as) -> dict:
 def _flatten(content, error) -> dict:
     values = {}
     for section, keys in content.items():
-        if section not in SECTIONS:
+        if section in SECTION_OF:
+            error(section, f"this key belongs into a section: put it below `{SECTION_OF[section]}:`, indented")
+        elif section not in SECTIONS:
             error(section, f"unknown section{did_you_mean(section, SECTIONS)}; there are {', '.join(SECTIONS)}")
         elif not isinstance(keys, dict | NoneType):
             error(section, f"expected `key: value` lines, found {shown(keys)}")
@@ -455,7 +464,9 @@ def _flatten(content, error) -> dict:
 def key_value_pairs(words):
     """[(KEY, VALUE), ...] of [KEY, VALUE, ...]."""
     if len(words) % 2:
-        raise Mistake(f"command line: overrides are KEY VALUE pairs, and {shown(words[-1])} has no partner")
+        joined = next((word for word in words[::2] if re.match(r"(\w+\.)?\w+=", word)), None)
+        remedy = f"; write {joined.replace('=', ' ', 1)}, or --cfg-options {joined}" if joined else ""
+        raise Mistake(f"command line: overrides are KEY VALUE pairs, and {shown(words[-1])} has no partner{remedy}")
     return zip(words[::2], words[1::2])
 
 
@@ -547,6 +558,10 @@ def _missing_files(cfg, keys):
             remedy = ""
             if key == "initmodel":
                 remedy = "; initmodel/README.md has its source, and an empty `initmodel:` starts from random weights"
+            elif key == "resume":
+                remedy = "; a checkpoint of a run, `auto` (the newest in save_path) or `best`"
+            elif key == "weight":
+                remedy = "; a file of weights, or an address; relative paths start at the project's root"
             elif key in ("data_root", "train_list", "val_list", "test_list"):
                 correct = f"correct {cfg.path}" if Path(cfg.path).suffix == ".yaml" else f"give {key} PATH on the command line"
                 remedy = f"; prepare the data (python tool/prepare.py --help) or {correct}"

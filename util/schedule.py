@@ -94,6 +94,9 @@ def _warmup(cfg, by_epoch, epoch_iters):
             "or schedule_by: iteration"
         )
         raise Mistake(config_error(cfg, "warmup_iters", message))
+    if cfg.warmup_epochs and not cfg.warmup_lr:
+        message = "0 would be the rate of the whole first epoch with schedule_by: epoch; give one, or schedule_by: iteration"
+        raise Mistake(config_error(cfg, "warmup_lr", message))
     return cfg.warmup_epochs
 
 
