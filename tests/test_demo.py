@@ -20,7 +20,7 @@ from util.common import Mistake
 from util.config import dump_config, load_config
 from util.inference import Predictor
 from util.log import ProgressBar, build_logger
-from util.video import write_video
+from util.video import VideoReader, write_video
 from util.visual import below, legend, overlay
 
 NAMES = ["road", "sky", "traffic light", "Straße"]
@@ -193,6 +193,22 @@ def test_a_relative_path_of_a_video_may_have_a_colon(frames, tmp_path, monkeypat
     with write_video("seen:1/10:30_overlay.mp4", RATE) as append:
         append(frames[0])
     assert names_in(tmp_path / "seen:1") == ["10:30_overlay.mp4"]
+
+
+def test_a_video_may_have_a_name_that_is_not_utf_8(frames, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    with write_video(path, RATE) as append:
+        append(frames[0])
+    assert len([*VideoReader(path)]) == 1
+
+
+def test_a_picture_that_is_named_in_two_ways_is_one_and_other_class_names_are_told(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    (tmp_path / "names").write_text("\n".join(["sky", *NAMES[1:]]))
+    inputs = ("picture.png", project / "picture.png", "./picture.png")
+    assert show(project, "--image", *inputs, "--out", tmp_path / "seen", "names_path", tmp_path / "names") == 0
+    assert len([*(tmp_path / "seen").glob("*_gray.png")]) == 1
+    assert f"names_path: the checkpoint has other names: class 0 was {NAMES[0]} and is sky" in capsys.readouterr().out
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):

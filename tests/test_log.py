@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from util.common import Mistake
 from util.config import ROOT
-from util.log import MetricsFile, Output, build_logger, report_errors
+from util.log import MetricsFile, Output, ProgressBar, build_logger, report_errors
 
 
 def program(error):
@@ -102,6 +102,18 @@ def test_a_screen_that_takes_nothing_does_not_end_a_program(tmp_path, screen, mi
     assert (tmp_path / "status").read_text() == ("1\n" if mistake else "0\n")
     lines = log.read_text(encoding="utf-8").splitlines()
     assert lines[499].endswith("line 499 naïve 日本")
+
+
+def test_a_terminal_that_is_gone_does_not_end_the_work_behind_a_bar(monkeypatch):
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        bar = ProgressBar("bar", 3)
+        bar.show(1)
+        os.close(ours)
+        bar.show(2)
+        bar.clear()
+        assert not bar.visible
 
 
 def test_a_log_file_that_is_full_does_not_hide_the_mistake(tmp_path, capsys):

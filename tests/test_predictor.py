@@ -143,11 +143,27 @@ def test_exif_orientation_is_applied_to_paths_and_to_pillow_images(runs, picture
         (torch.zeros(3, 5, 5), "found Tensor torch.float32 [3, 5, 5]"),
         (None, "found NoneType"),
         (Image.new("F", (5, 5)), "a Pillow image of mode F"),
+        (Image.new("I", (5, 5), 200), "a Pillow image of mode I has no certain range of values, found 200..200"),
+        (Image.new("I", (5, 5), 70000), "found 70000..70000"),
+        (Image.new("La", (5, 5)), "image: cannot be decoded (conversion from La to L not supported)"),
         ("nowhere.jpg", "nowhere.jpg: no such file"),
     ],
 )
 def test_what_is_no_picture_is_refused(runs, image, message):
     assert message in refusal(Predictor(runs / "a/model_best.pth"), image)
+
+
+def test_a_damaged_file_is_named_through_pillow_too(runs, picture, tmp_path, capfd):
+    (tmp_path / "cut.png").write_bytes(Path(picture).read_bytes()[:500])
+    predictor = Predictor(runs / "a/model_best.pth")
+    for image in (tmp_path / "cut.png", Image.open(tmp_path / "cut.png")):
+        assert refusal(predictor, image).startswith(f"{tmp_path}/cut.png: cannot be decoded (")
+    assert capfd.readouterr() == ("", "")  # no lines of the decoder's own
+
+
+def test_mode_i_of_16_bits_is_taken():
+    wide = np.random.default_rng(0).integers(0, 65536, (8, 9))
+    assert np.array_equal(rgb_of(Image.fromarray(wide.astype(np.int32)))[..., 0], wide >> 8)
 
 
 def test_a_black_picture_of_floats_is_taken(runs):
@@ -211,6 +227,18 @@ def test_names_and_colours_of_a_checkpoint_need_no_files(runs, tmp_path):
     (tmp_path / "names").write_text("\n".join("abcdefghi"))
     cfg = load_config("x.pth", ["names_path", str(tmp_path / "names")], checkpoint=content)
     assert cfg.names is None and cfg.names_path == str(tmp_path / "names")  # the command line's file comes first
+
+
+def test_a_config_without_names_and_colours_takes_those_of_the_checkpoint(runs, tmp_path):
+    content = load_checkpoint(runs / "a/model_best.pth")
+    bare = re.sub(r"(names|colors)_path: .*", r"\1_path:", content["config"])
+    (tmp_path / "bare.yaml").write_text(bare)
+    predictor = Predictor(runs / "a/model_best.pth", config=tmp_path / "bare.yaml")
+    assert predictor.names == TOY_NAMES and predictor.palette.tolist() == content["palette"] == predictor.carried[1]
+    (tmp_path / "names").write_text("\n".join("abcdefghi"))
+    (tmp_path / "bare.yaml").write_text(bare.replace("names_path:", f"names_path: {tmp_path}/names"))
+    predictor = Predictor(runs / "a/model_best.pth", config=tmp_path / "bare.yaml")
+    assert predictor.names == [*"abcdefghi"] and predictor.carried[0] == TOY_NAMES
 
 
 def test_earlier_checkpoint_without_names_takes_the_files_of_its_config(runs, tmp_path, picture):
@@ -454,8 +482,12 @@ def test_a_checkpoint_in_the_place_of_a_config_is_told_from_one(runs, words, cap
 @pytest.mark.parametrize("more, message", [
     ({"device": "gpu"}, "Predictor: device: 'gpu' is unknown; it is cpu, cuda, or cuda:1 for the second GPU"),
     ({"device": "cuda"}, "Predictor: device: cuda, but torch sees 0 GPUs here"),
+    ({"device": "mps"}, "Predictor: device: mps cannot be used here ("),
+    ({"device": "meta"}, "Predictor: device: 'meta' is unknown"),
+    ({"device": 1.5}, "Predictor: device: 1.5 is unknown"),
+    ({"checkpoint": None}, "Predictor: expected the path of a checkpoint, or its content as a dict, found NoneType"),
     ({"precision": "half"}, "Predictor: precision: 'half' is unknown; choose one of fp32, bf16, fp16, auto"),
 ])  # fmt: skip
 def test_a_device_or_precision_that_is_none_is_named(runs, more, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert refusal(Predictor, runs / "a/model_best.pth", **more) == message
+    assert refusal(Predictor, **{"checkpoint": runs / "a/model_best.pth", **more}).startswith(message)

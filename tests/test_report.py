@@ -16,7 +16,7 @@ from PIL import Image
 from tool import test as program
 from util.config import ROOT
 from util.log import build_logger
-from util.metric import scores
+from util.metric import scores, table
 from util.report import LONG, Example, Result, error_map, log_result, write_images, write_report, write_result
 from util.visual import default_palette, save_png
 
@@ -208,11 +208,18 @@ def test_markup_in_names_and_protocol_is_escaped(tmp_path):
     assert Cells(page).rows[1][2][1]["title"] == f"{evil} taken for ok: 100.0%"  # quotes do not end the attribute
     write_result(tmp_path, result)
     assert "| 0 | \\<script>" in (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert "| 0 | two lines | 1.0" in table(scores(np.eye(1, dtype=np.int64)), ["two\n lines"], markdown=True)
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["classes"][0]["name"] == evil
 
 
 def test_the_error_map_marks_wrong_and_ignored_pixels():
     image = np.full((1, 3, 3), 100, np.uint8)
+    tall = np.random.default_rng(0).integers(0, 255, (600, 2, 3), np.uint8)  # it is computed in strips
+    ids = tall[..., 0] % 3
+    whole = error_map(tall, ids, ids % 2)
+    assert all(
+        np.array_equal(whole[i : i + 1], error_map(tall[i : i + 1], ids[i : i + 1], ids[i : i + 1] % 2)) for i in range(600)
+    )
     right, wrong, ignored = error_map(image, np.uint8([[1, 1, 255]]), np.uint8([[1, 0, 0]]))[0].tolist()
     assert right == [190, 190, 190] and ignored == [47, 47, 47] and wrong[0] > 2 * wrong[1] > 4 * wrong[2]
 

@@ -170,12 +170,16 @@ def test_split_without_labels_predicts_and_gives_no_score(project, tmp_path, cap
     (tmp_path / "list.txt").write_text("image/bonn/1.png\nimage/bonn/2.png\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/result.json").write_text('{"protocol": {"epoch": 3}}')  # of the predictions that are replaced
+    for name in ("result.md", "report.html", "confusion.csv", "images.csv"):
+        (tmp_path / "out" / name).write_text("old")
     assert earlier_protocol(tmp_path / "out") == {"epoch": 3}
     assert run(project, "save_folder", tmp_path / "out", "split", "test", "test_list", tmp_path / "list.txt") == 0
     assert (tmp_path / "out/gray/1.png").is_file() and not (tmp_path / "out/result.json").exists()
     assert "no labels, so there is no score" in capsys.readouterr().out
     assert earlier_protocol(tmp_path / "out") == {"predictions": f"{tmp_path}/out/gray, made elsewhere"}
     assert (tmp_path / "out/result-before.json").read_text() == '{"protocol": {"epoch": 3}}'
+    assert (tmp_path / "out/report-before.html").read_text() == "old" and not [*(tmp_path / "out").glob("*.md")][1:]
+    assert not any((tmp_path / "out" / name).exists() for name in ("result.md", "report.html", "confusion.csv", "images.csv"))
 
 
 @pytest.mark.parametrize(

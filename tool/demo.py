@@ -8,8 +8,9 @@ A checkpoint of tool/train.py is enough; CONFIG (a YAML file, or the name of a s
 or says another protocol. KEY VALUE overrides keys of either.
 
 Of a picture it writes NAME_gray.png (class ids), NAME_color.png (the same in colours) and NAME_overlay.png (colours over the
-picture), of a video NAME_overlay.mp4, into --out. A number is a camera: Ctrl-C ends it and completes camera_overlay.mp4. What
-cannot be read is listed at the end, with exit status 1. A GPU is used if the config's `test_gpu` names one and there is one.
+picture), of a video NAME_overlay.mp4, into --out. A number is a camera: Ctrl-C ends it and completes camera_overlay.mp4. Of a
+GIF the first frame is taken. What cannot be read is listed at the end, with exit status 1. A GPU is used if the config's
+`test_gpu` names one and there is one.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from util.image import file_errors, read_image
 from util.inference import Predictor, find_model, is_model, load_model_config, read_model, with_model
 from util.log import ProgressBar, build_logger, report_errors
 from util.video import VIDEO_SUFFIXES, VideoReader, write_video
-from util.visual import below, colorize, legend, output_names, overlay, row_strips, save_png, save_png_strips
+from util.visual import below, changed_names, colorize, legend, output_names, overlay, row_strips, save_png, save_png_strips
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 WINDOW = "camera, q ends"
@@ -58,6 +59,8 @@ def demo(args) -> None:
         raise Mistake(f"--out {out}: {min(overwritten)} is one of the inputs and would be overwritten; name another folder")
     predictor = Predictor(cfg.model_path, distributed.pick_device(cfg.test_gpu), cfg.precision, cfg, read)
     read.cache_clear()
+    if changed := changed_names(predictor.carried[0] or (), predictor.names):
+        log.warning(f"names_path: the checkpoint has other names: {first_few(changed)}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,12 +188,12 @@ def in_window(frame) -> bool:
 
 def find_sources(patterns, log) -> list:
     """The pictures and videos of files, folders and glob patterns (`**` reaches into sub-folders), each sorted, as paths, and
-    the numbers of cameras."""
+    the numbers of cameras; each once."""
     found = []
     for pattern in patterns:
         camera = re.fullmatch("[0-9]{1,4}", pattern) and not os.path.exists(pattern)  # noqa: PTH110, as below
         found += [int(pattern)] if camera else find_files(pattern, log)
-    return list(dict.fromkeys(found))
+    return list({source if isinstance(source, int) else os.path.abspath(source): source for source in found}.values())  # noqa: PTH100
 
 
 def find_files(pattern, log) -> list[Path]:

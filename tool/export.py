@@ -30,6 +30,7 @@ from util.common import EXPORT_FORMATS, Mistake
 from util.config import config_error, dump_config
 from util.dataset import SemData
 from util.inference import (
+    carried_classes,
     find_model,
     is_exported,
     is_model,
@@ -38,9 +39,10 @@ from util.inference import (
     predict,
     prediction_settings,
     read_model,
+    with_carried,
     with_model,
 )
-from util.log import ProgressBar, git_revision, report_errors
+from util.log import ProgressBar, build_logger, git_revision, report_errors
 from util.metric import confusion_matrix, scores
 from util.transform import MEAN, STD
 from util.visual import class_names, palette_of
@@ -68,11 +70,13 @@ def export(args) -> None:
         )
     if is_exported(args.model) or not is_model(args.model):
         raise Mistake(f"--model {args.model}: expected a checkpoint, such as model_best.pth")
+    log = build_logger()  # which outlives a closed screen
     model, read = find_model(args.model), lru_cache(1)(read_model)
     cfg = load_model_config(args.config or model, with_model(args.opts, model), ["model_path"], check_config, read)
     h, w = args.size or (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
     cfg = replace(cfg, test_h=h, test_w=w, precision="fp32", channels_last=False, compile=False)
     data, count = (None, 0) if args.images == 0 else labelled_images(cfg, args.images)
+    cfg = with_carried(cfg, *carried_classes(read(model), cfg))
     network, weights = load_predicting_network(model, read(model), cfg, torch.device("cpu"))
     read.cache_clear()
     windows = [torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3)]
@@ -96,21 +100,21 @@ def export(args) -> None:
         exported.path = str(out)  # for messages: the name that it will have
         difference = max((exported(window) - y).abs().max().item() for window, y in zip(windows, logits))
         largest = max(y.abs().max().item() for y in logits)
-        print(f"random windows, 1, 2 and 3 at once: logits of up to {largest:.3g} differ by at most {difference:.1e}")
+        log.info(f"random windows, 1, 2 and 3 at once: logits of up to {largest:.3g} differ by at most {difference:.1e}")
         if not difference <= LOGITS * max(largest, 1):
             raise Mistake(
                 f"{out}: not written, since its logits are not those of the network: {difference:.1e} is more than rounding"
             )
         if data is None:
-            print("mIoU: not compared (--images 0)")
+            log.info("mIoU: not compared (--images 0)")
         else:
-            compare_images(cfg, data, count, network, exported, out)
+            compare_images(cfg, data, count, network, exported, out, log)
         for path in sorted(Path(folder.name).iterdir()):  # OpenVINO's .bin first: an .xml never lacks its weights
             try:
                 path.replace(out.with_name(path.name))
             except OSError as error:
                 raise Mistake(f"--out {out}: {path.name} cannot be written ({error})") from error
-    print(f"written: {out}, {args.format}, windows of {h} x {w}, {cfg.classes} classes")
+    log.info(f"written: {out}, {args.format}, windows of {h} x {w}, {cfg.classes} classes")
 
 
 def labelled_images(cfg, limit):
@@ -127,8 +131,8 @@ def labelled_images(cfg, limit):
     return data, min(limit or len(data), len(data))
 
 
-def compare_images(cfg, data, count, network, exported, out) -> None:
-    """Predict `count` images, evenly spread over the list, with both; print how they differ. Mistake if the mIoU does."""
+def compare_images(cfg, data, count, network, exported, out, log) -> None:
+    """Predict `count` images, evenly spread over the list, with both; say how they differ. Mistake if the mIoU does."""
     how, confusions = prediction_settings(cfg), [0, 0]
     difference = equal = pixels = 0
     bar = ProgressBar("Comparing", count)
@@ -149,9 +153,9 @@ def compare_images(cfg, data, count, network, exported, out) -> None:
         bar.show(i + 1)
     bar.clear()
     ours, theirs = (scores(confusion).mIoU for confusion in confusions)
-    print(f"{count} of the {len(data)} images in {data.list_path}: logits of each one's first windows differ by at most "
-          f"{difference:.1e}, {equal / pixels:.4%} of the pixels are equal")  # fmt: skip
-    print(f"mIoU: {ours:.6f} of the network, {theirs:.6f} of the file")
+    log.info(f"{count} of the {len(data)} images in {data.list_path}: logits of each one's first windows differ by at most "
+             f"{difference:.1e}, {equal / pixels:.4%} of the pixels are equal")  # fmt: skip
+    log.info(f"mIoU: {ours:.6f} of the network, {theirs:.6f} of the file")
     if not abs(ours - theirs) <= MIOU:
         raise Mistake(
             f"{out}: not written, since its mIoU differs from the network's by {abs(ours - theirs):.1e}, more than {MIOU:g}"

@@ -11,8 +11,8 @@ The last line needs no config, since a checkpoint carries that of its run.
 Writes into `save_folder`: gray/NAME.png (class ids), color/NAME.png (the same in colours), test-DATE.log; with labels
 result.json, result.md and report.html (the scores and how they were made; the last with pictures), confusion.csv, images.csv
 (the scores of each image) and overlay/NAME.jpg of the images that the report links; with `format` the files of that evaluation
-server. An earlier result.json becomes result-before.json, since its predictions are replaced. Several processes share the
-images; the scores are the same.
+server. Results of an earlier test become result-before.json and so on, since its predictions are replaced. Several processes
+share the images; the scores are the same.
 """
 
 import logging
@@ -53,7 +53,7 @@ from util.report import (
     write_report,
     write_result,
 )
-from util.visual import class_names, colorize, output_names, palette_of, save_png
+from util.visual import changed_names, class_names, colorize, output_names, palette_of, save_png
 
 
 @dataclass
@@ -220,7 +220,9 @@ def load_network(run, read):
     fetch = lambda path: distributed.first_on_machine(lambda: local_file(path, ROOT / "initmodel", run.log.info))
     files = [path if path == cfg.path else fetch(path) for path in checkpoints]  # that of the config is here
     run.predictor = Predictor(files, run.device, precision, cfg, read)
-    run.names = run.predictor.names  # those of the checkpoint, where the config has none
+    run.names, run.palette = run.predictor.names, run.predictor.palette  # the checkpoint's, where the config has none
+    if changed := changed_names(run.predictor.carried[0] or (), run.names):
+        run.log.warning(f"names_path: the checkpoint has other names: {first_few(changed)}")
     for path, weights in zip(checkpoints, run.predictor.weights):
         run.log.info(f"Weights {path}:\n{weights}")
     epochs = [weights.epoch for weights in run.predictor.weights]

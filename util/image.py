@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from util.common import Mistake, first_few
 from util.png import SIGNATURE, cut_png, png_layout
 
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # a damaged file is one message of this program; before 5 it is in cv2
 Image.MAX_IMAGE_PIXELS = 2**30  # as OpenCV; Pillow's own limit guards servers from strangers, and a large mosaic is beyond it
 PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
 TIFF_STARTS, ORIENTATION = (b"II", b"MM"), 274
@@ -66,7 +67,7 @@ def rgb_of(image):
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise Mistake(f"image: a Pillow image without pixels, {image.width} x {image.height}")
-        return _rgb_of_pillow(ImageOps.exif_transpose(image))
+        return _rgb_of_pillow(image)
     found = f"{type(image).__name__} {getattr(image, 'dtype', '')} {list(getattr(image, 'shape', []))}"
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise Mistake(f"image: expected a path, a Pillow image or an RGB array (H, W, 3), found {found}")
@@ -79,11 +80,19 @@ def rgb_of(image):
 
 
 def _rgb_of_pillow(image):
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion cuts them off at 255
+    with _decoding(getattr(image, "filename", None) or "image"):  # Pillow reads the file now
+        image = ImageOps.exif_transpose(image)
+        low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
+    # Mode I: 16 bits in 32, as older versions of Pillow read such PNGs. Those of a picture of 0..255 would all become black.
+    if image.mode == "F" or image.mode == "I" and not (low >= 0 and (255 < high < 65536 or high == 0)):
+        raise Mistake(
+            f"image: a Pillow image of mode {image.mode} has no certain range of values, found {low:g}..{high:g}; "
+            "give an RGB array (H, W, 3) of 0..255"
+        )
+    if image.mode.startswith("I"):  # Pillow's own conversion cuts 16 bits off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise Mistake("image: a Pillow image of mode F has no range of values; give an RGB array (H, W, 3) of 0..255")
-    return np.asarray(image.convert("RGB"))
+    with _decoding("image"):
+        return np.asarray(image.convert("RGB"))
 
 
 def read_label(path):
@@ -101,7 +110,10 @@ def read_label(path):
     mode = _header(data, "mode") if colour is None else None
     if colour == PNG_PALETTE or mode == "P":
         with _decoding(path):
-            return np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+            image = Image.open(io.BytesIO(data))
+            for key in ("xmp", "XML:com.adobe.xmp"):  # OpenCV, which turns the other files, knows no orientation there
+                image.info.pop(key, None)
+            return np.array(ImageOps.exif_transpose(image))
     label = _decode(path, data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if label.ndim == 3:
         if (label != label[..., :1]).any():

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from util.checkpoint import load_checkpoint
-from util.common import EXPORT_FORMATS, MODEL_SUFFIXES, Mistake, did_you_mean, first_few
-from util.config import ROOT, Config, carries_config, key_value_pairs, load_config, value_of
+from util.common import EXPORT_FORMATS, MODEL_SUFFIXES, Mistake, did_you_mean, first_few, first_line
+from util.config import ROOT, Config, carries_config, is_colour, is_name, key_value_pairs, load_config, value_of
 from util.fetch import is_url, local_file
 from util.image import rgb_of
 from util.precision import DTYPES, Precision
@@ -63,6 +63,8 @@ class Predictor:
         files = [*checkpoint] if isinstance(checkpoint, list | tuple) else [checkpoint]
         if not files:
             raise Mistake("Predictor: the list of checkpoints is empty; name at least one")
+        if wrong := [type(file).__name__ for file in files if not isinstance(file, str | os.PathLike | dict)]:
+            raise Mistake(f"Predictor: expected the path of a checkpoint, or its content as a dict, found {wrong[0]}")
         self.device = _device_named(device)
         if not isinstance(precision, Precision | NoneType) and precision not in (*DTYPES, "auto"):
             raise Mistake(f"Predictor: precision: {precision!r} is unknown; choose one of {', '.join(DTYPES)}, auto")
@@ -72,6 +74,7 @@ class Predictor:
         self.networks, self.weights = [], []  # with the report of what was loaded into each
         self.align_corners = []  # of each network: how its logits are resized
         known = None  # who said first what the classes are, and their names
+        self.carried = None  # class names and colours that the first of the checkpoints carries, None each if it does not
         for file in files:
             path, content = ("checkpoint", file) if isinstance(file, dict) else (file, (read or read_model)(file))
             if self.cfg is None:
@@ -91,14 +94,17 @@ class Predictor:
             self.networks.append(network)
             self.weights.append(weights)
             self.align_corners.append(cfg.align_corners)
-            if names := _carried_names(content, cfg):
+            names, palette = carried_classes(content, cfg)
+            self.carried = self.carried or (names, palette)
+            if names:
                 known = known or (path, names)
                 _check_same_names(path, names, *known)
-        if known and not self.cfg.names and not self.cfg.names_path:
-            self.cfg = replace(self.cfg, names=tuple(known[1]))
+        self.cfg = with_carried(self.cfg, known and known[1], self.carried[1])
         self.names, self.palette = class_names(self.cfg), palette_of(self.cfg)
         if not isinstance(precision, Precision):
             exported = any(not isinstance(network, nn.Module) for network in self.networks)
+            if exported and precision in ("bf16", "fp16"):
+                raise Mistake(f"Predictor: precision: {precision}, but files of tool/export.py compute in fp32; leave it out")
             precision = Precision(precision or "auto", self.device, native="fp32" if exported else None)
         self.precision = precision
 
@@ -192,10 +198,16 @@ def _device_named(device):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-    except RuntimeError:
-        raise Mistake(f"Predictor: device: {device!r} is unknown; it is cpu, cuda, or cuda:1 for the second GPU") from None
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    if found.type == "meta":
+        raise Mistake(f"Predictor: device: {device!r} is unknown; it is cpu, cuda, or cuda:1 for the second GPU")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise Mistake(f"Predictor: device: {device!s}, but torch sees {torch.cuda.device_count()} GPUs here")
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise Mistake(f"Predictor: device: {device!s} cannot be used here ({first_line(error)})") from None
     return found
 
 
@@ -209,11 +221,21 @@ def _protocol_value(key, value):
     return value
 
 
-def _carried_names(content, cfg):
-    """The class names in the content of a checkpoint, if it has one for each class."""
-    names = content.get("names")
-    sound = isinstance(names, list) and len(names) == cfg.classes and all(isinstance(name, str) for name in names)
-    return names if sound else None
+def carried_classes(content, cfg):
+    """(class names, colours) in the content of a checkpoint, each None unless it has one for each class."""
+    return tuple(
+        found if isinstance(found, list) and len(found) == cfg.classes and all(map(sound, found)) else None
+        for found, sound in ((content.get("names"), is_name), (content.get("palette"), is_colour))
+    )
+
+
+def with_carried(cfg, names, palette):
+    """The config with these names and colours of a checkpoint, or None, where it states none itself."""
+    if names and not cfg.names and not cfg.names_path:
+        cfg = replace(cfg, names=tuple(names))
+    if palette and not cfg.palette and not cfg.colors_path:
+        cfg = replace(cfg, palette=tuple(map(tuple, palette)))
+    return cfg
 
 
 def _check_same_number(cfg, first):

@@ -201,12 +201,18 @@ class ProgressBar:
             filled = 30 * done // self.total
             rate = done / max(time.time() - self.start, 1e-9)
             bar = "#" * filled + "." * (30 - filled)
-            print(f"\r{self.title} [{bar}] {done}/{self.total} {rate:.2f}/s", end="", file=sys.stderr, flush=True)
+            self._write(f"\r{self.title} [{bar}] {done}/{self.total} {rate:.2f}/s")
 
     def clear(self) -> None:
         """Erase the bar, so that a log line can take its place."""
         if self.visible:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._write("\r\033[K")
+
+    def _write(self, text):
+        try:
+            print(text, end="", file=sys.stderr, flush=True)
+        except OSError:  # the terminal is gone; the work is not
+            self.visible = False
 
 
 class MetricsFile:

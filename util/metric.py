@@ -184,7 +184,7 @@ def table(result, names, markdown=False, boundary=None):
     rows += [["mean", "", *(number(mean(c)) for c in columns.values())]]
     if not markdown:
         return text_table(rows)
-    cells = [[re.sub(r"([\\|<])", r"\\\1", cell) for cell in row] for row in rows]  # the characters of markup in names
+    cells = [[re.sub(r"([\\|<])", r"\\\1", " ".join(cell.split())) for cell in row] for row in rows]  # markup in names
     cells.insert(1, ["---", ":---", *["---:"] * len(columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 

@@ -25,7 +25,7 @@ from util.common import Mistake, write_aside
 from util.config import ROOT
 from util.image import file_errors
 from util.metric import Scores, confusion_matrix, mean, number, scores, table
-from util.visual import colorize, overlay, paint, save_jpeg
+from util.visual import colorize, overlay, paint, row_strips, save_jpeg
 
 HARDEST, SHOWN, BEST = 20, 6, 3  # images listed with their overlays; of them shown in four pictures; best images shown
 JPEG_SIDE = 65500  # pixels at most
@@ -138,12 +138,12 @@ def earlier_protocol(folder) -> dict:
 
 
 def set_result_aside(folder) -> None:
-    """Rename the result.json of an earlier test, before the first of its predictions is replaced: it would tell of the others
-    too how they were made, if this test ends early or has no labels."""
-    path = folder / "result.json"
-    if os.path.isfile(path):  # noqa: PTH113, as above
-        with file_errors(path):
-            path.replace(folder / "result-before.json")
+    """Rename the results of an earlier test, before the first of its predictions is replaced: they would tell of the others
+    too how they were made and scored, if this test ends early or has no labels."""
+    for path in (folder / name for name in ("result.json", "result.md", "report.html", "confusion.csv", "images.csv")):
+        if os.path.isfile(path):  # noqa: PTH113, as above
+            with file_errors(path):
+                path.replace(path.with_stem(f"{path.stem}-before"))
 
 
 def shown(path) -> str:
@@ -355,11 +355,14 @@ def _article(result, example, image, label, pred):
 
 def error_map(image, label, pred, ignore_label=255):
     """(H, W, 3) uint8 RGB: the image pale and gray, wrong pixels orange, ignored ones dark."""
-    gray = cv2.cvtColor(np.uint8(image), cv2.COLOR_RGB2GRAY)
-    shown = np.repeat((150 + 0.4 * gray[..., None]), 3, 2)
-    shown[(pred != label) & (label != ignore_label)] *= (1.0, 0.36, 0.05)
-    shown[label == ignore_label] /= 4
-    return shown.astype(np.uint8)
+    shown = np.empty((*label.shape, 3), np.uint8)
+    for rows in row_strips(label):
+        gray = cv2.cvtColor(np.uint8(image[rows]), cv2.COLOR_RGB2GRAY)
+        strip, ignored = np.repeat((150 + 0.4 * gray[..., None]), 3, 2), label[rows] == ignore_label
+        strip[(pred[rows] != label[rows]) & ~ignored] *= (1.0, 0.36, 0.05)
+        strip[ignored] /= 4
+        shown[rows] = strip
+    return shown
 
 
 def _ids(ids, palette):
