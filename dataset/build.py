@@ -1,13 +1,14 @@
 """From the `Plan` of `dataset.layout` to a folder for `data_root`: images linked or copied, 8-bit labels, lists, a summary.
 
-The source is never written to. Files appear whole, so a run that was interrupted is completed by the next one, and a run that
-is repeated gives the same files.
+The source is never written to. Files appear whole, and labels once all are known to be good, so a run that was interrupted is
+completed by the next one, one that fails leaves an earlier data set as it was, and one that is repeated gives the same files.
 """
 
 import filecmp
 import os
 import re
 import shutil
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -44,24 +45,35 @@ def build(plan, out, copy=False, skip_bad=False):
     """
     out = Path(out).absolute()
     targets = (to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)
-    folders = {file.parent for sample in plan.samples for file in (sample.image, sample.label) if isinstance(file, Path)}
+    folders = {
+        file.parent
+        for sample in plan.samples
+        if not sample.fault
+        for file in (sample.image, sample.label)
+        if isinstance(file, Path)
+    }
     keep_sources((*folders, *plan.sources), [out / file for file in (*plan.lists, *targets)])
     _keep_originals(plan.samples, out)
     samples = _without_doubles(plan.samples)
     bar = ProgressBar(out.name, len(samples))
     done = []
-    try:
-        with ThreadPoolExecutor() as pool:
-            for result in pool.map(lambda sample: _build_one(sample, plan.read, out, copy), samples):
+    with file_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".labels-", dir=out) as new, ThreadPoolExecutor() as pool:
+        try:
+            for result in pool.map(lambda sample: _build_one(sample, plan.read, out, Path(new)), samples):
                 done.append(result)
                 bar.show(len(done))
-    finally:
-        bar.clear()
-    faults = [fault for *_, fault in done if fault]
-    if faults and not skip_bad:
-        listed = first_few(faults, 20, "\n  ")
-        raise Mistake(f"{len(faults)} of {len(done)} samples cannot be used:\n  {listed}\n"
-                      "repair them, or leave them out with --skip-bad")  # fmt: skip
+        finally:
+            bar.clear()
+        faults = [fault for *_, fault in done if fault]
+        if faults and not skip_bad:
+            listed = first_few(faults, 20, "\n  ")
+            raise Mistake(f"{len(faults)} of {len(done)} samples cannot be used:\n  {listed}\n"
+                          "repair them, or leave them out with --skip-bad")  # fmt: skip
+        usable = (sample for sample, (*_, fault) in zip(samples, done) if not fault)
+        for _ in pool.map(lambda sample: _put(sample, Path(new), out, copy), usable):
+            pass
     skipped = out / "skipped.txt"
     with file_errors(f"{skipped}: cannot be removed"):
         skipped.unlink(missing_ok=True)
@@ -142,10 +154,11 @@ def _without_doubles(samples):
     for sample in samples:
         other = next((earlier[to] for to in (sample.image_to, sample.label_to) if to in earlier), None)
         if other and not sample.fault:
-            reason = "is listed twice" if other == sample.image else f"would be written to the file of {other}"
+            twice = f"is listed twice, by {other.label} and {sample.label}"
+            reason = twice if other.image == sample.image else f"would be written to the file of {other.image}"
             sample = replace(sample, fault=f"{sample.image}: {reason}")
         elif not sample.fault:
-            earlier |= dict.fromkeys({sample.image_to, sample.label_to} - {None}, sample.image)
+            earlier |= dict.fromkeys({sample.image_to, sample.label_to} - {None}, sample)
         result.append(sample)
     return result
 
@@ -160,8 +173,12 @@ def _unlistable(sample):
     return ""
 
 
-def _build_one(sample, read, out, copy):
-    """(pixels of each id (256,) int64 or None, (H, W) of the image or None, its brightest value or None, fault or "")"""
+def _build_one(sample, read, out, new):
+    """(pixels of each id (256,) int64 or None, (H, W) of the image or None, its brightest value or None, fault or "")
+
+    Where `out` holds another label, or none, it is written into the folder `new`: it takes its place once all are known to be
+    good, so that a command that fails leaves an earlier data set as it was.
+    """
     fault = sample.fault or _unlistable(sample)
     if fault:
         return None, None, None, fault
@@ -172,12 +189,20 @@ def _build_one(sample, read, out, copy):
             check_sizes(sample.image, image, sample.label, label)
     except Mistake as error:
         return None, None, None, str(error)
-    _place(sample.image, out / sample.image_to, copy)
     if label is None:
         return None, image.shape[:2], image.max(), ""
     if not _holds(out / sample.label_to, label):
-        save_png(out / sample.label_to, label)
+        save_png(new / sample.label_to, label)
     return np.bincount(label.ravel(), minlength=256), image.shape[:2], image.max(), ""
+
+
+def _put(sample, new, out, copy):
+    """Image and label into their places."""
+    _place(sample.image, out / sample.image_to, copy)
+    if sample.label_to and (new / sample.label_to).exists():
+        with file_errors(out / sample.label_to):
+            (out / sample.label_to).parent.mkdir(parents=True, exist_ok=True)
+            (new / sample.label_to).replace(out / sample.label_to)
 
 
 def _holds(path, label):

@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from dataset.build import keep_sources, write_text
 from dataset.layout import IMAGE_TYPES, VOID, Plan, Sample, by_id, is_dir, list_each, numbered
 from util.common import Mistake, first_few, text_table
-from util.image import image_header, pixel_counts, read_image, read_label, read_lines
+from util.image import image_header, pixel_counts, read_image, read_label, read_lines, system_words
 from util.visual import default_palette, line_colour
 
 # What may follow an image's name in that of its mask, if --mask-suffix does not say it.
@@ -142,8 +143,11 @@ def files_below(root, without=None):
     """All files in root and its folders, sorted, but for those of the folder `without`. Links to folders are followed, each
     folder once, under its own name if it has one. Names that begin with a dot do not count: such files are a program's own."""
 
+    def fail(error):
+        raise Mistake(f"{error.filename}: {system_words(error)}") from error
+
     def walk(links):
-        for folder, folders, files in os.walk(root, followlinks=links):
+        for folder, folders, files in os.walk(root, onerror=fail, followlinks=links):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield folder, os.path.realpath(folder), folders, files
 
@@ -172,6 +176,7 @@ def by_key(root, files):
 def _images_and_masks(images, masks, suffix):
     """({key: image}, {key: mask}, notes). In a shared folder a mask is what ends in `suffix`; without one, what has an ending
     of masks, and a PNG that has a JPEG of the same name beside it."""
+    masks = images if os.path.realpath(masks) == os.path.realpath(images) else masks
     pictures, notes = own_files(images, masks if masks != images else None)
     if masks == images:
         stems = Counter(path.with_suffix("") for path in pictures)
@@ -179,8 +184,10 @@ def _images_and_masks(images, masks, suffix):
         def is_mask(path):
             if suffix:
                 return path.stem.endswith(suffix)
-            twin = path.suffix.lower() == ".png" and stems[path.with_suffix("")] > 1
-            return twin or suffix is None and ENDING.search(path.stem) is not None
+            png = path.suffix.lower() == ".png"
+            if stems[path.with_suffix("")] > 1 or path.suffix.lower() in (".jpg", ".jpeg"):  # no mask is a JPEG
+                return png
+            return suffix is None and ENDING.search(path.stem) is not None
 
         labels, pictures = [*filter(is_mask, pictures)], [path for path in pictures if not is_mask(path)]
     else:
@@ -271,6 +278,7 @@ class Values:
     palette: dict = field(default_factory=dict)
     colours: Counter = field(default_factory=Counter)
     reason: str = ""  # why the colours count
+    coloured: int = 0  # masks in colour
     fault: str = ""  # of the first file that cannot be read
 
 
@@ -295,6 +303,7 @@ def _values_of(paths):
                                  "so not the indices but the colours are the classes")  # fmt: skip
         values.palette = {**palette, **values.palette}
     values.palette |= {value: colour for value, (colour, _) in used.items()}
+    values.coloured = files["colours"]
     if values.reason:
         for _, (ids, palette, _, _) in found:
             values.colours += Counter({palette[value]: pixels for value, pixels in ids.items() if value in palette})
@@ -338,6 +347,9 @@ def _count_ids(values, void):
     if not values.ids:
         raise Mistake(f"no class ids in the masks: {values.fault}")
     seen = sorted(values.ids.keys() - {*void})
+    if len(seen) == VOID and VOID in void and VOID in values.ids:
+        raise Mistake("the masks hold all of 0 to 255: gray pictures, or smooth edges between the classes? Export them without "
+                      "these; if they are classes, give their names with --names FILE")  # fmt: skip
     if len(seen) > 1 and seen == list(range(len(seen))):
         return len(seen)
     ignored = sorted(values.ids.keys() & {*void, 65535})
@@ -348,8 +360,9 @@ def _count_ids(values, void):
     held = first_few([f"{value} ({100 * values.ids[value] / total:.1f} %)" for value in classes], 20)
     held += f" and void ({', '.join(map(str, ignored))})" if ignored else ""
     if len(classes) < 2:
+        colour = f". {values.coloured} masks are in colour: if colours are the classes, give --colors FILE"
         raise Mistake(f"the masks hold nothing but {held}; training needs two classes, or --names FILE if there are classes "
-                      "without pixels")  # fmt: skip
+                      f"without pixels{colour if values.coloured else ''}")  # fmt: skip
     if len(classes) > VOID:
         raise Mistake(
             f"the masks hold {len(values.ids)} ids, and the labels that are written {VOID} at most: are these masks "
@@ -364,7 +377,7 @@ def _count_ids(values, void):
 def _check_binary(values, names):
     """Mistake where masks of 0 and 255 have two names: the object would be ignored, and a network that says background
     everywhere would score 1."""
-    if len(names) == 2 and values.ids.keys() == {0, VOID}:
+    if len(names) > 1 and values.ids.keys() == {0, VOID}:
         share = 100 * values.ids[VOID] / sum(values.ids.values())
         raise Mistake(f"the masks hold 0 and {VOID} ({share:.1f} % of the pixels), and {VOID} is void if nothing else is said. "
                       f"If it is the class {names[1]}:\n  --ids 0 {VOID}\nif it is void:\n  --void {VOID}")  # fmt: skip
@@ -408,7 +421,10 @@ def read_colour_table(path):
             raise Mistake(f"{path}: entry {number} is {line[:80]!r}, expected `R G B name` with numbers 0..255")
         if colour in [tuple(entry[:3]) for entry in table]:
             raise Mistake(f"{path}: entry {number}: the colour {' '.join(parts[:3])} is there twice")
-        table.append([*colour, parts[3] if len(parts) > 3 else f"class{len(table)}"])
+        table.append([*colour, parts[3] if len(parts) > 3 else None])
+    taken = {name for *_, name in table}
+    free = (name for name in map("class{}".format, count()) if name not in taken)
+    table = [[*colour, name or next(free)] for *colour, name in table]
     if all(name == "void" for *_, name in table):
         raise Mistake(f"{path}: no colours in it, expected `R G B name` lines")
     return table

@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.layout import VOID, Sample, is_dir
+from dataset.layout import IMAGE_TYPES, VOID, Sample, is_dir
 from dataset.own import SPLITS, by_key, files_below, keep_splits, own_files, own_plan, split_by_folder
 from util.common import Mistake, did_you_mean, first_few
 from util.image import read_lines, read_text
@@ -71,8 +71,10 @@ def polygons(paths, images=None, names=None, background="background", draw=(0.2,
         names = names if background in names else [background, *names]
         outside = names.index(background)
     if len(names) < 2:
+        faults = [sample.fault for sample in samples if sample.fault]
         raise Mistake(f"{paths[0]}: one class, {', '.join(names) or 'void'}, is none to tell from others"
-                      + " (leave out --background void)" * (outside == VOID))  # fmt: skip
+                      + " (leave out --background void)" * (outside == VOID)
+                      + "".join(f"; the first of {len(faults)} faults: {fault}" for fault in faults[:1]))  # fmt: skip
     ids = {name: k for k, name in enumerate(names)} | dict.fromkeys(IGNORED, VOID) | {BACKGROUND: outside}
 
     def read(label, size):
@@ -122,7 +124,7 @@ def _annotation_files(paths):
 
 
 def _labelme(files, images):
-    pictures, find, by_name = _pictures(images)
+    pictures, find, by_name = _pictures(images, {file.parent for file in files})
     notes, samples, labels, ignored, with_json = [], [], Counter(), Counter(), set()
     with ThreadPoolExecutor() as pool:
         looked_at = [*zip(files, pool.map(_look_at_labelme, files))]
@@ -130,7 +132,7 @@ def _labelme(files, images):
         labels += found
         ignored += left_out
         stated = re.sub(r"[^/\\]*$", "", image_path or "")  # the folder
-        same_name = (stated + path.with_suffix(end).name for end in (".jpg", ".jpeg", ".png", ".JPG", ".bmp", ".tif"))
+        same_name = (stated + path.with_suffix(end).name for kind in IMAGE_TYPES for end in (kind, kind.upper()))
         beside = (find(path.parent, name) for name in same_name)
         image = image_path and find(path.parent, image_path) or next(filter(None, beside), None)
         if image is None:
@@ -163,8 +165,11 @@ def _look_at_labelme(path):
 def _labelme_file(path):
     content = _read_json(path)
     shapes = content.get("shapes")
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) and "label" in shape for shape in shapes):
+    if not isinstance(shapes, list):
         raise Mistake(f"{path}: not a file of labelme (no list `shapes`), nor of COCO (no list `annotations`)")
+    for number, shape in enumerate(shapes):
+        if not isinstance(shape, dict) or shape.get("label") in (None, ""):
+            raise Mistake(f"{path}: shapes[{number}] has no label")
     return content
 
 
@@ -237,14 +242,17 @@ COCO_KEYS = {"images": ("id", "file_name"), "categories": ("id", "name"), "annot
 
 
 def _coco(files, images):
-    pictures, find, by_name = _pictures(images)
-    notes, samples, names, listed, strays, shown_by_some = [], [], {}, set(), 0, False
+    pictures, find, by_name = _pictures(images, {file.parent for file in files})
+    notes, samples, names, listed, strays, shown_by_some = [], [], {}, set(), [], False
     for path in files:
         content = _read_json(path)
         for key, needed in COCO_KEYS.items():
             entries = content.get(key)
-            if not isinstance(entries, list) or not all(isinstance(e, dict) and _has(e, needed) for e in entries):
-                raise Mistake(f"{path}: not a file of COCO: expected `{key}`, a list with {' and '.join(needed)} in each entry")
+            sound = lambda entry, needed=needed: isinstance(entry, dict) and _has(entry, needed)
+            wrong = [entry for entry in entries if not sound(entry)] if isinstance(entries, list) else [entries]
+            if wrong:
+                raise Mistake(f"{path}: not a file of COCO: expected `{key}`, a list with {' and '.join(needed)} in each entry"
+                              f", found {shown(wrong[0])}")  # fmt: skip
             twice = [i for i, n in Counter(entry["id"] for entry in entries if "id" in needed).items() if n > 1]
             if twice:
                 raise Mistake(f"{path}: {key}: the id {twice[0]} stands twice")
@@ -257,13 +265,15 @@ def _coco(files, images):
             if entry["image_id"] in objects:
                 objects[entry["image_id"]].append((where, name, partial(_coco_object, entry.get("segmentation"))))
                 placed += 1
+            else:
+                strays.append(where)
         unplaced = len(content["annotations"]) - placed
         if objects and unplaced and not placed:
             raise Mistake(f"{path}: none of the {unplaced} annotations has the `image_id` of an image of its file")
         one_of_many = len(objects) == 1 < len(files)  # a file an image: this one may show nothing
         if objects and not placed and not one_of_many:
             raise Mistake(f"{path}: no annotations in it, so every pixel would be background; give the file that has them")
-        strays, shown_by_some = strays + unplaced, shown_by_some or placed > 0
+        shown_by_some = shown_by_some or placed > 0
         words = re.split("[^a-z]+", f"{path.parent.name} {path.stem}".lower())
         split = next((SPLITS[word] for word in reversed(words) if word in SPLITS), "")
         for entry in content["images"]:
@@ -287,7 +297,7 @@ def _coco(files, images):
                       "they are with --images DIR")  # fmt: skip
     notes += _by_name_notes(by_name)
     if strays:
-        notes.append(f"{strays} annotations belong to no image of their file")
+        notes.append(f"{len(strays)} annotations belong to no image of their file: {first_few(strays, 1)}")
     if len(listed) < len(pictures):
         notes.append(f"{len(pictures) - len(listed)} images that no file lists are left out")
     samples, more_notes = _with_splits(samples)
@@ -355,6 +365,8 @@ def _yolo_data(path):
         found = [found.get(str(k)) for k in range(len(found))]
     if not isinstance(found, list) or None in found:
         raise Mistake(f"{path}: names: expected a list, or numbers 0, 1, ... with a name each")
+    if any(isinstance(name, bool) for name in found):
+        raise Mistake(f"{path}: names: YAML takes one of them for true or false; write yes, no, on and off in quotes")
     found = [*map(_one_line, found)]
     sources = {path.parent}
     images = {split: _yolo_images(path, content, split, sources) for split in ("train", "val", "test") if content.get(split)}
@@ -443,7 +455,7 @@ def _yolo_polygon(words, h, w):
     except ValueError:
         raise Mistake("expected `class x y x y ...`, all numbers") from None
     if np.abs(shares).max(initial=0) > 2:
-        raise Mistake(f"coordinates up to {shares.max():g}: they are shares of width and height, 0 to 1")
+        raise Mistake(f"coordinates of {shares.min():g} to {shares.max():g}: they are shares of width and height, 0 to 1")
     return fill(_points(shares * (w, h), h, w, at_least=3), h, w)
 
 
@@ -502,14 +514,16 @@ def _read_json(path):
     return content
 
 
-def _pictures(root):
+def _pictures(root, folders):
     """(images below root, find(folder, name) -> image or None, the images found by name although another folder is stated).
 
     A name may hold a path from `folder`, that of its annotations, or from root. Data move, so the end of the path will do, or
     an image in `folder` or another folder called so. Where the name alone fits, the image may be another one: it must lie in
-    root itself, or the path be absolute, as of another machine.
+    root itself, or the path be absolute, as of another machine. A name without a path may mean an image anywhere, unless images
+    lie beside annotations, or those lie in several of `folders`.
     """
     files, _ = own_files(root)
+    beside_theirs = folders if len(folders) > 1 else folders & {file.parent for file in files}
     known, ends, by_name = {os.path.normpath(file): file for file in files}, {}, set()
     for file in files:
         parts = (root.resolve().name, *file.relative_to(root).parts)
@@ -530,9 +544,10 @@ def _pictures(root):
         if image := by_end(name.split("/")) or known.get(os.path.normpath(beside)) or by_end(beside.parts):
             return image
         found = ends.get(last, ())
-        if len(found) != 1 or "/" in name and found[0].parent != root and not re.match("/|[A-Za-z]:", name):
+        elsewhere = "/" in name or folder in beside_theirs
+        if len(found) != 1 or elsewhere and found[0].parent != root and not re.match("/|[A-Za-z]:", name):
             return None
-        if "/" in name:
+        if elsewhere:
             by_name.add(found[0])
         return found[0]
 

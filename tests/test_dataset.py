@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps, features
+from PIL.PngImagePlugin import PngInfo
 
 from util import transform as T
 from util.common import Mistake
@@ -222,6 +223,18 @@ KINDS = {
     "gray.png": {}, "palette.png": {}, "rgb.png": {}, "rgb.jpg": {}, "gray.tif": {}, "palette.tif": {"compression": "tiff_lzw"},
     "rgb.webp": {"lossless": True}, "palette.bmp": {}, "palette.gif": {}, "gray.ppm": {},
 }  # fmt: skip
+
+
+def test_a_palette_mask_is_turned_by_what_turns_the_other_kinds(tmp_path):
+    """OpenCV, which reads these, knows the EXIF tag and no XMP; Pillow knows both."""
+    ids, xmp = np.arange(6, dtype=np.uint8).reshape(2, 3), PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>')
+    for mode in "PL":
+        mask = Image.fromarray(ids)
+        if mode == "P":
+            mask.putpalette([*range(18)])
+        mask.save(tmp_path / f"{mode}.png", pnginfo=xmp)
+        assert np.array_equal(read_label(tmp_path / f"{mode}.png"), ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)

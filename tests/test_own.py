@@ -262,6 +262,79 @@ def test_a_wrong_colour_table_is_explained(coloured, tmp_path, capsys, table, me
     assert message in capsys.readouterr().err
 
 
+def test_colours_without_a_name_take_none_that_is_there(coloured, tmp_path):
+    (tmp_path / "colors.txt").write_text("0 0 0 void\n255 0 0\n0 128 0 class0\n")
+    assert run(*coloured, "--colors", tmp_path / "colors.txt") == 0
+    assert lines(tmp_path / "mine/mine_names.txt") == ["class1", "class0"]
+
+
+def test_a_command_that_fails_leaves_the_data_set_as_it_was(own, tmp_path, capsys):
+    assert run("folder", *own) == 0
+    before = snapshot(tmp_path / "mine")
+    put(tmp_path / "new/day 0/IMG_0000.png", ids([1, 0, 2, 255]))
+    for i in range(1, 10):
+        put(tmp_path / "new" / f"day {i % 2}" / f"IMG_{i:04d}.png", ids([1, 0, 2, 255]) if i < 9 else ids([0]))
+    (tmp_path / "new/day 1/IMG_0009.png").write_bytes(b"cut")
+    words = ["folder", *own[:2], "--masks", tmp_path / "new", *own[4:]]
+    assert run(*words, "--names", tmp_path / "mine/mine_names.txt") == 1
+    assert "1 of 10 samples cannot be used" in capsys.readouterr().err and snapshot(tmp_path / "mine") == before
+    assert run(*words, "--skip-bad") == 0
+    assert not list((tmp_path / "mine").glob(".*")) and snapshot(tmp_path / "mine") != before
+
+
+def test_gray_pictures_are_no_masks_of_255_classes(args, tmp_path, capsys):
+    for name in "ab":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", np.resize(np.arange(256, dtype=np.uint8), picture(1).shape[:2]))
+    assert run(*args) == 1
+    assert "the masks hold all of 0 to 255: gray pictures, or smooth edges between the classes?" in capsys.readouterr().err
+
+
+def test_0_and_255_with_three_names_are_asked_about_too(args, tmp_path, capsys):
+    for name in "ab":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", ids([0, 255]))
+    (tmp_path / "names").write_text("a\nb\nc\n")
+    assert run(*args, "--names", tmp_path / "names") == 1
+    assert "If it is the class b:" in capsys.readouterr().err
+
+
+def test_a_comment_is_no_name(own, tmp_path, capsys):
+    (tmp_path / "names").write_text("# my classes\na\nb\nc\n")
+    assert run("folder", *own, "--names", tmp_path / "names") == 1
+    assert "names: '# my classes' would be the name of a class; take comments out" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_read_is_named(own, tmp_path, monkeypatch, capsys):
+    walk = os.walk
+
+    def denied(top, onerror=None, **more):
+        onerror(PermissionError(13, "Permission denied", f"{tmp_path}/photos/day 1"))
+        return walk(top, onerror=onerror, **more)
+
+    monkeypatch.setattr(os, "walk", denied)
+    assert run("folder", *own) == 1
+    assert "photos/day 1: permission denied" in capsys.readouterr().err
+
+
+def test_a_jpeg_whose_name_ends_like_a_masks_is_a_picture(tmp_path):
+    for name in ("car_l", "photo_seg"):
+        put(tmp_path / "both" / f"{name}.jpg", picture(1))
+    put(tmp_path / "both/car_l_mask.png", ids([0, 1]))
+    put(tmp_path / "both/photo_seg.png", ids([0, 1]))
+    other = f"{tmp_path}/both/../both"  # the same folder by another name
+    assert run("folder", "--images", tmp_path / "both", "--masks", other, "--out", tmp_path / "mine") == 0
+    assert len(lines(tmp_path / "mine/list/trainval.txt")) == 2
+
+
+def test_masks_in_colour_beside_black_ones_are_told(args, tmp_path, capsys):
+    for k, name in enumerate("abcd"):
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", np.zeros_like(picture(1)) + np.uint8([255 * (k == 3), 0, 0]))
+    assert run(*args) == 1
+    assert "1 masks are in colour: if colours are the classes, give --colors FILE" in capsys.readouterr().err
+
+
 def test_palettes_bring_the_colours_of_the_classes(own, tmp_path):
     palette = [0, 0, 0, 128, 0, 0, 0, 128, 0, *[9] * 759]
     for path in (tmp_path / "masks").rglob("*.png"):

@@ -393,6 +393,48 @@ def test_a_coco_size_that_is_none_is_left_out_with_skip_bad(mine, tmp_path):
     assert "image 0: height 48.0" in (tmp_path / "out/skipped.txt").read_text()
 
 
+def test_a_name_without_a_path_takes_no_picture_of_another_folder(tmp_path, capsys):
+    """siteA has lost its photograph; siteB has one of that name, and annotations of its own or none."""
+    for own in (False, True):
+        root = tmp_path / f"l{own}"
+        picture(root / "siteA/other.png")
+        picture(root / "siteB/IMG_1.png")
+        for name in ("siteA/other", "siteA/IMG_1", *(["siteB/IMG_1"] if own else [])):
+            labelme(root / f"{name}.json", [shape("car" if "A" in name else "tree", [[0, 0], [9, 0], [9, 9]])])
+        assert run("--polygons", root, "--out", tmp_path / f"out{own}") == 1
+        assert f"siteA/IMG_1.json: its image IMG_1.png is not in {root}" in capsys.readouterr().err
+
+
+def test_a_missing_image_of_coco_is_named_wherever_one_stands(mine, tmp_path, monkeypatch, capsys):
+    """Its folder is that of the working directory as far as its name goes, which is no source."""
+    coco(mine / "coco.json", CAR, ["a.png", "gone.png"])
+    monkeypatch.chdir(tmp_path)
+    assert run("--images", mine, "--polygons", mine / "coco.json", "--out", "out") == 1
+    error = capsys.readouterr().err
+    assert f"gone.png is not in {mine}" in error and "must stay as it is" not in error
+
+
+@pytest.mark.parametrize("label", [None, ""])
+def test_a_shape_without_a_label_is_named(mine, tmp_path, capsys, label):
+    labelme(mine / "a.json", [shape("car", [[0, 0], [9, 0], [9, 9]]), shape(label, [[0, 0], [9, 0], [9, 9]])])
+    assert run("--polygons", mine, "--out", tmp_path / "out") == 1
+    assert "a.json: shapes[1] has no label" in capsys.readouterr().err
+
+
+def test_a_labelme_file_without_a_path_finds_any_kind_of_picture(tmp_path):
+    for name in ("a.JPEG", "b.webp"):
+        picture(tmp_path / "mine" / name)
+        labelme(tmp_path / "mine" / f"{name[0]}.json", [shape("car", [[0, 0], [9, 0], [9, 9]])], image="gone.jpg")
+    assert run("--polygons", tmp_path / "mine", "--out", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out/image").iterdir()) == ["a.JPEG", "b.webp"]
+
+
+def test_names_that_yaml_takes_for_truth_values_are_refused(mine, tmp_path, capsys):
+    (mine / "data.yaml").write_text("names: [yes, no]\ntrain: .\nval: .\n")
+    assert run("--polygons", mine / "data.yaml", "--out", tmp_path / "out") == 1
+    assert "data.yaml: names: YAML takes one of them for true or false" in capsys.readouterr().err
+
+
 def test_categories_that_are_renamed_void_or_background_are_no_classes(mine, tmp_path):
     square = lambda x: [[x, 0, x + 9, 0, x + 9, 9, x, 9]]
     objects = [(i, name, square(9 * k), {}) for i in (0, 1) for k, name in enumerate(("void", "_background_", "car"))]
@@ -405,6 +447,7 @@ def test_categories_that_are_renamed_void_or_background_are_no_classes(mine, tmp
 @pytest.mark.parametrize("spoil, message", [
     ({"images": None}, "expected `images`"), ({"categories": [{"id": 1}]}, "expected `categories`, a list with id and name"),
     ({"annotations": [{"image_id": 0, "category_id": [1]}]}, "expected `annotations`"),
+    ({"annotations": [{"image_id": 0, "category_id": 4}, {"image_id": 7, "id": 3}]}, "in each entry, found {'id': 3, 'im"),
     ({"annotations": [{"image_id": 0, "category_id": 99, "segmentation": []}]}, "'category 99' is no class"),
     ({"annotations": [{"image_id": "0", "category_id": 4}]}, "none of the 1 annotations has the `image_id` of an image"),
     ({"images": [{"id": 4, "file_name": "a.png"}, {"id": 4, "file_name": "b.png"}]}, "images: the id 4 stands twice"),

@@ -10,8 +10,7 @@
 
 The commands for data sets write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, the folder in
 the configs; the source is never changed, and an interrupted run is completed by starting it again. Exit status: 0 = done; 1 =
-an error in the data or in what was asked, which the message names; 2 = flags that are
-unknown, missing or impossible.
+an error in the data or in what was asked, which the message names; 2 = flags that the command does not know or cannot read.
 """
 
 import argparse
@@ -32,6 +31,7 @@ from util.config import ROOT, find_config, load_cfg_from_cfg_file, load_config
 from util.dataset import SemData
 from util.image import read_lines
 from util.log import report_errors
+from util.values import shown
 
 MASK_FLAGS = ("--masks", "--source", "--mask-suffix", "--colors", "--ids", "--void")
 
@@ -107,6 +107,8 @@ def plan_of(args):
     names, draw = args.names and tuple(read_lines(args.names)), (args.val_ratio, args.seed)
     if names == ():
         raise Mistake(f"{args.names}: no names in it; expected those of the classes, one a line")
+    if comments := [name for name in names or () if name.startswith("# ")]:
+        raise Mistake(f"{args.names}: {shown(comments[0])} would be the name of a class; take comments out of this file")
     if args.polygons:
         if wrong := [flag for flag in MASK_FLAGS if getattr(args, flag[2:].replace("-", "_")) is not None]:
             raise Mistake(f"--polygons does not go with {' and '.join(wrong)}, which are for masks")
