@@ -6,8 +6,6 @@ if os.environ.get("TEST_DEVICE") != "cuda":  # which `sh tool/check.sh --gpu` se
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin make a busy machine fifty times slower
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs would not heed it, and tests send it to them
-
 import cv2
 import pytest
 import torch
@@ -15,6 +13,7 @@ from processes import ONE_BLOCK, small_training
 
 from model import resnet
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs would not heed it, and tests send it to them
 torch.set_num_threads(1)  # tiny networks take half as long again on two
 cv2.setNumThreads(0)
 
@@ -65,7 +64,8 @@ def two_threads():
     """As many as there were when the golden numbers were made; on one, rounding is another."""
     torch.set_num_threads(2)
     yield
-    torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs would not heed it, and tests send it to them
+torch.set_num_threads(1)
 
 
 @pytest.fixture
