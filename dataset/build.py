@@ -45,13 +45,8 @@ def build(plan, out, copy=False, skip_bad=False):
     """
     out = Path(out).absolute()
     targets = (to for sample in plan.samples for to in (sample.image_to, sample.label_to) if to)
-    folders = {
-        file.parent
-        for sample in plan.samples
-        if not sample.fault
-        for file in (sample.image, sample.label)
-        if isinstance(file, Path)
-    }
+    read = (file for sample in plan.samples if not sample.fault for file in (sample.image, sample.label))
+    folders = {file.parent for file in read if isinstance(file, Path)}
     keep_sources((*folders, *plan.sources), [out / file for file in (*plan.lists, *targets)])
     _keep_originals(plan.samples, out)
     samples = _without_doubles(plan.samples)
@@ -59,7 +54,8 @@ def build(plan, out, copy=False, skip_bad=False):
     done = []
     with file_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".labels-", dir=out) as new, ThreadPoolExecutor() as pool:
+        folder = tempfile.TemporaryDirectory(prefix=".labels-", dir=out)
+    with folder as new, ThreadPoolExecutor() as pool:
         try:
             for result in pool.map(lambda sample: _build_one(sample, plan.read, out, Path(new)), samples):
                 done.append(result)
@@ -71,8 +67,15 @@ def build(plan, out, copy=False, skip_bad=False):
             listed = first_few(faults, 20, "\n  ")
             raise Mistake(f"{len(faults)} of {len(done)} samples cannot be used:\n  {listed}\n"
                           "repair them, or leave them out with --skip-bad")  # fmt: skip
-        usable = (sample for sample, (*_, fault) in zip(samples, done) if not fault)
-        for _ in pool.map(lambda sample: _put(sample, Path(new), out, copy), usable):
+        good = [(sample, *found) for sample, (*found, fault) in zip(samples, done) if not fault]
+        if plan.draw:
+            good = _drawn(good, *plan.draw, hint=f"; left out: {first_few(faults, 1)}" if faults else "")
+        splits = {split: [] for split in (*(("train", "val") if plan.draw else ()), *(s.split for s in samples if s.split))}
+        for sample, count, *_ in good:
+            splits[sample.split].append((sample, count))
+        if empty := [split for split in splits if not splits[split]]:
+            raise Mistake(f"{out}: nothing is left of {', '.join(empty)}; left out: {first_few(faults, 3)}")
+        for _ in pool.map(lambda sample: _put(sample, Path(new), out, copy), (sample for sample, *_ in good)):
             pass
     skipped = out / "skipped.txt"
     with file_errors(f"{skipped}: cannot be removed"):
@@ -80,15 +83,7 @@ def build(plan, out, copy=False, skip_bad=False):
     if faults:
         write_text(skipped, "".join(f"{fault}\n" for fault in faults))
 
-    good = [(sample, *found) for sample, (*found, fault) in zip(samples, done) if not fault]
     notes = [*plan.notes, *_dark([brightest for *_, brightest in good]), *_renamed(plan, out)]
-    if plan.draw:
-        good = _drawn(good, *plan.draw, hint=f"; left out: {first_few(faults, 1)}" if faults else "")
-    splits = {split: [] for split in (*(("train", "val") if plan.draw else ()), *(s.split for s in samples if s.split))}
-    for sample, count, *_ in good:
-        splits[sample.split].append((sample, count))
-    if not all(splits.values()):
-        raise Mistake(f"{out}: nothing is left of {', '.join(split for split in splits if not splits[split])}, see {skipped}")
     lists = {name: parts for name, parts in plan.lists.items() if not splits.keys().isdisjoint(parts)}
     notes += _moved_into_val(out / "list/train.txt", splits)
     for name, parts in lists.items():
@@ -154,7 +149,8 @@ def _without_doubles(samples):
     for sample in samples:
         other = next((earlier[to] for to in (sample.image_to, sample.label_to) if to in earlier), None)
         if other and not sample.fault:
-            twice = f"is listed twice, by {other.label} and {sample.label}"
+            by = [*dict.fromkeys(map(str, filter(None, (other.label, sample.label))))]
+            twice = "is listed twice" + f", by {' and '.join(by)}" * (len(by) > 1)
             reason = twice if other.image == sample.image else f"would be written to the file of {other.image}"
             sample = replace(sample, fault=f"{sample.image}: {reason}")
         elif not sample.fault:
@@ -200,9 +196,8 @@ def _put(sample, new, out, copy):
     """Image and label into their places."""
     _place(sample.image, out / sample.image_to, copy)
     if sample.label_to and (new / sample.label_to).exists():
-        with file_errors(out / sample.label_to):
-            (out / sample.label_to).parent.mkdir(parents=True, exist_ok=True)
-            (new / sample.label_to).replace(out / sample.label_to)
+        with write_aside(out / sample.label_to) as aside:  # the folder may lie on another disk
+            shutil.move(new / sample.label_to, aside)
 
 
 def _holds(path, label):

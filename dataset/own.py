@@ -175,7 +175,7 @@ def by_key(root, files):
 
 def _images_and_masks(images, masks, suffix):
     """({key: image}, {key: mask}, notes). In a shared folder a mask is what ends in `suffix`; without one, what has an ending
-    of masks, and a PNG that has a JPEG of the same name beside it."""
+    of masks and is no JPEG, and a PNG that has a JPEG of the same name beside it."""
     masks = images if os.path.realpath(masks) == os.path.realpath(images) else masks
     pictures, notes = own_files(images, masks if masks != images else None)
     if masks == images:
@@ -347,9 +347,9 @@ def _count_ids(values, void):
     if not values.ids:
         raise Mistake(f"no class ids in the masks: {values.fault}")
     seen = sorted(values.ids.keys() - {*void})
-    if len(seen) == VOID and VOID in void and VOID in values.ids:
-        raise Mistake("the masks hold all of 0 to 255: gray pictures, or smooth edges between the classes? Export them without "
-                      "these; if they are classes, give their names with --names FILE")  # fmt: skip
+    if seen == [*range(VOID)] and VOID in void and VOID in values.ids:
+        raise Mistake("the masks hold all of 0 to 255: are they gray pictures, or smoothed between the classes? Export the ids "
+                      "alone; if there are 255 classes, give their names with --names FILE")  # fmt: skip
     if len(seen) > 1 and seen == list(range(len(seen))):
         return len(seen)
     ignored = sorted(values.ids.keys() & {*void, 65535})
@@ -375,12 +375,13 @@ def _count_ids(values, void):
 
 
 def _check_binary(values, names):
-    """Mistake where masks of 0 and 255 have two names: the object would be ignored, and a network that says background
-    everywhere would score 1."""
+    """Mistake where masks of 0 and 255 have names for two classes or more: the object would be ignored, and a network that says
+    background everywhere would score 1."""
     if len(names) > 1 and values.ids.keys() == {0, VOID}:
         share = 100 * values.ids[VOID] / sum(values.ids.values())
+        more = "".join(f" {k}" for k in range(2, len(names)))  # of which there are no pixels
         raise Mistake(f"the masks hold 0 and {VOID} ({share:.1f} % of the pixels), and {VOID} is void if nothing else is said. "
-                      f"If it is the class {names[1]}:\n  --ids 0 {VOID}\nif it is void:\n  --void {VOID}")  # fmt: skip
+                      f"If it is the class {names[1]}:\n  --ids 0 {VOID}{more}\nif it is void:\n  --void {VOID}")  # fmt: skip
 
 
 def _palette_of(values, ids):

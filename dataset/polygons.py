@@ -520,10 +520,11 @@ def _pictures(root, folders):
     A name may hold a path from `folder`, that of its annotations, or from root. Data move, so the end of the path will do, or
     an image in `folder` or another folder called so. Where the name alone fits, the image may be another one: it must lie in
     root itself, or the path be absolute, as of another machine. A name without a path may mean an image anywhere, unless images
-    lie beside annotations, or those lie in several of `folders`.
+    lie beside annotations, in one of `folders`.
     """
     files, _ = own_files(root)
-    beside_theirs = folders if len(folders) > 1 else folders & {file.parent for file in files}
+    places = {os.path.realpath(file.parent) for file in files}
+    beside_theirs = folders if any(os.path.realpath(folder) in places for folder in folders) else ()
     known, ends, by_name = {os.path.normpath(file): file for file in files}, {}, set()
     for file in files:
         parts = (root.resolve().name, *file.relative_to(root).parts)

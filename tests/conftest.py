@@ -13,7 +13,7 @@ from processes import ONE_BLOCK, small_training
 
 from model import resnet
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs would not heed it, and tests send it to them
+signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup too the programs that tests start listen, as they do by default
 torch.set_num_threads(1)  # tiny networks take half as long again on two
 cv2.setNumThreads(0)
 
@@ -64,8 +64,7 @@ def two_threads():
     """As many as there were when the golden numbers were made; on one, rounding is another."""
     torch.set_num_threads(2)
     yield
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the programs would not heed it, and tests send it to them
-torch.set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

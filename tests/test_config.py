@@ -144,7 +144,7 @@ def test_unknown_key_suggests_nearest(write):
 
 def test_unknown_section_suggests_nearest(write):
     at_the_top = errors_of(write(old="TRAIN:", new="base_lr: 0.1\nTRAIN:"))
-    assert "base_lr: this key belongs into a section: put it below `TRAIN:`, indented" in at_the_top
+    assert "base_lr: this key belongs in a section: put it below `TRAIN:`, indented" in at_the_top
     assert "Trian: unknown section (did you mean TRAIN?)" in errors_of(write(old="TRAIN:", new="Trian:"))
 
 

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from util import transform as T
 from util.common import Mistake
 from util.dataset import EpochSampler, SemData, read_list, sample_rng, worker_init
-from util.image import image_header, read_image, read_label
+from util.image import image_header, read_image, read_label, rgb_of
 from util.loader import check_data
 from util.visual import save_png
 
@@ -228,13 +228,16 @@ KINDS = {
 def test_a_palette_mask_is_turned_by_what_turns_the_other_kinds(tmp_path):
     """OpenCV, which reads these, knows the EXIF tag and no XMP; Pillow knows both."""
     ids, xmp = np.arange(6, dtype=np.uint8).reshape(2, 3), PngInfo()
-    xmp.add_itxt("XML:com.adobe.xmp", '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>')
+    text = '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    xmp.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text.encode(), after_idat=True)
     for mode in "PL":
         mask = Image.fromarray(ids)
         if mode == "P":
             mask.putpalette([*range(18)])
         mask.save(tmp_path / f"{mode}.png", pnginfo=xmp)
         assert np.array_equal(read_label(tmp_path / f"{mode}.png"), ids)
+        by_image = rgb_of(Image.open(tmp_path / f"{mode}.png"))
+        assert by_image.shape == (2, 3, 3) and np.array_equal(by_image, read_image(tmp_path / f"{mode}.png"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 import os
 import re
@@ -106,7 +107,7 @@ def test_a_screen_that_takes_nothing_does_not_end_a_program(tmp_path, screen, mi
 
 def test_a_terminal_that_is_gone_does_not_end_the_work_behind_a_bar(monkeypatch):
     ours, theirs = os.openpty()
-    with os.fdopen(theirs, "w") as screen:
+    with io.TextIOWrapper(os.fdopen(theirs, "wb", 0), write_through=True) as screen:  # no buffer, as sys.stderr
         monkeypatch.setattr(sys, "stderr", screen)
         bar = ProgressBar("bar", 3)
         bar.show(1)

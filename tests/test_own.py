@@ -280,6 +280,20 @@ def test_a_command_that_fails_leaves_the_data_set_as_it_was(own, tmp_path, capsy
     assert "1 of 10 samples cannot be used" in capsys.readouterr().err and snapshot(tmp_path / "mine") == before
     assert run(*words, "--skip-bad") == 0
     assert not list((tmp_path / "mine").glob(".*")) and snapshot(tmp_path / "mine") != before
+    before = snapshot(tmp_path / "mine")
+    for path in sorted((tmp_path / "masks").rglob("*.png"))[1:]:
+        path.write_bytes(b"cut")
+    assert run("folder", *own, "--skip-bad") == 1
+    assert "images with a label: 1" in capsys.readouterr().err and snapshot(tmp_path / "mine") == before
+
+
+def test_a_folder_of_labels_may_lie_elsewhere(own, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine/label").symlink_to(tmp_path / "elsewhere")
+    assert run("folder", *own) == 0
+    assert len([*(tmp_path / "elsewhere").rglob("*.png")]) == 10
+    assert run("folder", *own[:-1], "/proc/self") == 1  # which takes no folder
 
 
 def test_gray_pictures_are_no_masks_of_255_classes(args, tmp_path, capsys):
@@ -287,7 +301,7 @@ def test_gray_pictures_are_no_masks_of_255_classes(args, tmp_path, capsys):
         put(tmp_path / "images" / f"{name}.png", picture(1))
         put(tmp_path / "masks" / f"{name}.png", np.resize(np.arange(256, dtype=np.uint8), picture(1).shape[:2]))
     assert run(*args) == 1
-    assert "the masks hold all of 0 to 255: gray pictures, or smooth edges between the classes?" in capsys.readouterr().err
+    assert "the masks hold all of 0 to 255: are they gray pictures, or smoothed between" in capsys.readouterr().err
 
 
 def test_0_and_255_with_three_names_are_asked_about_too(args, tmp_path, capsys):
@@ -296,7 +310,8 @@ def test_0_and_255_with_three_names_are_asked_about_too(args, tmp_path, capsys):
         put(tmp_path / "masks" / f"{name}.png", ids([0, 255]))
     (tmp_path / "names").write_text("a\nb\nc\n")
     assert run(*args, "--names", tmp_path / "names") == 1
-    assert "If it is the class b:" in capsys.readouterr().err
+    assert "If it is the class b:\n  --ids 0 255 2\n" in capsys.readouterr().err
+    assert run(*args, "--names", tmp_path / "names", "--ids", 0, 255, 2) == 0
 
 
 def test_a_comment_is_no_name(own, tmp_path, capsys):

@@ -405,6 +405,16 @@ def test_a_name_without_a_path_takes_no_picture_of_another_folder(tmp_path, caps
         assert f"siteA/IMG_1.json: its image IMG_1.png is not in {root}" in capsys.readouterr().err
 
 
+def test_pictures_in_a_folder_of_their_own_are_found_by_their_names(tmp_path):
+    for name, site in (("a", "x"), ("b", "y")):
+        picture(tmp_path / f"r/img/all/{name}.png")
+        (tmp_path / "r/ann" / site).mkdir(parents=True)
+        labelme(tmp_path / f"r/ann/{site}/{name}.json", [shape("car", [[0, 0], [9, 0], [9, 9]])])
+    words = ["--images", tmp_path / "r/img", "--polygons", tmp_path / "r/ann"]
+    assert run(*words, "--out", tmp_path / "out") == 0
+    assert len([*(tmp_path / "out/label").rglob("*.png")]) == 2
+
+
 def test_a_missing_image_of_coco_is_named_wherever_one_stands(mine, tmp_path, monkeypatch, capsys):
     """Its folder is that of the working directory as far as its name goes, which is no source."""
     coco(mine / "coco.json", CAR, ["a.png", "gone.png"])

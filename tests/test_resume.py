@@ -80,9 +80,10 @@ def test_a_run_with_no_other_checkpoint_than_the_best_resumes_from_it(run, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(train, "log_iteration", lambda run, *_: run.state.iteration < 5 or interrupted())
         assert run("epochs", 3, "save_freq", 3, "print_freq", 1) == 130
+    (tmp_path / "model/train_epoch_0_iter_3.pth").unlink()  # of before the validation
     assert {path.name for path in (tmp_path / "model").glob("*.pth")} == {"model_best.pth"}
     assert run("epochs", 3, "save_freq", 3, "resume", "auto") == 0
-    assert f"resume: auto: {tmp_path / 'model/model_best.pth'}" in capsys.readouterr().out
+    assert f"resume: {tmp_path / 'model/model_best.pth'}" in capsys.readouterr().out
     assert same_tensors(whole / "train_epoch_3.pth", tmp_path / "model/train_epoch_3.pth")
 
 

@@ -151,7 +151,7 @@ def test_train_dist_takes_machines_from_the_environment(project, tmp_path, calls
     assert calls()[-1][2:] == [*where, "tool/train.py", "--launcher", "pytorch", "toy_pspnet18"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM], ids=str)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP], ids=str)
 def test_a_signal_to_train_dist_reaches_the_processes_which_save(project, monkeypatch, number):
     monkeypatch.setenv("PORT", str(free_port()))
     command = ["sh", project / "tool/train_dist.sh", "toy_pspnet18", 2, *TINY, "epochs", 99, "evaluate", False, "print_freq", 1]

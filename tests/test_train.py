@@ -87,6 +87,14 @@ def finished(narrow, toy, tmp_path_factory):
     return options
 
 
+def test_the_seed_that_is_drawn_stands_in_the_config_beside_the_run(toy_options, tmp_path):
+    options = dict(zip(toy_options[::2], toy_options[1::2])) | {"manual_seed": "null", "epochs": "1"}
+    assert run([str(word) for pair in options.items() for word in pair]) == 0
+    path = Path(options["save_path"])
+    written = yaml.safe_load((path / "config.yaml").read_text())["TRAIN"]["manual_seed"]
+    assert written == load_checkpoint(path / "train_epoch_1.pth")["state"]["seed"] is not None
+
+
 def test_a_run_leaves_checkpoints_config_log_metrics_and_events(finished):
     path = folder(finished)
     names = {p.name for p in path.iterdir()}

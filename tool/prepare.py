@@ -10,13 +10,14 @@
 
 The commands for data sets write images (links, or copies with --copy), 8-bit labels and lists into dataset/NAME, the folder in
 the configs; the source is never changed, and an interrupted run is completed by starting it again. Exit status: 0 = done; 1 =
-an error in the data or in what was asked, which the message names; 2 = flags that the command does not know or cannot read.
+an error in the data or in what was asked, which the message names; 2 = flags that are missing, unknown or cannot be read.
 """
 
 import argparse
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ MASK_FLAGS = ("--masks", "--source", "--mask-suffix", "--colors", "--ids", "--vo
 
 def main(argv=None):
     args = parse(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the program as Ctrl-C does: what is half done goes with it
     print(args.run(args))
 
 

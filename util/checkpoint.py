@@ -82,7 +82,7 @@ def load_checkpoint(path) -> dict:
 def newest_checkpoint(folder, data_iters, warn):
     """(path, content) of the newest sound checkpoint of a run, or None if there is none.
 
-    data_iters: see `position_of`. model_best.pth is one of them, which counts where `save_freq` is longer than `eval_freq`.
+    data_iters: see `position_of`. model_best.pth is one of them, which counts where the others are older, missing or damaged.
     Damaged ones are passed over, and `warn(message)` is called for each. Raises Mistake if one cannot be read, or if all of
     them are damaged.
     """

@@ -100,7 +100,8 @@ DEPRECATED = {
     "--gpu-ids": "--gpu-id with the first of them; for several GPUs: sh tool/train_dist.sh CONFIG NUM_GPUS",
     "--options": "--cfg-options",
 }
-NEWER = {"--resume": "--auto-resume, or resume FILE", "--amp": "precision auto, or precision fp16"}  # flags of its version 1
+# Flags of its version 1, and what they are here.
+NEWER = {"--resume": "give --auto-resume, or resume FILE", "--amp": "write precision auto, or precision fp16"}
 WHY = {"iter_interval": " (checkpoints and validations have one interval; save_freq and eval_freq are multiples of it)"}
 LAUNCHERS = {  # the variables that each one sets, and how to start it
     "none": ([], ""),
@@ -155,8 +156,9 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=(), read=None):
     wrong = [word.partition("=")[0] for word in words if re.match(r"--?[A-Za-z][\w-]*(=|$)", word)]
     if wrong:
         key = wrong[0].lstrip("-").replace("-", "_")
-        remedy = NEWER.get(wrong[0]) or (f"write {key} VALUE, without dashes" if key in FIELDS else None)
-        parser.error(f"{wrong[0]}: unknown flag{f' ({remedy})' if remedy else did_you_mean(wrong[0], flags, cutoff=0.75)}")
+        remedy = NEWER.get(wrong[0]) if START not in hidden else None
+        remedy = remedy or (f"write {key} VALUE" if key in FIELDS else None)
+        parser.error(f"{wrong[0]}: unknown flag{f'; {remedy}' if remedy else did_you_mean(wrong[0], flags, cutoff=0.75)}")
     given = {name: value for name, value in vars(args).items() if value is not None}
     if "--local-rank" in given:
         os.environ.setdefault("LOCAL_RANK", str(given["--local-rank"]))

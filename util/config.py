@@ -325,12 +325,12 @@ def _carried_classes(content, values, given, error, notes) -> dict:
     carried, classes = {}, values["classes"]
     names, palette = content.get("names"), content.get("palette")
     if names is not None and "names_path" not in given:
-        if not isinstance(names, list) or len(names) != classes or not all(map(is_name, names)):
+        if not is_each(names, classes, is_name):
             error("names", f"expected {classes} names of classes, found {shown(names)}")
         else:
             values["names_path"], carried["names"] = None, tuple(names)
     if palette is not None and "colors_path" not in given:
-        if not isinstance(palette, list) or len(palette) != classes or not all(map(is_colour, palette)):
+        if not is_each(palette, classes, is_colour):
             error("palette", f"expected {classes} colours [R, G, B] of 0..255, found {shown(palette)}")
         else:
             values["colors_path"], carried["palette"] = None, tuple(map(tuple, palette))
@@ -340,6 +340,11 @@ def _carried_classes(content, values, given, error, notes) -> dict:
             notes.append(f"{key}: {path} does not exist, and this checkpoint of an earlier version carries no {what}")
             values[key] = None
     return carried
+
+
+def is_each(found, classes, sound) -> bool:
+    """Is this a list with something `sound` for each class?"""
+    return isinstance(found, list) and len(found) == classes and all(map(sound, found))
 
 
 def is_name(name) -> bool:
@@ -446,7 +451,7 @@ def _flatten(content, error) -> dict:
     values = {}
     for section, keys in content.items():
         if section in SECTION_OF:
-            error(section, f"this key belongs into a section: put it below `{SECTION_OF[section]}:`, indented")
+            error(section, f"this key belongs in a section: put it below `{SECTION_OF[section]}:`, indented")
         elif section not in SECTIONS:
             error(section, f"unknown section{did_you_mean(section, SECTIONS)}; there are {', '.join(SECTIONS)}")
         elif not isinstance(keys, dict | NoneType):
@@ -463,10 +468,10 @@ def _flatten(content, error) -> dict:
 
 def key_value_pairs(words):
     """[(KEY, VALUE), ...] of [KEY, VALUE, ...]."""
+    if joined := next((word for word in words[::2] if re.match(r"(\w+\.)?\w+=", word)), None):
+        raise Mistake(f"command line: overrides are KEY VALUE pairs: write {joined.replace('=', ' ', 1)}")
     if len(words) % 2:
-        joined = next((word for word in words[::2] if re.match(r"(\w+\.)?\w+=", word)), None)
-        remedy = f"; write {joined.replace('=', ' ', 1)}, or --cfg-options {joined}" if joined else ""
-        raise Mistake(f"command line: overrides are KEY VALUE pairs, and {shown(words[-1])} has no partner{remedy}")
+        raise Mistake(f"command line: overrides are KEY VALUE pairs, and {shown(words[-1])} has no partner")
     return zip(words[::2], words[1::2])
 
 

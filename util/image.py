@@ -79,19 +79,31 @@ def rgb_of(image):
     return image.astype(np.float32, copy=False)  # torch takes neither other byte orders nor 80 bits
 
 
+def _upright(image):
+    """Turned by its EXIF tag, and not by XMP, where OpenCV, which turns the other files, knows no orientation."""
+    image.load()  # a PNG may have it behind the pixels
+    info = image.info
+    try:
+        image.info = {key: value for key, value in info.items() if key not in ("xmp", "XML:com.adobe.xmp")}
+        return ImageOps.exif_transpose(image)
+    finally:
+        image.info = info
+
+
 def _rgb_of_pillow(image):
-    with _decoding(getattr(image, "filename", None) or "image"):  # Pillow reads the file now
-        image = ImageOps.exif_transpose(image)
+    name = getattr(image, "filename", None) or "image"
+    with _decoding(name):  # Pillow reads the file now
+        image = _upright(image)
         low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
     # Mode I: 16 bits in 32, as older versions of Pillow read such PNGs. Those of a picture of 0..255 would all become black.
     if image.mode == "F" or image.mode == "I" and not (low >= 0 and (255 < high < 65536 or high == 0)):
         raise Mistake(
-            f"image: a Pillow image of mode {image.mode} has no certain range of values, found {low:g}..{high:g}; "
+            f"{name}: a Pillow image of mode {image.mode} has no certain range of values, found {low:g}..{high:g}; "
             "give an RGB array (H, W, 3) of 0..255"
         )
     if image.mode.startswith("I"):  # Pillow's own conversion cuts 16 bits off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    with _decoding("image"):
+    with _decoding(name):
         return np.asarray(image.convert("RGB"))
 
 
@@ -110,10 +122,7 @@ def read_label(path):
     mode = _header(data, "mode") if colour is None else None
     if colour == PNG_PALETTE or mode == "P":
         with _decoding(path):
-            image = Image.open(io.BytesIO(data))
-            for key in ("xmp", "XML:com.adobe.xmp"):  # OpenCV, which turns the other files, knows no orientation there
-                image.info.pop(key, None)
-            return np.array(ImageOps.exif_transpose(image))
+            return np.array(_upright(Image.open(io.BytesIO(data))))
     label = _decode(path, data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if label.ndim == 3:
         if (label != label[..., :1]).any():

@@ -25,7 +25,7 @@ from torch import nn
 
 from util.checkpoint import load_checkpoint
 from util.common import EXPORT_FORMATS, MODEL_SUFFIXES, Mistake, did_you_mean, first_few, first_line
-from util.config import ROOT, Config, carries_config, is_colour, is_name, key_value_pairs, load_config, value_of
+from util.config import ROOT, Config, carries_config, is_colour, is_each, is_name, key_value_pairs, load_config, value_of
 from util.fetch import is_url, local_file
 from util.image import rgb_of
 from util.precision import DTYPES, Precision
@@ -74,7 +74,7 @@ class Predictor:
         self.networks, self.weights = [], []  # with the report of what was loaded into each
         self.align_corners = []  # of each network: how its logits are resized
         known = None  # who said first what the classes are, and their names
-        self.carried = None  # class names and colours that the first of the checkpoints carries, None each if it does not
+        self.carried = None, None  # class names and colours that a checkpoint carries, None each if there are none
         for file in files:
             path, content = ("checkpoint", file) if isinstance(file, dict) else (file, (read or read_model)(file))
             if self.cfg is None:
@@ -95,7 +95,7 @@ class Predictor:
             self.weights.append(weights)
             self.align_corners.append(cfg.align_corners)
             names, palette = carried_classes(content, cfg)
-            self.carried = self.carried or (names, palette)
+            self.carried = self.carried[0] or names, self.carried[1] or palette
             if names:
                 known = known or (path, names)
                 _check_same_names(path, names, *known)
@@ -104,7 +104,7 @@ class Predictor:
         if not isinstance(precision, Precision):
             exported = any(not isinstance(network, nn.Module) for network in self.networks)
             if exported and precision in ("bf16", "fp16"):
-                raise Mistake(f"Predictor: precision: {precision}, but files of tool/export.py compute in fp32; leave it out")
+                raise Mistake(f"Predictor: precision: {precision}, but files of tool/export.py compute in fp32; set it to fp32")
             precision = Precision(precision or "auto", self.device, native="fp32" if exported else None)
         self.precision = precision
 
@@ -223,10 +223,8 @@ def _protocol_value(key, value):
 
 def carried_classes(content, cfg):
     """(class names, colours) in the content of a checkpoint, each None unless it has one for each class."""
-    return tuple(
-        found if isinstance(found, list) and len(found) == cfg.classes and all(map(sound, found)) else None
-        for found, sound in ((content.get("names"), is_name), (content.get("palette"), is_colour))
-    )
+    kinds = ("names", is_name), ("palette", is_colour)
+    return tuple(content[key] if is_each(content.get(key), cfg.classes, sound) else None for key, sound in kinds)
 
 
 def with_carried(cfg, names, palette):

@@ -236,7 +236,7 @@ def find_checkpoint(cfg, plan, log) -> dict | None:
         log.warning(f"resume: {cfg.resume}: there is no checkpoint in {folder} yet; the run starts anew")
         return None
     path, content = found
-    log.info(f"resume: {cfg.resume}: {path}")
+    log.info(f"resume: {path}")
     parts = {"state": dict, "optimizer": dict, "config": str, "state_dict": dict}
     parts |= {k: kind for k, kind in (("trained_state_dict", dict), ("judge", dict), ("names", list)) if k in content}
     missing = [key for key, kind in parts.items() if not isinstance(content.get(key), kind)]
