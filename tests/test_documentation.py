@@ -62,6 +62,12 @@ PARSED = {  # without comments and quotes
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/large/model epochs 18 eval_freq 18 channels_last True"
     " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
     " class_weights null base_lr 0.0015 weight exp/camvid/streets/model/train_epoch_32.pth": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/half/model epochs 26 eval_freq 26 channels_last True"
+    " train_h 113 train_w 145 scale_min 0.45 scale_max 0.9 base_size 300 test_h 113 test_w 145 loss dice class_weights null"
+    " weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/full/model epochs 13 eval_freq 13 channels_last True"
+    " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
+    " class_weights null base_lr 0.0015 weight exp/camvid/half/model/train_epoch_26.pth": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/once/model epochs 18 eval_freq 18 channels_last True"
     " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
     " class_weights null weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
