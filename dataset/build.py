@@ -52,7 +52,7 @@ def build(plan, out, copy=False, skip_bad=False):
     samples = _without_doubles(plan.samples)
     bar = ProgressBar(out.name, len(samples))
     done = []
-    with file_errors(out):
+    with file_errors(f"{out}: could not be written"):
         out.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".labels-", dir=out)
     with folder as new, ThreadPoolExecutor() as pool:

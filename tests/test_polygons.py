@@ -260,7 +260,7 @@ LABELME_FAULTS = {
         "'cra' is no class (did you mean car?); there are background, road, car, sky; what is named void is ignored",
     ),
     "unknown shape": (shape("car", [(0, 0)], "spline"), "shapes[0] (car): shape_type 'spline'; expected one of polygon"),
-    "no shape": ({"points": []}, "a.json: not a file of labelme"),
+    "no shape": ({"points": []}, "a.json: shapes[0] has no label"),
     "no mask": (shape("car", [(0, 0), (1, 1)], "mask", mask="!"), "shapes[0] (car): its `mask` is not a PNG in base64"),
 }
 
@@ -565,7 +565,7 @@ def test_names_without_the_background_are_not_replaced_by_names_with_it(tmp_path
 @pytest.mark.parametrize("line, message", [
     ("0 0.5 0.5 0.2 0.2", "line 2: a box (centre, width, height), not a polygon"), ("0 0 0 1 0", "a box"),
     ("0 0 0 1 0 1", "line 2: 5 numbers after the class"), ("7 0 0 1 0 1 1", "'class 7' is no class"),
-    ("0 0 0 60 0 60 40", "line 2: coordinates up to 60: they are shares of width and height"),
+    ("0 0 0 60 0 60 40", "line 2: coordinates of 0 to 60: they are shares of width and height"),
     ("0 1.1 0 1.2 0 1.2 1", "lie outside"),
     (f"{'9' * 5000} 0 0 1 0 1 1", "is no class"),
     ("car 0 0 1 0 1 1", "'class car' is no class"), ("0 0 0 1 x 1 1", "line 2: expected `class x y x y ...`"),

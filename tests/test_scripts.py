@@ -156,7 +156,9 @@ def test_a_signal_to_train_dist_reaches_the_processes_which_save(project, monkey
     monkeypatch.setenv("PORT", str(free_port()))
     command = ["sh", project / "tool/train_dist.sh", "toy_pspnet18", 2, *TINY, "epochs", 99, "evaluate", False, "print_freq", 1]
     command += ["--work-dir", project / "exp/dist", "--dist-backend", "gloo", "save_freq", 99]
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as script:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*map(str, command)], env=environment, **output) as script:
         lines = []
         for line in script.stdout:
             lines.append(line)

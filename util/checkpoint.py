@@ -82,16 +82,11 @@ def load_checkpoint(path) -> dict:
 def newest_checkpoint(folder, data_iters, warn):
     """(path, content) of the newest sound checkpoint of a run, or None if there is none.
 
-    data_iters: see `position_of`. model_best.pth is one of them, which counts where the others are older, missing or damaged.
-    Damaged ones are passed over, and `warn(message)` is called for each. Raises Mistake if one cannot be read, or if all of
-    them are damaged.
+    data_iters: see `position_of`. Damaged ones are passed over, and `warn(message)` is called for each; if no other is left,
+    it is model_best.pth. Raises Mistake if one cannot be read, or if all of them are damaged.
     """
     damaged, best = [], Path(folder) / "model_best.pth"
-    paths = list_checkpoints(folder, data_iters)
-    if best.exists():
-        place = _iteration_in(best, data_iters)
-        paths.insert(sum(position_of(path, data_iters)[0] < place for path in paths), best)  # of two at one place the other
-    for path in reversed(paths):
+    for path in (*reversed(list_checkpoints(folder, data_iters)), *([best] if best.exists() else [])):
         try:
             return path, load_checkpoint(path)
         except Damaged as error:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import signal
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 
 EXPORT_FORMATS = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}  # of tool/export.py, by the suffix of the file
 MODEL_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors", *EXPORT_FORMATS)  # what tells a trained network from a YAML file
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # a training saves and ends; see StopSignal
 
 
 class Mistake(ValueError):

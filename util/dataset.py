@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from util.cache import build_cache
-from util.common import Mistake
-from util.distributed import STOPPING
+from util.common import STOPPING, Mistake
 from util.image import check_sizes, open_image, pixel_counts, read_image, read_label
 from util.lists import read_list
 from util.transform import Compose

@@ -18,10 +18,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from util.common import Mistake
+from util.common import STOPPING, Mistake
 
 ALONE = timedelta(hours=1)  # at most: a process fetches weights, counts labels or ends its part of a test, and the others wait
-STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)  # a training saves and ends; see StopSignal
 REQUEUE = 75  # EX_TEMPFAIL, the exit status after a signal: schedulers can be told to start a job that ends so again
 
 
