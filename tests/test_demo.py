@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import struct
 from pathlib import Path
@@ -195,11 +196,16 @@ def test_a_relative_path_of_a_video_may_have_a_colon(frames, tmp_path, monkeypat
     assert names_in(tmp_path / "seen:1") == ["10:30_overlay.mp4"]
 
 
-def test_a_video_may_have_a_name_that_is_not_utf_8(frames, tmp_path):
+def test_a_video_whose_name_is_not_utf_8_is_named_and_ends_nothing(project, frames, tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
-    with write_video(path, RATE) as append:
+    shutil.copy(project / "drive.mp4", path)
+    assert show(project, "--image", path, project / "picture.png", "--out", tmp_path / "seen") == 1
+    assert (tmp_path / "seen/picture_overlay.png").exists()
+    with pytest.raises(Mistake, match="caf\udce9.mp4: the path of a video must be UTF-8 for OpenCV; rename"):
+        VideoReader(path)
+    folder = tmp_path / os.fsdecode(b"\xe9")
+    with pytest.raises(Mistake, match="must be UTF-8"), write_video(folder / "a.mp4", RATE) as append:
         append(frames[0])
-    assert len([*VideoReader(path)]) == 1
 
 
 def test_a_picture_that_is_named_in_two_ways_is_one_and_other_class_names_are_told(project, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,15 @@ USUAL_RATE = 25.0  # frames a second, where a camera or a file states none
 MISSING = 0.5, 0.1  # seconds, and part of all, that a file may state and not have: sound often ends later than the pictures
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged file is one message of this program, not lines of FFmpeg
 
-# Paths are given to OpenCV as bytes: a text that is not UTF-8 ends the program there.
+
+def _text(path) -> str:
+    """The absolute path for OpenCV; Mistake if it is not UTF-8, which would end the program there."""
+    text = str(Path(path).absolute())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Mistake(f"{path}: the path of a video must be UTF-8 for OpenCV; rename the file or its folder") from None
+    return text
 
 
 class VideoReader:
@@ -33,7 +41,7 @@ class VideoReader:
             with file_errors(source), Path(source).open("rb") as file:
                 if not file.read(1):
                     raise Mistake(f"{source}: the file is empty (0 bytes): copy or download it again")
-            self.capture = cv2.VideoCapture(os.fsencode(Path(source).absolute()), cv2.CAP_FFMPEG)
+            self.capture = cv2.VideoCapture(_text(source), cv2.CAP_FFMPEG)
             self.capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         read, self.first = self.capture.read()
         if not read:
@@ -75,7 +83,7 @@ def write_video(path, rate):
             h, w = frame.shape[:2]
             frame = cv2.copyMakeBorder(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE)
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            if not written and not writer.open(os.fsencode(part), cv2.CAP_FFMPEG, code, rate, frame.shape[1::-1]):
+            if not written and not writer.open(_text(part), cv2.CAP_FFMPEG, code, rate, frame.shape[1::-1]):
                 raise Mistake(f"{path}: OpenCV could not start a video of {w} x {h} pixels at {rate:g} frames a second")
             writer.write(frame)
             written += 1
@@ -83,7 +91,7 @@ def write_video(path, rate):
         try:
             yield append
             writer.release()
-            if cv2.VideoCapture(os.fsencode(part), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) < max(written, 1):
+            if cv2.VideoCapture(_text(part), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) < max(written, 1):
                 raise Mistake(f"{path}: could not be written whole (is the disk full?); what was there is untouched")
             part.replace(aside)
         finally:
