@@ -181,7 +181,8 @@ def find_start(run) -> dict | None:
 
     Where the weights come from; the first that is set counts:
     1. resume: the full state of a run (network, optimizer, iteration, best score); `auto` = the newest sound checkpoint
-       in save_path, `best` = model_best.pth there; with no checkpoint in save_path the run starts anew
+       in save_path, `best` = model_best.pth there, which `auto` takes too where no other is left; with no checkpoint in
+       save_path the run starts anew
     2. weight: a whole network, trained from iteration 0; with skip_head the classifiers of other classes start random
     3. initmodel: the backbone; the heads start random
     4. none of them: all random

@@ -199,8 +199,8 @@ def _device_named(device):
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        found = torch.device("meta")
-    if found.type == "meta":
+        found = None
+    if found is None or found.type == "meta":
         raise Mistake(f"Predictor: device: {device!r} is unknown; it is cpu, cuda, or cuda:1 for the second GPU")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise Mistake(f"Predictor: device: {device!s}, but torch sees {torch.cuda.device_count()} GPUs here")
