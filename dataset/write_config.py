@@ -13,8 +13,9 @@ from util.config import ROOT, load_config
 CONFIGS = ROOT / "config"
 TEMPLATE = CONFIGS / "camvid/camvid_pspnet18.yaml"
 LONGEST = 1024  # pixels: the long side that larger photographs are reduced to
-CROP = 321  # pixels: the longest side of a crop; CamVid's, which a CPU trains on in minutes, has 257
+CROP = 321  # pixels: the longest side of a crop
 UPDATES = 400  # of the weights, that a run has at least
+SCALES = {"scale_min": 0.75, "scale_max": 1.5}  # of base_size
 
 
 def config_path(name):
@@ -80,6 +81,8 @@ def _values(train, sizes):
         "train_w": crop[1],
         "test_h": (window[0], "window: the median image in one piece"),
         "test_w": window[1],
+        "loss": ("ce", "cross entropy; dice: the overlap of each class"),
+        "class_weights": ("sqrt", "rare classes count more: by the root of what would make all equal"),
         "batch_size": batch,
         "epochs": epochs,
         "save_freq": often,
@@ -88,11 +91,10 @@ def _values(train, sizes):
     median = f"{short:g} x {long:g}" if portrait else f"{long:g} x {short:g}"
     if ratio == 1:
         values["base_size"] = base, "long side of the image at scale 1: that of the median image"
+        values |= SCALES
         return values, f"The median image has {median} pixels."
     values["base_size"] = base, f"long side of the image at scale 1; the median image has {long:g}"
-    template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))["TRAIN"]
-    for key in ("scale_min", "scale_max"):
-        share = template[key]
+    for key, share in SCALES.items():
         values[key] = float(f"{share * ratio:.3g}"), f"random scale: {share:g} of base_size, as a share of the {long:g} pixels"
     return values, f"The median image, {median} pixels, is seen at {base} ({100 * ratio:.3g} %)."
 
