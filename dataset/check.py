@@ -37,6 +37,7 @@ def check(cfg):
     lists = ("train", cfg.train_list, "train"), ("val", cfg.val_list, "val"), ("test", cfg.test_list, cfg.split)
     for i, (name, path, split) in enumerate(lists):
         if path is None or path in [earlier for _, earlier, _ in lists[:i]]:
+            faults += [f"{path}: is the {name} list and the training list"] if path and path == cfg.train_list else []
             continue
         samples = read(SemData, split, cfg.data_root, path, classes=cfg.classes, ignore_label=cfg.ignore_label)
         if samples is not None:

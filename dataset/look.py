@@ -24,11 +24,12 @@ def look(cfg, out, count=16):
     data = SemData("train", cfg.data_root, cfg.train_list, build_augmentation(cfg), classes=cfg.classes,
                    ignore_label=cfg.ignore_label, seed=seed, cache=cfg.cache)  # fmt: skip
     names, palette = class_names(cfg), palette_of(cfg)
-    files = output_names([image for image, _ in data.data_list])
+    images = list(dict.fromkeys(image for image, _ in data.data_list))  # a list may name one more than once
+    files = dict(zip(images, output_names(images)))
     order = [key for (key,) in islice(EpochSampler(len(data), 1, seed=seed), count)]
     sheets = [order[i : i + COLUMNS * ROWS] for i in range(0, len(order), COLUMNS * ROWS)]
     for number, keys in enumerate(sheets, 1):
-        samples = [(*data[key], files[key[1]]) for key in keys]
+        samples = [(*data[key], files[data.data_list[key[1]][0]]) for key in keys]
         sheet = _grid([_cell(*sample, palette) for sample in samples])
         present = [k for k in range(cfg.classes) if any((label == k).any() for _, label, _ in samples)]
         strip = legend([names[k] for k in present], palette[present], sheet.shape[:2])

@@ -22,7 +22,7 @@ from util.dataset import SemData, sample_rng
 STANDARD = """
 - RandomScale: {scale_limit: [-0.5, 1.0], p: 1}  # times 0.5..2
 - Rotate: {limit: [-10, 10], border_mode: 0, fill: [123.675, 116.28, 103.53], fill_mask: 255, p: 0.5}
-- GaussianBlur: {blur_limit: [5, 5], sigma_limit: [1.1, 1.1], p: 0.5}  # what OpenCV takes for a 5x5 kernel
+- GaussianBlur: {blur_limit: [5, 5], sigma_limit: [1.1, 1.1], p: 0.5}  # about what OpenCV takes for a 5x5 kernel
 - HorizontalFlip: {p: 0.5}
 - RandomCrop: {height: 713, width: 713, pad_if_needed: True, border_mode: 0,
                fill: [123.675, 116.28, 103.53], fill_mask: 255, p: 1}
@@ -235,6 +235,12 @@ def test_label_ids_survive_and_padding_is_ignored(dtype):
         assert found == set(np.unique(label).tolist()) | {ignore_label}
 
 
+@pytest.mark.parametrize("name", ["TimeMasking", "FrequencyMasking"])
+def test_what_hides_a_stripe_ignores_it(name):
+    _, label = Albumentations([{name: {"p": 1}}], [H, W], IGNORE)(NOISE, PLACES + 1, random.Random(0))
+    assert (label == IGNORE).any() and (label != 0).all()
+
+
 def test_a_transform_that_leaves_labels_alone_still_does():
     entry = {"CoarseDropout": {"p": 1, "num_holes_range": [5, 5]}}
     image, label = Albumentations([entry], [H, W], IGNORE)(NOISE, PLACES, random.Random(0))
@@ -287,6 +293,9 @@ def test_compositions_hold_entries_of_the_same_form():
         ("Blur: {p: 2}", "Blur: p: Input should be less than or equal to 1"),
         ("RandomCrop: {height: 9}", "RandomCrop: width: Field required"),
         ("Normalize:", "Normalize: leave it out: after the pipeline images are normalised"),
+        ("FromFloat: {p: 1}", "FromFloat: leave it out: after the pipeline images are normalised"),
+        ("RandomScale: {area_for_downscale: image_mask}", "RandomScale: area_for_downscale = image_mask: ids cannot be"),
+        ("GridElasticDeform: {num_grid_xy: [4, 4], magnitude: 9}", "GridElasticDeform: it fills labels with class 0"),
         ("OneOf: {transforms: [{HorizontalFlip: }, {Bluur: }]}", "OneOf: entry 2: Bluur: albumentations .* no such"),
         ("OneOf: {p: 0.5}", "OneOf: entry: expected a list of transforms, found None"),
         ("OneOf: {transforms: [{Blur: {p: 0}}]}", "OneOf: float division by zero"),
@@ -310,6 +319,8 @@ def test_a_label_is_filled_with_a_class_or_ignored():
     for fill in ([255], 1.5, -1):
         with pytest.raises(Mistake, match="is neither a class nor the ignore_label"):
             Albumentations(rotate(fill), [H, W], 65535, 19)
+    with pytest.raises(Mistake, match="PixelDropout: mask_drop_value = 200 is neither a class nor the ignore_label 255"):
+        Albumentations([{"PixelDropout": {"mask_drop_value": 200}}], [H, W], 255, 19)
     Albumentations(rotate(255), [H, W], 65535, 256)
     Albumentations(rotate(255), [H, W], 255, 19)
 

@@ -121,6 +121,11 @@ def spoil_path_leak(data):
     (data / "list/val.txt").write_text("image/train/2.png label/train/2.png\n")
 
 
+def spoil_list_leak(data):
+    text = (data / "config.yaml").read_text()
+    (data / "config.yaml").write_text(text.replace("list/val.txt", "list/train.txt", 1))
+
+
 def spoil_content_leak(data):
     (data / "image/val/1.png").write_bytes((data / "image/train/2.png").read_bytes())
 
@@ -153,6 +158,7 @@ FAULTS = [
     (spoil_names, "names.txt: expected 3 names"),
     (spoil_list, "list/val.txt: no such list file"),
     (spoil_path_leak, "image/train/2.png is in the training list too"),
+    (spoil_list_leak, "list/train.txt: is the val list and the training list"),
     (spoil_content_leak, "image/val/1.png is in the training list too, there as"),
     (spoil_void, "list/val.txt: every pixel of the 2 labels is ignore_label = 255"),
     (spoil_encoding, "list/val.txt: not UTF-8 text (byte 6: "),

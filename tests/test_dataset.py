@@ -200,11 +200,16 @@ def test_images_and_labels_are_turned_by_their_exif_orientation(tmp_path, suffix
         np.testing.assert_array_equal(read_label(path), ImageOps.exif_transpose(Image.open(path)))
 
 
-def test_a_photograph_on_its_side_is_read_upright(tmp_path):
-    image = np.zeros((24, 32, 3), np.uint8)
-    image[:12, :, 0] = 255
-    path = with_orientation(tmp_path / "a.jpg", image, 3, quality=95)
-    assert read_image(path)[20, 5, 0] > 200 and read_image(path)[3, 5, 0] < 50
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".avif"])
+def test_a_photograph_on_its_side_is_read_upright(tmp_path, suffix, number):
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    image = np.zeros((24, 40, 3), np.uint8)
+    image[:8, :16] = 255  # one corner
+    path = with_orientation(tmp_path / f"a{suffix}", image, number, quality=95)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert read_image(path).shape == upright.shape and ((read_image(path) > 127) == (upright > 127)).all()
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])
@@ -225,19 +230,42 @@ KINDS = {
 }  # fmt: skip
 
 
-def test_a_palette_mask_is_turned_by_what_turns_the_other_kinds(tmp_path):
-    """OpenCV, which reads these, knows the EXIF tag and no XMP; Pillow knows both."""
-    ids, xmp = np.arange(6, dtype=np.uint8).reshape(2, 3), PngInfo()
-    text = '<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
-    xmp.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text.encode(), after_idat=True)
+XMP = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize("kind", ["XMP", "raw profile"])
+def test_a_palette_mask_is_turned_by_what_turns_the_other_kinds(tmp_path, kind):
+    """OpenCV, which reads these, knows the EXIF tag alone; Pillow knows XMP and ImageMagick's profiles too."""
+    ids, info, exif = np.arange(6, dtype=np.uint8).reshape(2, 3), PngInfo(), Image.Exif()
+    exif[0x112] = 6
+    if kind == "XMP":
+        info.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP, after_idat=True)
+    else:
+        info.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n")
     for mode in "PL":
         mask = Image.fromarray(ids)
         if mode == "P":
             mask.putpalette([*range(18)])
-        mask.save(tmp_path / f"{mode}.png", pnginfo=xmp)
+        mask.save(tmp_path / f"{mode}.png", pnginfo=info)
+        assert Image.open(tmp_path / f"{mode}.png").getexif()[0x112] == 6
         assert np.array_equal(read_label(tmp_path / f"{mode}.png"), ids)
         by_image = rgb_of(Image.open(tmp_path / f"{mode}.png"))
         assert by_image.shape == (2, 3, 3) and np.array_equal(by_image, read_image(tmp_path / f"{mode}.png"))
+
+
+def test_a_webp_is_not_turned_by_its_xmp(tmp_path):
+    Image.fromarray(picture()[0]).save(tmp_path / "a.webp", lossless=True, xmp=XMP)
+    for turned in read_image(tmp_path / "a.webp"), rgb_of(Image.open(tmp_path / "a.webp")):
+        np.testing.assert_array_equal(turned, picture()[0])
+
+
+def test_numbers_as_text_and_floats_of_netpbm_are_refused(tmp_path):
+    """OpenCV makes 14 of a 1 where 18 is the largest number."""
+    for name, data in ("a.pgm", b"P2\n3 1\n18\n0 1 18\n"), ("a.pfm", b"Pf\n1 1\n-1.0\n\0\0\0?"):
+        (tmp_path / name).write_bytes(data)
+        for read in read_image, read_label:
+            with pytest.raises(Mistake, match=f"{name}: .*save it as PNG"):
+                read(tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", KINDS)

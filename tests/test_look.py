@@ -1,5 +1,7 @@
 """`tool/prepare.py look`: contact sheets show what training sees."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -45,6 +47,14 @@ def test_more_samples_than_a_sheet_holds_go_on_the_next(toy_options, tmp_path, m
     prepare.main(["look", CONFIG, "--out", str(tmp_path), "--count", "100", *toy_options])
     assert "13 of the 13 samples" in (out := capsys.readouterr().out) and "look_1.png to look_2.png" in out
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["look_1.png", "look_2.png"]
+
+
+def test_an_image_that_is_listed_twice_is_shown_twice(toy_options, tmp_path, capsys):
+    cfg = load_config("config/toy/toy_pspnet18.yaml", toy_options)
+    first = Path(cfg.train_list).read_text().splitlines()[0]
+    (tmp_path / "twice.txt").write_text(f"{first}\n{first}\n")
+    prepare.main(["look", CONFIG, "--out", str(tmp_path), *toy_options, "train_list", str(tmp_path / "twice.txt")])
+    assert "2 of the 2 samples" in capsys.readouterr().out
 
 
 def test_large_crops_are_reduced(toy_options, tmp_path):

@@ -103,6 +103,8 @@ def test_a_prediction_of_no_class_is_a_miss():
     assert [c.tolist() for c in intersectionAndUnion(pred, label, 2)] == [[1, 0], [2, 1], [2, 1]]
     with pytest.raises(ValueError, match=r"prediction 7 \(1 pixels\), 255 \(1 pixels\) outside 0..1"):
         confusion_matrix(pred, label, 2)
+    with pytest.raises(ValueError, match=r"prediction 700 \(1 pixels\) outside 0..1"):
+        confusion_matrix(torch.tensor([[700]], dtype=torch.uint16), torch.tensor([[1]]), 2)
 
 
 def test_a_wrong_label_is_named_with_its_count():

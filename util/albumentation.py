@@ -90,11 +90,15 @@ def _build(package, entries, ids, place, mistakes):
 def _make(package, name, arguments, ids, here, mistakes):
     """One transform or composition, or None if there are mistakes in what it is composed of."""
     ignore_label, classes = ids
+    if name == "GridElasticDeform":  # what its quadrilaterals leave open is class 0, and no argument changes that
+        raise ValueError("it fills labels with class 0: take ElasticTransform or GridDistortion")
+    if arguments.get("area_for_downscale") == "image_mask":
+        raise ValueError("area_for_downscale = image_mask: ids cannot be interpolated, take image")
     bases = package.BasicTransform, package.BaseCompose
     known = {key: item for key, item in vars(package).items() if inspect.isclass(item) and issubclass(item, bases)}
     if name not in known:
         raise ValueError(f"albumentations {package.__version__} has no such transform{did_you_mean(name, known)}")
-    if name in ("Normalize", "ToFloat", "ToTensorV2"):
+    if name in ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"):
         raise ValueError("leave it out: after the pipeline images are normalised and become tensors")
     parameters = inspect.signature(known[name]).parameters
     for argument in arguments:  # the package only warns
@@ -107,13 +111,16 @@ def _make(package, name, arguments, ids, here, mistakes):
             return None
     if "fill_mask" in parameters and parameters["fill_mask"].default is not None:  # None: the label stays as it is
         arguments.setdefault("fill_mask", ignore_label)
-    fill = arguments.get("fill_mask")
-    for value in fill if isinstance(fill, list | tuple) else [fill]:
-        if isinstance(value, int | float) and value != ignore_label and (value % 1 or not 0 <= value < classes):
-            raise ValueError(f"fill_mask = {fill} is neither a class nor the ignore_label {ignore_label}: leave it out")
+    for argument in ("fill_mask", "mask_drop_value"):
+        fill = arguments.get(argument)
+        for value in fill if isinstance(fill, list | tuple) else [fill]:
+            if isinstance(value, int | float) and value != ignore_label and (value % 1 or not 0 <= value < classes):
+                raise ValueError(f"{argument} = {fill} is neither a class nor the ignore_label {ignore_label}: leave it out")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         made = known[name](**arguments)
+    if "fill_mask" not in parameters and getattr(made, "fill_mask", None) == 0:  # TimeMasking, FrequencyMasking
+        made.fill_mask = ignore_label
     for warning in caught:
         if str(warning.message).partition(":")[0] in arguments:  # it took another value than the one given
             raise ValueError(str(warning.message))

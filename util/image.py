@@ -16,6 +16,7 @@ getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # a damaged file is one messa
 Image.MAX_IMAGE_PIXELS = 2**30  # as OpenCV; Pillow's own limit guards servers from strangers, and a large mosaic is beyond it
 PNG_GRAY, PNG_PALETTE = 0, 3  # colour types
 TIFF_STARTS, ORIENTATION = (b"II", b"MM"), 274
+NO_EXIF = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for an orientation, and OpenCV does not
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # of cv2.flip; EXIF orientations over 4 are transposed first
 
 
@@ -84,7 +85,7 @@ def _upright(image):
     image.load()  # a PNG may have it behind the pixels
     info = image.info
     try:
-        image.info = {key: value for key, value in info.items() if key not in ("xmp", "XML:com.adobe.xmp")}
+        image.info = {key: value for key, value in info.items() if key not in NO_EXIF}
         return ImageOps.exif_transpose(image)
     finally:
         image.info = info
@@ -246,9 +247,11 @@ def _decode(path, data, flags):
     if data[:2] in TIFF_STARTS and _has_straight_alpha(data):  # OpenCV would multiply the other channels by it
         with _decoding(path):
             return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))[..., 2::-1].copy()
-    if data[:4] == b"RIFF" and not flags & cv2.IMREAD_IGNORE_ORIENTATION:  # OpenCV before 4.13 does not turn WebP
-        flags |= cv2.IMREAD_IGNORE_ORIENTATION
-        orientation = _webp_orientation(data)
+    if (data[:4] == b"RIFF" or data[4:8] == b"ftyp") and not flags & cv2.IMREAD_IGNORE_ORIENTATION:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION  # OpenCV does not turn AVIF, and before 4.13 not WebP
+        orientation = _orientation(data)
+    if data[:2] in (b"P2", b"P3", b"PF", b"Pf"):  # OpenCV stretches numbers to 0..255, and leaves floats, which may be of 0..1
+        raise Mistake(f"{path}: netpbm with numbers as text, or PFM, whose range is not certain; save it as PNG")
     with _decoding(path):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if array is None:
@@ -263,9 +266,11 @@ def _has_straight_alpha(data):
     return _header(data, "mode") == "RGBA" and set(tags.get(258, ())) == {8} and tags.get(338) == (2,)
 
 
-def _webp_orientation(data):
+def _orientation(data):
     try:
-        return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1)
+        image = Image.open(io.BytesIO(data))
+        image.info = {key: value for key, value in image.info.items() if key not in NO_EXIF}
+        return image.getexif().get(ORIENTATION, 1)
     except Exception:  # as in image_header
         return 1
 

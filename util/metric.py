@@ -66,6 +66,7 @@ def confusion_matrix(pred, label, K, ignore_label=255, other=False):
     if pairs.device.type == "cpu":
         _check_labels(pairs, label, K, ignore_label)
         if not other and pairs[:K, K].any():
+            pred = pred.long()  # torch compares few of its unsigned types
             outside = pred[((pred < 0) | (pred >= K)) & (label.long() != ignore_label)]
             raise ValueError(f"prediction {_tally(outside)} outside 0..{K - 1}: scored with the right classes?")
     return pairs[:K, : K + other].contiguous()

@@ -186,7 +186,7 @@ class RandRotate(Transform):
 
 
 class RandomGaussianBlur(Transform):
-    """Blur the image, with probability 0.5, by a radius x radius Gaussian (sigma follows from the kernel's size)."""
+    """Blur the image, with probability 0.5, by a radius x radius Gaussian (5: 1 4 6 4 1; sigma follows from radius)."""
 
     def __init__(self, radius=5):
         odd = _is_id(radius) and radius > 0 and radius % 2 == 1
@@ -534,9 +534,11 @@ def _moved(window, y, x):
 
 
 def check_arrays(image, label):
-    """Image and label, or ValueError if their shapes differ; the label in a dtype that OpenCV supports."""
+    """Image and label, or ValueError if they do not go together; the label in a dtype that OpenCV supports."""
     if image.ndim != 3 or image.shape[2] != 3 or label.shape != image.shape[:2]:
         raise ValueError(f"image {image.shape} and label {label.shape}: expected (H, W, 3) and (H, W) of one size")
+    if label.dtype.kind not in "biu":
+        raise ValueError(f"label of {label.dtype}: expected integer ids")
     if label.dtype not in (np.uint8, np.int8, np.uint16, np.int16, np.int32):  # what OpenCV 4 and 5 can warp
         label = label.astype(np.uint8 if label.dtype == bool else np.int32)
     return image, label
