@@ -42,8 +42,9 @@ def build_model(cfg, class_weights=None, **distributed):
                 attention[key] = mask_side(pixels, cfg.shrink_factor, cfg.compact)
         network = PSANet(**frame, **attention)
     elif cfg.arch == "smp_pspnet":
-        for key, only in (("zoom_factor", 8), ("checkpoint_layers", ())):
-            if getattr(cfg, key) != only:
+        fitting = {"zoom_factor": [8], "checkpoint_layers": [()], "align_corners": [True], "stem": ["deep", "plain"]}
+        for key, values in fitting.items():  # stem: it has the plain one, and a config that leaves the key out has deep
+            if getattr(cfg, key) not in values:
                 raise Mistake(f"{key}: {getattr(cfg, key)} does not go with arch: smp_pspnet; leave it out")
         network = SMPPSPNet(cfg.layers, cfg.dropout, cfg.classes, criterion, cfg.ignore_label)
     else:

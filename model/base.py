@@ -8,6 +8,8 @@ from model.loss import CrossEntropy, upsample, upsampled_loss
 from model.resnet import ResNet, feature_channels, load_backbone, recomputed
 from util.common import Mistake
 
+STAGES = "layer0", "layer1", "layer2", "layer3", "layer4"  # of the backbone
+
 
 def make_head(inplanes, hidden, classes, dropout):
     return nn.Sequential(
@@ -68,6 +70,8 @@ class SceneParser(nn.Module):
             raise Mistake(f"size_rule: {size_rule!r} is unknown; choose grid or input")
         if size_rule == "input" and zoom_factor != 8:
             raise Mistake(f"zoom_factor: {zoom_factor} needs size_rule grid; with input only 8 is possible")
+        if unknown := [name for name in checkpoint_layers if name not in STAGES]:
+            raise Mistake(f"checkpoint_layers: {unknown[0]!r} is unknown; give a list of {', '.join(STAGES)}")
         self.classes, self.zoom_factor, self.ignore_label = classes, zoom_factor, ignore_label
         self.align_corners, self.size_rule, self.fused_loss = align_corners, size_rule, fused_loss
         self.checkpoint_layers = tuple(checkpoint_layers)
@@ -91,7 +95,7 @@ class SceneParser(nn.Module):
 
     def backbone_modules(self):
         """The modules that start from ImageNet weights."""
-        return [self.layer0, self.layer1, self.layer2, self.layer3, self.layer4]
+        return [getattr(self, name) for name in STAGES]
 
     def head_modules(self):
         """The modules without ImageNet weights; semseg trains them at ten times the learning rate."""

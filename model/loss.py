@@ -84,8 +84,8 @@ class OhemCrossEntropy(_WholeBatchLoss):
     """Cross entropy of the hard pixels alone (online hard example mining: Shrivastava et al., CVPR 2016, for pixels).
 
     logits (N, K, H, W), label (N, H, W) int64 -> 0-d: the mean, weighted if weight (K,) is given, over the valid pixels whose
-    label has a probability below `threshold`, and over at least the `min_kept` hardest of the global batch. 0 without a valid
-    pixel.
+    label has a probability below `threshold`, and over at least the `min_kept` hardest of the global batch. Of pixels that are
+    equally hard, in float32 all those with p = 1, each counts in part. 0 without a valid pixel.
     """
 
     def __init__(self, ignore_label=255, weight=None, threshold=0.7, min_kept=100_000, all_reduce_sum=_one_process):
@@ -99,8 +99,12 @@ class OhemCrossEntropy(_WholeBatchLoss):
         hardness = loss.detach().where(valid, 0).abs().flatten()
         hardest = hardness.topk(min(self.min_kept, hardness.numel())).values
         last_kept = _kth_largest(hardest, self.min_kept, self.all_reduce_sum)
-        kept = valid & (loss.detach() >= last_kept.clamp(max=self.least_loss))
-        share = kept.to(loss.dtype)
+        least = last_kept.clamp(max=self.least_loss)
+        above, equal = (valid & kept for kept in (hardness.view_as(loss) > least, hardness.view_as(loss) == least))
+        # All of those that are as hard as the last would count like hard ones in the mean.
+        n_above, n_equal = self.all_reduce_sum(torch.stack([above.sum(), equal.sum()]))
+        part = ((self.min_kept - n_above) / n_equal.clamp(min=1)).clamp(0, 1)
+        share = above.to(loss.dtype) + equal * part.to(loss.dtype)
         if self.weight is not None:
             share = share * self.weight.to(loss.dtype)[label.where(valid, 0)]
         total, n = self.all_reduce_sum(torch.stack([(loss * share).sum(), share.sum()]))

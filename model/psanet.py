@@ -15,8 +15,8 @@ COLLECT, DISTRIBUTE, BOTH = 0, 1, 2
 
 def _mask_index(psa_type, h, w, mask_h, mask_w, channels_last, device):
     """Index into one image's flat map of each element of the (h*w, h, w) result; mask of those outside the map, or None."""
-    i = torch.arange(h).view(h, 1, 1, 1)
-    j = torch.arange(w).view(1, w, 1, 1)
+    i = torch.arange(h, dtype=torch.int32, device=device).view(h, 1, 1, 1)
+    j = torch.arange(w, dtype=torch.int32, device=device).view(1, w, 1, 1)
     p, q = i.view(1, 1, h, 1), j.view(1, 1, 1, w)
     a, b = p - i + (mask_h - 1) // 2, q - j + (mask_w - 1) // 2
     cell, place = a.clamp(0, mask_h - 1) * mask_w + b.clamp(0, mask_w - 1), i * w + j
@@ -25,11 +25,11 @@ def _mask_index(psa_type, h, w, mask_h, mask_w, channels_last, device):
     if psa_type == COLLECT:  # (i, j, p, q) -> (p, q, i, j)
         index, outside = index.permute(2, 3, 0, 1), outside.permute(2, 3, 0, 1)
     covers_all = mask_h >= 2 * h - 1 and mask_w >= 2 * w - 1
-    return index.flatten().to(device), None if covers_all else outside.reshape(h * w, h, w).to(device)
+    return index.flatten(), None if covers_all else outside.reshape(h * w, h, w)
 
 
 # An index built under inference_mode could not serve training afterwards.
-_cached_mask_index = lru_cache(maxsize=16)(torch.inference_mode(False)(_mask_index))
+_cached_mask_index = lru_cache(maxsize=4)(torch.inference_mode(False)(_mask_index))
 
 
 def psa_mask(x, psa_type, mask_h=None, mask_w=None):

@@ -59,7 +59,7 @@ class PPM(nn.Module):
         taps, images = [], []
         for level, level_weight in zip(self.features, of_levels.chunk(len(self.features), 1)):
             cells = level(x)
-            alone = torch.eye(cells[0, 0].numel(), dtype=x.dtype, device=x.device).view(1, -1, *cells.shape[-2:])
+            alone = torch.eye(cells.shape[2] * cells.shape[3], dtype=x.dtype, device=x.device).view(1, -1, *cells.shape[-2:])
             images.append(F.unfold(self._resize(alone, (h, w)), 3, padding=1)[0])
             taps.append(torch.einsum("npc,opt->noct", cells.flatten(2), level_weight.flatten(2)).flatten(2))
         pyramid = torch.cat(taps, 2) @ torch.cat(images)

@@ -202,6 +202,9 @@ def test_impossible_switches_are_named():
         pspnet(zoom_factor=3)
     with pytest.raises(ValueError, match="size_rule: 'exact' .*grid or input"):
         pspnet(size_rule="exact")
+    for layers, name in (("layer4", "'l'"), (["layer5"], "'layer5'")):
+        with pytest.raises(ValueError, match=f"checkpoint_layers: {name} is unknown; give a list of layer0, layer1"):
+            PSPNet(18, classes=3, checkpoint_layers=layers)
     with pytest.raises(ValueError, match="zoom_factor: 4 needs size_rule grid"):
         pspnet(zoom_factor=4, size_rule="input")
     with pytest.raises(ValueError, match="pretrained: give the path"):

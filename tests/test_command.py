@@ -337,6 +337,7 @@ def test_last_of_two_equal_keys_counts():
         (f"{TOY} --base_lr 0.1", "--base-lr: unknown flag; write base_lr VALUE"),
         (f"{TOY} --amp --resume", "--amp: unknown flag; write precision auto, or precision fp16"),
         (f"{TOY} --resume", "--resume: unknown flag; give --auto-resume, or resume FILE"),
+        (f"{TOY} --cfg-options train_dataloader.batch_size=2", "batch_size is that of all GPUs together; give batch_size=2"),
         (f"{TOY} --nonsense=3", "--nonsense: unknown flag (python tool/train.py --help lists the flags)"),
         (f"{TOY} -x", "-x: unknown flag"),
         (f"{TOY} --seed", "--seed: expected one argument"),
@@ -477,6 +478,8 @@ def test_flags_of_a_training_do_not_disturb_the_test_that_follows():
 def test_server_format_is_a_flag_of_the_test():
     assert read(f"--config {CITYSCAPES} --format cityscapes", parse_test).format == "cityscapes"
     assert "format ade20k and --format cityscapes" in error(f"{CITYSCAPES} --format cityscapes format ade20k", parse_test)
+    assert "--eval: unknown flag; leave it out" in error(f"{CITYSCAPES} --eval mIoU", parse_test)
+    assert "--show-dir: unknown flag; write save_folder FOLDER" in error(f"{CITYSCAPES} --show-dir seen", parse_test)
     assert "format: 'coco' is not one of none, cityscapes, ade20k, voc2012" in error(f"{CITYSCAPES} --format coco", parse_test)
 
 
@@ -599,6 +602,8 @@ def root(tmp_path):
         ("pspnet_r101-d8_512x512_20k_voc12aug", "voc2012_pspnet_r101-d8_512x512_20k"),
         ("voc12aug_pspnet_r101-d8_512x512_20k", "voc2012_pspnet_r101-d8_512x512_20k"),
         ("voc2012_pspnet_r101-d8_512x512_20k", "voc2012_pspnet_r101-d8_512x512_20k"),
+        ("pspnet_r50-d8_4xb2-40k_cityscapes-512x1024", "cityscapes_pspnet_r50-d8_512x1024_40k"),  # of its version 1
+        ("configs/pspnet/pspnet_r101-d8_4xb4-20k_voc12aug-512x512.py", "voc2012_pspnet_r101-d8_512x512_20k"),
     ],
 )
 def test_config_is_found_by_path_and_by_either_name(root, name, stem, tmp_path_factory, monkeypatch):

@@ -33,9 +33,9 @@ PARSED = {  # without comments and quotes
     "sh tool/train.sh cityscapes pspnet50": CITYSCAPES,
     "sh tool/train.sh cityscapes pspnet50_onecycle": CITYSCAPES,
     "sh tool/train.sh cityscapes smp_pspnet50": CITYSCAPES,
-    "sh tool/train.sh pspnet_r50-d8_512x1024_40k_cityscapes --work-dir exp/mine --seed 0 --cfg-options optimizer.lr=0.02":
+    "sh tool/train.sh pspnet_r50-d8_512x1024_40k_cityscapes --work-dir exp/first --seed 0 --cfg-options optimizer.lr=0.02":
         CITYSCAPES,
-    "sh tool/train_dist.sh pspnet_r50-d8_512x1024_40k_cityscapes 8 --work-dir exp/mine": CITYSCAPES,
+    "sh tool/train_dist.sh pspnet_r50-d8_512x1024_40k_cityscapes 8 --work-dir exp/first": CITYSCAPES,
     "sh tool/train_dist.sh pspnet_r50-d8_512x1024_40k_cityscapes 8 --auto-resume": CITYSCAPES,
     "python tool/train.py --config config/cityscapes/cityscapes_pspnet50.yaml base_lr 0.02 TRAIN.epochs 100": CITYSCAPES,
     "python tool/train.py --config cityscapes_pspnet101 train_gpu [0] precision bf16 channels_last True"

@@ -43,6 +43,19 @@ def test_ohem_keeps_at_least_so_many_pixels():
     torch.testing.assert_close(OhemCrossEntropy(threshold=0.7, min_kept=120)(logits, label), hardest.mean())
 
 
+@pytest.mark.parametrize("gap", [8, 12, 14, 17])
+def test_ohem_of_a_sure_network_is_the_mean_over_as_many_pixels(gap):
+    """In float32 the losses of sure pixels are 0 or a few multiples of its precision, so that thousands are equal."""
+    g = torch.Generator().manual_seed(0)
+    logits, label = torch.zeros(1, 2, 100, 100), torch.zeros(1, 100, 100, dtype=torch.long)
+    logits[:, 0] = gap + 4 * torch.rand(100, 100, generator=g)
+    logits[0, 0, 0] = -5.0  # 100 pixels that are wrong
+    hardest = pixel_losses(logits.double(), label).sort(descending=True).values[:500]
+    ours = OhemCrossEntropy(min_kept=500)(logits.requires_grad_(), label)
+    torch.testing.assert_close(ours.double(), hardest.mean(), rtol=1e-5, atol=0)
+    assert torch.autograd.grad(ours, logits)[0].abs().max() == pytest.approx(1 / 500, rel=0.01)
+
+
 def test_ohem_that_keeps_all_is_cross_entropy_with_and_without_weights():
     logits, label = a_batch()
     weight = torch.tensor([0.1, 2.0, 1.0, 0.5], dtype=torch.float64)

@@ -168,6 +168,8 @@ def test_without_the_package_the_error_names_what_to_install(monkeypatch):
     "changes, message",
     [
         ({"zoom_factor": 4}, "zoom_factor: 4 does not go with arch: smp_pspnet"),
+        ({"align_corners": False}, "align_corners: False does not go with arch: smp_pspnet"),
+        ({"stem": "deep32"}, "stem: deep32 does not go with arch: smp_pspnet"),
         ({"checkpoint_layers": ("layer1",)}, "checkpoint_layers: ('layer1',) does not go with arch: smp_pspnet"),
     ],
 )

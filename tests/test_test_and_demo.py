@@ -134,13 +134,17 @@ def test_predictions_take_the_names_of_the_labels_if_told_to(project, tmp_path):
     for i, (_, pred, _) in enumerate(expected_predictions(project)):
         assert np.array_equal(Image.open(tmp_path / f"out/gray/scene{i}_labels.png"), pred)
     first = json.loads((tmp_path / "out/result.json").read_text())
-    assert run(project, *options, "has_prediction", True) == 0
-    assert json.loads((tmp_path / "out/result.json").read_text())["mIoU"] == first["mIoU"]
+    for earlier in ("", "-before", "-before-2"):
+        assert json.loads((tmp_path / f"out/result{earlier}.json").read_text())["mIoU"] == first["mIoU"]
+        assert run(project, *options, "has_prediction", True, "ignore_label", 1) == 0
+        assert json.loads((tmp_path / "out/result.json").read_text())["mIoU"] != first["mIoU"]
 
 
-def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path):
+def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path, capsys):
     whole, slices = tmp_path / "whole", tmp_path / "slices"
+    (whole / "ade20k").mkdir(parents=True)
     assert run(project, "save_folder", whole) == 0
+    assert f"{whole}/ade20k is not of this test: --format ade20k would" in capsys.readouterr().out
     assert run(project, "save_folder", slices, "index_step", 1) == 0
     assert run(project, "save_folder", slices, "index_start", 1) == 0
     assert json.loads((slices / "result-before.json").read_text())["protocol"]["images"] == 1

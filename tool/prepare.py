@@ -21,6 +21,8 @@ import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__mp_main__":  # in a process that renders
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends its imports without a traceback
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import util.start  # noqa: F401  # isort: skip, before the packages
 from dataset import build, layout, own, polygons

@@ -3,6 +3,7 @@
 # tests it, and says where everything is and what works next.
 #   sh tool/quickstart.sh [KEY VALUE ...]
 set -eu
+case "${1:-}" in -h | --help) sed -n 's/^# //p' "$0"; exit ;; esac
 here=$PWD
 CDPATH= cd "$(dirname "$0")/.."
 . tool/environment.sh

@@ -29,7 +29,7 @@ import util.start  # noqa: F401  # isort: skip, before the packages
 import numpy as np
 import torch
 
-from dataset.server import save_for_server, server_files
+from dataset.server import FOLDERS, save_for_server, server_files
 from model import check_config
 from util import distributed
 from util.command import parse_test
@@ -125,11 +125,15 @@ def test(argv) -> int | None:
     with distributed.first_error():
         count_images(run, predictions)
 
+    for form, folder in FOLDERS.items():
+        if form != cfg.format and (run.folder / folder).is_dir():
+            run.log.warning(f"{run.folder / folder} is not of this test: --format {form} would write it anew")
     if cfg.format != "none":
         run.log.info(f"Wrote {len(run.indices)} PNGs for the {cfg.format} server into {run.exports[0].parent}")
     if cfg.split == "test":
         run.log.info(f"Predictions are in {run.folder}; split test has no labels, so there is no score")
     elif distributed.is_main():
+        set_result_aside(run.folder)  # with has_prediction it is still there
         write_results(run)
     run.log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
     distributed.close()

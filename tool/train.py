@@ -1,7 +1,7 @@
 """Train a scene-parsing network.
 
     python tool/train.py --config config/toy/toy_pspnet18.yaml
-    python tool/train.py pspnet_r50-d8_512x1024_40k_cityscapes --work-dir exp/mine --seed 0
+    python tool/train.py pspnet_r50-d8_512x1024_40k_cityscapes --work-dir exp/first --seed 0
     torchrun --nproc_per_node 8 tool/train.py --config config/cityscapes/cityscapes_pspnet50.yaml base_lr 0.02
 
 Several GPUs in `train_gpu` are used without torchrun too; srun and mpirun start it as well (tool/slurm.sh).

@@ -89,10 +89,12 @@ MMSEG = {  # MMSegmentation's settings, and their keys here
     "lr_config.power": "power", "lr_config.min_lr": "min_lr", "runner.max_iters": "max_iter",
     "checkpoint_config.interval": "iter_interval", "evaluation.interval": "iter_interval", "log_config.interval": "print_freq",
     "model.backbone.depth": "layers", "model.decode_head.num_classes": "classes", "model.auxiliary_head.num_classes": "classes",
-    "load_from": "weight", "resume_from": "resume", "work_dir": "save_path",
+    "optim_wrapper.optimizer.lr": "base_lr", "train_cfg.max_iters": "max_iter", "load_from": "weight",
+    "resume_from": "resume", "work_dir": "save_path",
 }  # fmt: skip
 REFUSED = {
     "data.samples_per_gpu": "batch_size is that of all GPUs together; give batch_size={value} times the number of GPUs",
+    "train_dataloader.batch_size": "batch_size is that of all GPUs together; give batch_size={value} times the number of GPUs",
     "data.workers_per_gpu": "workers are those of all GPUs together; give workers={value} times the number of GPUs",
 }
 DEPRECATED = {
@@ -102,6 +104,11 @@ DEPRECATED = {
 }
 # Flags of its version 1, and what they are here.
 NEWER = {"--resume": "give --auto-resume, or resume FILE", "--amp": "write precision auto, or precision fp16"}
+TESTING = {  # flags of its test, and what they are here
+    "--eval": "leave it out: scores are always computed", "--out": "write save_folder FOLDER",
+    "--show-dir": "write save_folder FOLDER", "--format-only": "write split test --format cityscapes",
+    "--aug-test": 'write scales "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]" flip True',
+}  # fmt: skip
 WHY = {"iter_interval": " (checkpoints and validations have one interval; save_freq and eval_freq are multiples of it)"}
 LAUNCHERS = {  # the variables that each one sets, and how to start it
     "none": ([], ""),
@@ -156,7 +163,7 @@ def _parse(argv, doc, program, gpu_key, titles, hidden=(), read=None):
     wrong = [word.partition("=")[0] for word in words if re.match(r"--?[A-Za-z][\w-]*(=|$)", word)]
     if wrong:
         key = wrong[0].lstrip("-").replace("-", "_")
-        remedy = NEWER.get(wrong[0]) if START not in hidden else None
+        remedy = (NEWER if START not in hidden else TESTING).get(wrong[0])
         remedy = remedy or (f"write {key} VALUE" if key in FIELDS else None)
         parser.error(f"{wrong[0]}: unknown flag{f'; {remedy}' if remedy else did_you_mean(wrong[0], flags, cutoff=0.75)}")
     given = {name: value for name, value in vars(args).items() if value is not None}

@@ -263,15 +263,19 @@ def find_config(name, root=ROOT) -> Path:
     for path in (wanted, root / wanted):
         if os.path.isfile(path) and path.suffix != ".py":  # noqa: PTH113, Path.is_file raises where the name is too long
             return path
-    ours, theirs = {}, {}
+    ours, theirs, newer = {}, {}, {}
     for path in sorted(root.glob("config/*/*.yaml")):
         ours[path.stem] = path
         recipe = path.stem.removeprefix(f"{path.parent.name}_")
         dataset = {"voc2012": "voc12aug"}.get(path.parent.name, path.parent.name)
         if re.search(r"_r\d+-d8_", recipe):
             theirs |= {f"{dataset}_{recipe}": path, f"{recipe}_{dataset}": path}
+            net, size, length = recipe.rsplit("_", 2)  # its version 1: pspnet_r50-d8_4xb2-40k_cityscapes-512x1024
+            newer[f"{net}_{length}_{dataset}-{size}"] = path
     known = theirs | ours
     stem = wanted.stem if wanted.suffix in (".yaml", ".py") else wanted.name
+    if (plain := re.sub(r"_\d+xb\d+-", "_", stem)) in newer:
+        stem, known = plain, newer
     if stem in known and (str(name) == wanted.name or "configs" in wanted.parts):  # no other path may mean another file
         return known[stem]
     near = did_you_mean(stem, [*(f"{name}.yaml" for name in ours), *theirs], count=2, cutoff=0.5)

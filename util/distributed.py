@@ -1,6 +1,7 @@
 """Distributed helpers that also work in one process, so that callers never branch."""
 
 import atexit
+import inspect
 import math
 import os
 import re
@@ -295,7 +296,9 @@ def wrap(network: nn.Module, device: torch.device, sync_bn: bool) -> nn.Module:
         convert = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _convert_cpu_sync_batchnorm
         network = convert(network)
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)  # `share_buffers`, where it is needed
+    known = inspect.signature(DistributedDataParallel).parameters  # torch 2.14 warns of the older name
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(network, device_ids=ids, **{name: False})  # `share_buffers`, where it is needed
 
 
 def share_buffers(network: nn.Module) -> None:

@@ -172,11 +172,14 @@ def environment(device: torch.device) -> str:
     )
 
 
+CODE = ("model", "util", "tool", "dataset/*.py")  # what a run computes with; pictures, results and configs are no change of it
+
+
 def git_revision() -> str:
-    """Short commit id of the code, with `+changes` if the tree is not clean; `unknown` outside a git checkout."""
+    """Short commit id of the code, with `+changes` if a file of it was changed; `unknown` outside a git checkout."""
     try:
         run = lambda *words: subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout
-        return run("rev-parse", "--short", "HEAD").strip() + ("+changes" if run("status", "--porcelain") else "")
+        return run("rev-parse", "--short", "HEAD").strip() + ("+changes" if run("status", "--porcelain", "--", *CODE) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

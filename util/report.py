@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -139,11 +140,14 @@ def earlier_protocol(folder) -> dict:
 
 def set_result_aside(folder) -> None:
     """Rename the results of an earlier test, before the first of its predictions is replaced: they would tell of the others
-    too how they were made and scored, if this test ends early or has no labels."""
-    for path in (folder / name for name in ("result.json", "result.md", "report.html", "confusion.csv", "images.csv")):
-        if os.path.isfile(path):  # noqa: PTH113, as above
-            with file_errors(path):
-                path.replace(path.with_stem(f"{path.stem}-before"))
+    too how they were made and scored, if this test ends early or has no labels. What was set aside before stays."""
+    names = ("result.json", "result.md", "report.html", "confusion.csv", "images.csv")
+    there = [folder / name for name in names if os.path.isfile(folder / name)]  # noqa: PTH113, as above
+    ends = ("-before" if number == 1 else f"-before-{number}" for number in count(1))
+    free = next(end for end in ends if not any(os.path.lexists(path.with_stem(path.stem + end)) for path in there))
+    for path in there:
+        with file_errors(path):
+            path.replace(path.with_stem(path.stem + free))
 
 
 def shown(path) -> str:
