@@ -152,7 +152,7 @@ def files_below(root, without=None):
             yield folder, os.path.realpath(folder), folders, files
 
     found, real = [], {place for _, place, *_ in walk(links=False)}
-    seen = {os.path.realpath(without)} - {os.path.realpath(root)} if without else set()
+    seen = {os.path.realpath(without)} if without else set()
     for folder, place, folders, files in walk(links=True):
         if place in seen or place in real and os.path.islink(folder) and folder != str(root):  # noqa: PTH114, of a text
             folders.clear()

@@ -48,6 +48,7 @@ class CrossEntropy(nn.Module):
         return (self.weight[label.where(valid, 0)] * valid).sum()
 
     def forward(self, logits, label):
+        logits = widen(logits)
         weight = None if self.weight is None else self.weight.to(logits.dtype)
         total = F.cross_entropy(logits, label, weight, ignore_index=self.ignore_label, reduction="sum")
         return self.mean_of(total, label)

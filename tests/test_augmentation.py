@@ -166,6 +166,9 @@ def test_ignored_pixels_do_not_count():
     label = np.uint8([[255] * 6 + [0, 1]])
     ids, rng = crop(label, [1, 8], 0.6, [0, 0])  # one half each of what is labelled
     assert rng.empty
+    label = np.uint8([[255] * 4 + [0, 0, 0, 1]])  # three quarters of what is labelled, less than half of the pixels
+    _, rng = crop(label, [1, 8], 0.6, [0, 0] * 11)
+    assert rng.empty
     label = np.uint8([[255] * 6 + [0, 0]])  # 255 is no second class
     _, rng = crop(label, [1, 8], 0.9, [0, 0] * 11)
     assert rng.empty
@@ -208,6 +211,7 @@ def test_brightness_is_added_clipped_and_truncated():
     assert brightness(63 / 64, 0, 224, 225, 255) == [31, 255, 255, 255]  # + 31
     assert brightness(0.5 + 0.9 / 64, 3, 255) == [3, 255]  # + 0.9
     assert brightness(0.5 - 0.9 / 64, 3, 0) == [2, 0]  # - 0.9
+    assert (distort(grey(7), [YES, 0.0, NO, NO, NO, NO], brightness=0) == 7).all()
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -44,35 +44,35 @@ PARSED = {  # without comments and quotes
     "torchrun --nproc_per_node 8 tool/test.py --config config/cityscapes/cityscapes_pspnet50.yaml": CITYSCAPES,
     "sh tool/test.sh cityscapes pspnet50": CITYSCAPES,
     "sh tool/test.sh cityscapes pspnet50 --format cityscapes": CITYSCAPES,
-    "sh tool/test.sh cityscapes pspnet50 scales [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]": CITYSCAPES,
+    "sh tool/test.sh cityscapes pspnet50 scales [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]"
+    " save_folder exp/cityscapes/pspnet50/result/ms": CITYSCAPES,
     "sh tool/test.sh cityscapes pspnet_r50-d8_512x1024_40k scales [0.5, 0.75, 1.0, 1.25, 1.5, 1.75] flip True": CITYSCAPES,
     "python tool/prepare.py cityscapes --source /data/cityscapes": CITYSCAPES,
     "python tool/prepare.py camvid --source DIR": CAMVID,
     "sh tool/train.sh camvid pspnet18": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/streets/model epochs 32 eval_freq 16 channels_last True"
-    " test_h 193 test_w 257 weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/smp/model arch smp_pspnet"
-    " epochs 32 eval_freq 16": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/short/model epochs 8": CAMVID,
-    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/streets/model epochs 32 test_h 193 test_w 257 flip False": CAMVID,
-    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/large/model epochs 18 base_size 600 test_h 225 test_w 289 flip False"
-    " test_list dataset/camvid/list/test.txt save_folder exp/camvid/large/test": CAMVID,
-    "sh tool/test.sh camvid pspnet18 save_path exp/camvid/large/model epochs 18 base_size 600 test_h 225 test_w 289"
-    " flip False": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/large/model epochs 18 eval_freq 18 channels_last True"
-    " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
-    " class_weights null base_lr 0.0015 weight exp/camvid/streets/model/train_epoch_32.pth": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/half/model epochs 26 eval_freq 26 channels_last True"
-    " train_h 113 train_w 145 scale_min 0.45 scale_max 0.9 base_size 300 test_h 113 test_w 145 loss dice class_weights null"
+    "sh tool/train.sh camvid pspnet18_full": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/streets/model epochs 32 eval_freq 16 loss ce"
+    " class_weights sqrt train_h 193 train_w 257 scale_min 0.75 scale_max 1.5 base_size 480 test_h 193 test_w 257"
     " weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/full/model epochs 13 eval_freq 13 channels_last True"
-    " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
-    " class_weights null base_lr 0.0015 weight exp/camvid/half/model/train_epoch_26.pth": CAMVID,
-    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/once/model epochs 18 eval_freq 18 channels_last True"
-    " train_h 225 train_w 289 batch_size 6 scale_min 0.9 scale_max 1.8 base_size 600 test_h 225 test_w 289 loss dice"
-    " class_weights null weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
+    "python tool/train.py --config camvid_pspnet18_full save_path exp/camvid/large/model epochs 18 eval_freq 18 test_h 225"
+    " test_w 289 weight exp/camvid/streets/model/train_epoch_32.pth": CAMVID,
+    "sh tool/test.sh camvid pspnet18_full save_path exp/camvid/large/model epochs 18 test_h 225 test_w 289": CAMVID,
+    "sh tool/test.sh camvid pspnet18_full save_path exp/camvid/large/model epochs 18 test_h 225 test_w 289"
+    " test_list dataset/camvid/list/test.txt save_folder exp/camvid/large/test": CAMVID,
+    "sh tool/test.sh camvid pspnet18_full test_list dataset/camvid/list/test.txt"
+    " save_folder exp/camvid/pspnet18_full/result/test": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/half/model eval_freq 26 test_h 113 test_w 145"
+    " weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
+    "python tool/train.py --config camvid_pspnet18_full save_path exp/camvid/full/model eval_freq 13 test_h 225 test_w 289"
+    " weight exp/camvid/half/model/train_epoch_26.pth": CAMVID,
+    "python tool/train.py --config camvid_pspnet18_full save_path exp/camvid/once/model epochs 18 eval_freq 18 test_h 225"
+    " test_w 289 base_lr 0.003 weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
+    "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/smp/model arch smp_pspnet epochs 32 eval_freq 16"
+    " loss ce class_weights sqrt channels_last False train_h 193 train_w 257 scale_min 0.75 scale_max 1.5 base_size 480"
+    " test_h 361 test_w 481": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/small1/model epochs 6 eval_freq 6 train_h 97"
-    " train_w 129 scale_min 0.375 scale_max 0.75 base_size 240 test_h 185 test_w 241": CAMVID,
+    " train_w 129 scale_min 0.375 scale_max 0.75 base_size 240 test_h 185 test_w 241 loss ce class_weights sqrt"
+    " channels_last False": CAMVID,
     "torchrun --nproc_per_node 8 tool/test.py --config F": GPUS,
     "python tool/train.py --config F train_gpu [0]": GPUS,
     "torchrun --nproc_per_node 8 tool/train.py --config F": GPUS,

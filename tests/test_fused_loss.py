@@ -55,6 +55,10 @@ def test_loss_gradient_and_classes_are_the_plain_ones(rows_at_a_time, small, siz
     assert torch.equal(fused[2], plain[2]) and fused[2].dtype == torch.int64
 
 
+def test_a_strip_of_the_widest_label_is_one_row():
+    assert loss._strip_rows(torch.empty(1, 150, 1, 1), 10**6) == 1
+
+
 @pytest.mark.parametrize("classes, small, size", [(150, (12, 9), (89, 65)), (19, (40, 33), (313, 257))])
 @both_corners
 def test_in_float32_it_is_the_plain_one_to_a_millionth(classes, small, size, align_corners):

@@ -11,7 +11,7 @@ from processes import finish, free_port
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.loss import DiceLoss, OhemCrossEntropy, _kth_largest
+from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy, _kth_largest
 from util.distributed import all_reduce_sum, differentiable_sum
 
 
@@ -33,7 +33,7 @@ def test_ohem_is_the_mean_over_the_pixels_below_the_threshold():
     losses = pixel_losses(logits, label)
     hard = losses[losses >= -math.log(0.7)]
     assert 5 < len(hard) < len(losses)
-    torch.testing.assert_close(OhemCrossEntropy(threshold=0.7, min_kept=5)(logits, label), hard.mean())
+    torch.testing.assert_close(OhemCrossEntropy(min_kept=5)(logits, label), hard.mean())
 
 
 def test_ohem_keeps_at_least_so_many_pixels():
@@ -93,6 +93,14 @@ def test_ignored_pixels_have_no_gradient_and_a_batch_of_them_has_loss_zero(crite
     assert gradient.movedim(1, -1)[label == 255].abs().max() == 0
     nothing = criterion(logits, torch.full_like(label, 255))
     assert nothing.item() == 0 and torch.autograd.grad(nothing, logits)[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("criterion", [CrossEntropy(), OhemCrossEntropy(min_kept=5), DiceLoss()])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_widened(criterion, dtype):
+    logits, label = a_batch()
+    logits = logits.detach().to(dtype)
+    torch.testing.assert_close(criterion(logits, label), criterion(logits.float(), label), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -81,6 +81,12 @@ def test_a_path_is_that_of_pathlib(root, monkeypatch, name, data_root):
     assert pairs[MANY - 1] == (str(Path(data_root or "") / name),) * 2
 
 
+def test_a_list_is_read_block_by_block_to_its_end(root):
+    entries = (root / "list.txt").read_text().splitlines() * (2 * 4096 // MANY + 1)
+    pairs = read_list(write(root, *entries), root, "train")
+    assert len(pairs) == len(entries) > 2 * 4096 and pairs[-1] == pairs[MANY - 1] != pairs[0]
+
+
 def test_names_of_other_scripts_are_kept(root):
     (root / "bilder").mkdir()
     names = ["bilder/größe_東京.png", "bilder/😀.png"]
@@ -126,6 +132,15 @@ def test_of_a_folder_with_far_more_files_than_the_list_a_part_is_read(root, monk
     (root / "image/3.png").unlink()
     with pytest.raises(Mistake, match=r"1 of the files it names do not exist .*\n  line 4: .*image/3.png$"):
         read_list(root / "list.txt", root, "train")
+
+
+def test_more_folders_than_tasks_are_all_looked_into(root):
+    for k in range(lists.TASKS + 1):
+        (root / f"{k}").mkdir()
+        (root / f"{k}/{k}.png").touch()
+    (root / f"{k}/{k}.png").unlink()
+    with pytest.raises(Mistake, match=rf"1 of the files it names .*\n  line {k + 1}: {root}/{k}/{k}.png$"):
+        read_list(write(root, *(f"{i}/{i}.png" for i in range(k + 1))), root, "test")
 
 
 def test_a_wrong_root_names_all_files(root):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from golden_rules import golden_label
 
-from model.loss import CrossEntropy, upsample, upsampled_loss
+from model.loss import CrossEntropy, DiceLoss, OhemCrossEntropy, upsample, upsampled_loss
 
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.1])
 
@@ -66,8 +66,9 @@ def test_parts_weighted_by_their_normalisers_make_the_whole(batch, weight, mean)
     torch.testing.assert_close(n.sum().float(), criterion.normaliser(label))
 
 
-def test_class_weights_stay_out_of_the_state_dict():
-    assert CrossEntropy(255, WEIGHT).state_dict() == {}
+@pytest.mark.parametrize("criterion", [CrossEntropy, OhemCrossEntropy, DiceLoss])
+def test_class_weights_stay_out_of_the_state_dict(criterion):
+    assert criterion(255, WEIGHT).state_dict() == {}
 
 
 def test_an_unknown_mean_is_named_with_the_choices():

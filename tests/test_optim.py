@@ -88,6 +88,7 @@ def test_two_steps_are_adamw_with_decay_apart_from_the_gradient():
     network.backbone_modules, network.head_modules = list, lambda: [network]
     nn.init.constant_(network.weight, 2.0)
     optimizer = build_optimizer(network, kind="adamw", base_lr=0.01, head_lr_factor=10, momentum=0.9, weight_decay=0.5)
+    assert [group["fused"] for group in optimizer.param_groups] == [True]
     expected, mean, square = 2.0, 0.0, 0.0
     for t, (gradient, beta) in enumerate([(3.0, 0.9), (-1.0, 0.8)], 1):
         set_learning_rate(optimizer, 0.01, beta)
@@ -121,6 +122,9 @@ def test_without_norm_decay_batchnorm_does_not_decay():
     decay = settings(network, build_optimizer(network, base_lr=1.0, weight_decay=0.5, norm_decay=False), "weight_decay")
     assert {name for name in decay if decay[name] == 0} == {"layer1.1.weight", "layer1.1.bias", "cls.1.weight", "cls.1.bias"}
     assert {decay[name] for name in decay if decay[name]} == {0.5}
+    rules = [{"name": "layer1.1.*", "weight_decay": 0.25}]
+    groups = build_optimizer(network, base_lr=1.0, weight_decay=0.5, norm_decay=False, rules=rules)
+    assert settings(network, groups, "weight_decay") == decay  # a rule does not undo it
 
 
 def test_a_rule_gives_a_rate_relative_to_base_lr_in_heads_too():
@@ -161,6 +165,7 @@ def test_the_recipe_of_the_catalyst_port_gives_its_rates_and_decays():
     ({"name": "*.biass", "lr_factor": 1}, ["'*.biass'", "no parameter", "layer1.0.bias"]),
     ({"name": "CLS*", "lr_factor": 1}, ["'CLS*'", "no parameter"]),
     ({"name": "layer1.*", "lr": 1}, ["unknown key 'lr'", "name, lr_factor, weight_decay"]),
+    ({"name": "layer1.*", "lr_facto": 1}, ["unknown key 'lr_facto' (did you mean lr_factor?)"]),
     ({"lr_factor": 1}, ["a rule needs `name`"]),
     ({"name": "layer1.*"}, ["lr_factor or weight_decay"]),
     ({"name": "layer1.*", "lr_factor": "fast"}, ["lr_factor: expected a number", "'fast'"]),

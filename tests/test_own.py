@@ -18,7 +18,7 @@ from util.common import Mistake
 from util.config import ROOT, load_cfg_from_cfg_file, load_config
 from util.dataset import read_list
 from util.image import read_label
-from util.visual import load_colors
+from util.visual import default_palette, load_colors
 
 
 @pytest.fixture
@@ -114,6 +114,20 @@ def test_own_folder_follows_links_to_folders_once_and_leaves_hidden_files_alone(
     assert run("folder", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--out", out) == 1 and not out.exists()
 
 
+def test_a_file_is_of_no_split_for_its_own_name(args, tmp_path):
+    place(tmp_path / "images", "test.png", "a.png", "b.png")
+    place(tmp_path / "masks", "test.png", "a.png", "b.png", mask=True)
+    assert run(*args) == 0
+    assert len(lines(tmp_path / "mine/list/trainval.txt")) == 3 and not (tmp_path / "mine/list/test.txt").exists()
+
+
+def test_two_images_of_one_name_are_refused(args, tmp_path, capsys):
+    place(tmp_path / "images", "a.jpg", "a.png", "b.jpg")
+    place(tmp_path / "masks", "a.png", "b.png", mask=True)
+    assert run(*args) == 1
+    assert "images/a.jpg and a.png: two files for one name; keep one of them" in capsys.readouterr().err
+
+
 def test_own_folder_with_images_and_masks_together(tmp_path):
     for name, mask in (("a.jpg", "a.png"), ("b.jpeg", "b.png"), ("c.png", "c_mask.png"), ("d.jpg", "d_label.png")):
         put(tmp_path / "all" / name, picture(1))
@@ -173,6 +187,27 @@ def test_one_class_is_refused(args, tmp_path, capsys):
         assert "one class, " in capsys.readouterr().err and not (tmp_path / "mine/list").exists()
 
 
+@pytest.mark.parametrize("names, message", [
+    ([f"c{k}" for k in range(256)], "256 classes; labels have 8 bits, so at most 255"),
+    (["road", "car", "road"], "the class road is named twice; names must differ"),
+])  # fmt: skip
+def test_names_that_cannot_be_those_of_classes_are_refused(own, tmp_path, capsys, names, message):
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert run("folder", *own, "--names", tmp_path / "names.txt") == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number, message", [
+    (255, "This makes them the classes 0 to 254 in this order"), (256, "the masks hold 256 ids, and the labels that are"),
+])  # fmt: skip
+def test_more_ids_than_labels_can_hold_are_told(args, tmp_path, capsys, number, message):
+    for name in "ab":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", np.resize(np.arange(1000, 1000 + number, dtype=np.uint16), SIZE))
+    assert run(*args) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.fixture
 def coloured(args, tmp_path):
     """Masks in red and green on black; black is void."""
@@ -202,6 +237,16 @@ def test_colours_of_smooth_masks_are_too_many_for_a_table(coloured, tmp_path, ca
     error = capsys.readouterr().err
     assert "colours are more than the 255 classes" in error and "export them anew" in error
     assert not (tmp_path / "mine/colors.txt").exists()
+
+
+@pytest.mark.parametrize("number", [255, 256])
+def test_a_table_holds_as_many_colours_as_labels_hold_classes(args, tmp_path, capsys, number):
+    for name in "ab":
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", np.resize(np.uint8([(k, 0, 1) for k in range(number)]), (*SIZE, 3)))
+    assert run(*args) == 1
+    assert ("256 colours are more than the 255 classes" in capsys.readouterr().err) == (number == 256)
+    assert (tmp_path / "mine/colors.txt").exists() == (number == 255)
 
 
 def test_a_table_is_not_written_into_a_source(coloured, tmp_path, capsys):
@@ -337,8 +382,8 @@ def test_a_folder_that_cannot_be_read_is_named(own, tmp_path, monkeypatch, capsy
 
 
 def test_a_jpeg_whose_name_ends_like_a_masks_is_a_picture(tmp_path):
-    for name in ("car_l", "photo_seg"):
-        put(tmp_path / "both" / f"{name}.jpg", picture(1))
+    for name in ("car_l.jpeg", "photo_seg.jpg"):
+        put(tmp_path / "both" / name, picture(1))
     put(tmp_path / "both/car_l_mask.png", ids([0, 1]))
     put(tmp_path / "both/photo_seg.png", ids([0, 1]))
     other = f"{tmp_path}/both/../both"  # the same folder by another name
@@ -349,9 +394,9 @@ def test_a_jpeg_whose_name_ends_like_a_masks_is_a_picture(tmp_path):
 def test_masks_in_colour_beside_black_ones_are_told(args, tmp_path, capsys):
     for k, name in enumerate("abcd"):
         put(tmp_path / "images" / f"{name}.png", picture(1))
-        put(tmp_path / "masks" / f"{name}.png", np.zeros_like(picture(1)) + np.uint8([255 * (k == 3), 0, 0]))
+        put(tmp_path / "masks" / f"{name}.png", np.zeros_like(picture(1)) + np.uint8([255 * (k > 1), 0, 0]))
     assert run(*args) == 1
-    assert "1 masks are in colour: if colours are the classes, give --colors FILE" in capsys.readouterr().err
+    assert "2 masks are in colour: if colours are the classes, give --colors FILE" in capsys.readouterr().err
 
 
 def test_palettes_bring_the_colours_of_the_classes(own, tmp_path):
@@ -362,6 +407,16 @@ def test_palettes_bring_the_colours_of_the_classes(own, tmp_path):
         mask.save(path)
     assert run("folder", *own) == 0
     assert lines(tmp_path / "mine/mine_colors.txt") == ["0 0 0", "128 0 0", "0 128 0"]
+
+
+@pytest.mark.parametrize("palette", [(0, 0, 0, 9, 9, 9, 20, 20, 20), (0, 0, 0, 128, 0, 0, 128, 0, 0)])
+def test_a_palette_that_is_gray_or_tells_classes_not_apart_gives_way_to_ours(own, tmp_path, palette):
+    for path in (tmp_path / "masks").rglob("*.png"):
+        mask = Image.fromarray(read_label(path))
+        mask.putpalette([*palette, *[9] * 759])
+        mask.save(path)
+    assert run("folder", *own) == 0
+    assert (load_colors(tmp_path / "mine/mine_colors.txt", 3) == default_palette(3)).all()
 
 
 def test_palettes_that_differ_make_the_colours_the_classes(args, tmp_path, capsys):
@@ -440,8 +495,15 @@ def test_a_mask_suffix_decides_where_names_allow_several(tmp_path, capsys):
     assert run("folder", *args, "--out", tmp_path / "mine") == 1
     error = capsys.readouterr().err
     assert "two masks for one image" in error and "--mask-suffix _a for 4, --mask-suffix _b for 4" in error
+    place(tmp_path / "masks", "0.png", mask=True)
     assert len(prepared(tmp_path, *args, "--mask-suffix", "_b")) == 4
     assert f"{tmp_path}/masks/0_b.png" not in str(snapshot(tmp_path / "mine"))  # labels are written, not linked
+
+
+def test_a_mask_suffix_counts_at_the_end_of_a_name_in_a_shared_folder_too(tmp_path):
+    place(tmp_path / "all", *(f"{i}_L_new.jpg" for i in range(4)))
+    place(tmp_path / "all", *(f"{i}_L_new_L.png" for i in range(4)), mask=True)
+    assert len(prepared(tmp_path, "--source", tmp_path / "all", "--mask-suffix", "_L")) == 4
 
 
 def test_a_mask_that_fits_two_images_is_given_to_neither(args, tmp_path, capsys):
@@ -473,6 +535,13 @@ def test_images_and_masks_without_partner_are_named_with_what_was_expected(args,
     assert "3 of 5 samples" in error and "masks/a2_L.png: a mask without an image" in error
     assert f"masks/x_L.png: a mask without an image: expected {tmp_path}/images/x with the file type" in error
     assert run(*args, "--skip-bad") == 0
+
+
+def test_of_two_endings_the_one_of_most_masks_is_expected(args, tmp_path, capsys):
+    place(tmp_path / "images", "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    place(tmp_path / "masks", "a_label.png", "b_mask.png", "c_mask.png", mask=True)
+    assert run(*args) == 1
+    assert f"images/d.jpg: an image without a mask: expected {tmp_path}/masks/d_mask.png" in capsys.readouterr().err
 
 
 def test_names_that_have_nothing_in_common_are_shown(args, tmp_path, capsys):
@@ -519,6 +588,14 @@ def test_splits_in_capitals_are_known_and_a_stray_image_that_undoes_them_is_name
     assert run(*args) == 0
     assert "the images of train and val are split anew, since 1 are in no split: x\n" in capsys.readouterr().out
     assert lines(tmp_path / "mine/list/test.txt") == [f"image/{test}/d.png label/{test}/d.png"]
+
+
+def test_images_of_train_and_test_alone_are_drawn_anew_without_a_word_of_strays(args, tmp_path, capsys):
+    names = ["train/a.png", "train/b.png", "train/c.png", "test/d.png"]
+    place(tmp_path / "images", *names)
+    place(tmp_path / "masks", *names, mask=True)
+    assert run(*args) == 0 and "split anew" not in capsys.readouterr().out
+    assert [len(lines(tmp_path / f"mine/list/{split}.txt")) for split in ("trainval", "test")] == [3, 1]
 
 
 def test_one_image_that_is_left_cannot_be_split(own, tmp_path, capsys):

@@ -53,10 +53,10 @@ CAR = [(0, "car", [[1, 1, 9, 1, 9, 9]], {})]  # as `coco` takes it
 
 
 def coco(path, annotations, images=("a.png", "b.png"), names=NAMES):
-    """annotations: [(number of the image, name, segmentation, more)]; ids have gaps."""
+    """annotations: [(number of the image, name, segmentation, more)]; ids have gaps and any order."""
     content = {
         "images": [{"id": 7 * i, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for i, name in enumerate(images)],
-        "categories": [{"id": 10 * k + 4, "name": name} for k, name in enumerate(names)],
+        "categories": [{"id": 10 * k + 4, "name": name} for k, name in [*enumerate(names)][::-1]],
         "annotations": [{"id": n, "image_id": 7 * i, "category_id": 10 * names.index(name) + 4, "segmentation": what} | more
                         for n, (i, name, what, more) in enumerate(annotations)],
     }  # fmt: skip
@@ -178,7 +178,7 @@ def test_labelme_shapes_are_drawn_in_their_order_and_lines_are_left_out(mine, tm
         shape("car", [(0, 0), (20, 0), (20, 20), (0, 20)]), shape("road", [(30, 25), (10, 5)], "rectangle"),
         shape("sky", [(50, 20), (50, 28)], "circle"), shape("car", [(1, 1), (5, 5)], "line"),
         shape("__ignore__", [(0, 40), (64, 40), (64, 48), (0, 48)]), shape("_background_", [(0, 0), (4, 0), (4, 4), (0, 4)]),
-        shape("road", [(40, 2), (41, 3)], "mask", mask=mask),
+        shape("road", [(40, 2), (41, 3)], "mask", mask=mask), shape("road", [(2, 30), (8, 30), (8, 36), (2, 36)], "rectangle"),
     ])  # fmt: skip
     labelme(mine / "b.json", [shape("void", [(0, 0), (64, 0), (64, 9), (0, 9)])])
     assert run("--polygons", mine, "--out", tmp_path / "out") == 0
@@ -187,6 +187,7 @@ def test_labelme_shapes_are_drawn_in_their_order_and_lines_are_left_out(mine, tm
     assert label[4, 2] == 1 and label[6, 12] == 2 and label[24, 29] == 2 and label[24, 31] == 0 and label[2, 2] == 0
     assert label[13, 50] == 3 and label[11, 50] == 0 and (label == 3).sum() == pytest.approx(np.pi * 64, rel=0.05)
     assert (label[40:] == 255).all() and label[2, 40:43].tolist() == [0, 2, 0] and label[3, 40:43].tolist() == [2, 2, 0]
+    assert label[33, 5] == 2 and label[33, 9] == 0
     assert (label_of(tmp_path / "out", "b")[:9] == 255).all() and (label_of(tmp_path / "out", "b")[9:] == 0).all()
     assert "left out: 1 of shape line, which have no area" in capsys.readouterr().out
 
@@ -197,9 +198,22 @@ def test_files_of_hidden_folders_are_no_annotations_and_the_suffix_may_be_in_cap
     (mine / ".editor/backup").mkdir(parents=True)
     (mine / ".editor/settings.json").write_text("{}")
     labelme(mine / ".editor/backup/a.json", [])
+    (mine / "readme.txt").write_text("0 0 0 1 0 1 1")
     assert run("--polygons", mine, "--out", tmp_path / "out") == 0
     assert read_lines(tmp_path / "out/out_names.txt") == ["background", "car", "road"]
     assert (label_of(tmp_path / "out", "a") == 1).any() and (label_of(tmp_path / "out", "b") == 2).any()
+
+
+@pytest.mark.parametrize("x, y, fits", [(62, 46, True), (63, 46, False), (62, 47, False), (-1, 0, False), (0, -1, False)])
+def test_a_mask_of_labelme_may_touch_the_border_and_not_cross_it(mine, tmp_path, capsys, x, y, fits):
+    mask = base64.b64encode(cv2.imencode(".png", np.ones((2, 2), np.uint8))[1]).decode()
+    labelme(mine / "a.json", [shape("car", [(x, y), (x + 2, y + 2)], "mask", mask=mask)])
+    labelme(mine / "b.json", [])
+    assert run("--polygons", mine, "--out", tmp_path / "out") == (0 if fits else 1)
+    if fits:
+        assert np.argwhere(label_of(tmp_path / "out", "a")).tolist() == [[46, 62], [46, 63], [47, 62], [47, 63]]
+    else:
+        assert "a.json: shapes[0] (car): its `mask` reaches out of the picture" in capsys.readouterr().err
 
 
 def test_background_void_ignores_what_no_polygon_covers(mine, tmp_path):
@@ -248,9 +262,22 @@ def test_an_image_of_the_same_name_in_another_folder_than_the_stated_one_is_not_
     assert "1 images found by their name alone" in capsys.readouterr().out
 
 
+def test_of_images_whose_stated_folder_is_gone_one_in_the_root_is_taken_and_none_of_two(tmp_path, capsys):
+    for name in ("1", "a/x/2", "b/x/2"):
+        picture(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "json").mkdir()
+    for name, image in (("1", "old/1.png"), ("2", "old/x/2.png")):
+        labelme(tmp_path / "json" / f"{name}.json", [shape("car", [(0, 0), (9, 0), (9, 9)])], image)
+    assert run("--images", tmp_path / "photos", "--polygons", tmp_path / "json", "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "json/2.json: its image old/x/2.png is not in" in error and "1 of 2 samples" in error
+
+
 LABELME_FAULTS = {
-    "wholly outside": (shape("car", [(70, 5), (90, 5), (90, 9)]), "shapes[0] (car): its points (70..90 x 5..9) lie outside"),
+    "wholly outside": (shape("car", [(64, 5), (90, 5), (90, 9)]), "shapes[0] (car): its points (64..90 x 5..9) lie outside"),
+    "wholly above": (shape("car", [(5, -9), (9, -9), (9, 0)]), "shapes[0] (car): its points (5..9 x -9..0) lie outside"),
     "far outside": (shape("car", [(0, 0), (9, 0), (9e9, 9)]), "shapes[0] (car): its points (0..9e+09 x 0..9) lie outside"),
+    "far to the left": (shape("car", [(0, 0), (9, 0), (-9e9, 9)]), "its points (-9e+09..9 x 0..9) lie outside"),
     "two points": (shape("car", [(0, 0), (9, 0)]), "shapes[0] (car): 2 points, expected 3 or more"),
     "nan": (shape("car", [(0, 0), (9, 0), (float("nan"), 2)]), "shapes[0] (car): a coordinate is not a finite number"),
     "no pairs": (shape("car", [(0, 0, 1), (9, 0, 1), (9, 9, 1)]), "shapes[0] (car): its points are [["),
@@ -323,12 +350,23 @@ def test_compressed_run_lengths_are_those_of_pycocotools(mine, tmp_path):
         assert ((label_of(tmp_path / "out", name) == 2) == expected).all()
 
 
+def test_images_and_annotations_of_coco_without_a_partner_are_counted(mine, tmp_path, capsys):
+    picture(mine / "c.png")
+    coco(mine / "coco.json", [*CAR, (5, *CAR[0][1:])])
+    assert run("--polygons", mine / "coco.json", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "1 images that no file lists are left out" in said
+    assert f"1 annotations belong to no image of their file: {mine}/coco.json: annotation 1" in said
+
+
 def test_coco_files_of_train_and_val_are_the_splits(tmp_path):
-    for year, name in (("train2017", "a"), ("val2017", "b")):
-        picture(tmp_path / "coco" / year / f"{name}.png")
-        coco(tmp_path / "coco/annotations" / f"instances_{year}.json", CAR, [f"{name}.png"])
-    assert run("--images", tmp_path / "coco", "--polygons", tmp_path / "coco/annotations", "--out", tmp_path / "out") == 0
-    assert (tmp_path / "out/list/val.txt").read_text() == "image/val2017/b.png label/val2017/b.png\n"
+    for year, names in (("train2017", "a"), ("val2017", "bcd")):
+        for name in names:
+            picture(tmp_path / "coco" / year / f"{name}.png")
+        coco(tmp_path / "coco/training data" / f"instances_{year}.json", CAR, [f"{name}.png" for name in names])
+    assert run("--images", tmp_path / "coco", "--polygons", tmp_path / "coco/training data", "--out", tmp_path / "out") == 0
+    val = [f"image/val2017/{name}.png label/val2017/{name}.png" for name in "bcd"]
+    assert read_lines(tmp_path / "out/list/val.txt") == val
 
 
 def test_coco_files_beside_images_of_the_same_names_take_their_own(tmp_path):
@@ -448,9 +486,9 @@ def test_names_that_yaml_takes_for_truth_values_are_refused(mine, tmp_path, caps
 def test_categories_that_are_renamed_void_or_background_are_no_classes(mine, tmp_path):
     square = lambda x: [[x, 0, x + 9, 0, x + 9, 9, x, 9]]
     objects = [(i, name, square(9 * k), {}) for i in (0, 1) for k, name in enumerate(("void", "_background_", "car"))]
-    coco(mine / "all.json", objects, names=["void", "_background_", "car"])
+    coco(mine / "all.json", objects, names=["void", "_background_", "car", " "])
     assert run("--polygons", mine / "all.json", "--out", tmp_path / "out") == 0
-    assert (tmp_path / "out/out_names.txt").read_text() == "background\ncar\n"
+    assert (tmp_path / "out/out_names.txt").read_text() == "background\ncar\nunnamed\n"
     assert read_label(tmp_path / "out/label/a.png")[0, ::9][:4].tolist() == [255, 0, 1, 0]
 
 
@@ -496,7 +534,7 @@ def yolo(root, layout):
     ("{split}/{}", "train: ../train/images\nval: ../val/images\nnc: 2\nnames: ['road', 'car']\n"),
 ])  # fmt: skip
 def test_yolo_folders_are_the_splits_and_coordinates_are_shares(tmp_path, capsys, layout, yaml):
-    root = yolo(tmp_path / "yolo", layout)
+    root = yolo(tmp_path / "images/yolo", layout)
     (root / "data.yaml").write_text(yaml)
     assert run("--polygons", root, "--out", tmp_path / "out") == 0
     assert "1 images without a text file have no objects" in capsys.readouterr().out
@@ -564,7 +602,7 @@ def test_names_without_the_background_are_not_replaced_by_names_with_it(tmp_path
 
 @pytest.mark.parametrize("line, message", [
     ("0 0.5 0.5 0.2 0.2", "line 2: a box (centre, width, height), not a polygon"), ("0 0 0 1 0", "a box"),
-    ("0 0 0 1 0 1", "line 2: 5 numbers after the class"), ("7 0 0 1 0 1 1", "'class 7' is no class"),
+    ("0 0 0 1 0 1", "line 2: 5 numbers after the class"), ("2 0 0 1 0 1 1", "'class 2' is no class"),
     ("0 0 0 60 0 60 40", "line 2: coordinates of 0 to 60: they are shares of width and height"),
     ("0 1.1 0 1.2 0 1.2 1", "lie outside"),
     (f"{'9' * 5000} 0 0 1 0 1 1", "is no class"),

@@ -105,6 +105,13 @@ def test_camvid_with_a_test_split_gets_its_list(camvid, tmp_path):
     assert lines(tmp_path / "out/list/test.txt") == ["image/test/0001TP_008550.png label/test/0001TP_008550.png"]
 
 
+@pytest.mark.parametrize("entry", ["val/a.png", "val/a.png valannot/a.png b.png"])
+def test_an_entry_of_a_camvid_list_that_is_no_pair_is_named(camvid, tmp_path, capsys, entry):
+    (camvid / "val.txt").write_text(f"val/0016E5_07959.png valannot/0016E5_07959.png\n{entry}\n")
+    assert run("camvid", "--source", camvid, "--out", tmp_path / "out") == 1
+    assert f"{camvid}/val.txt: entry 2 is {entry!r}, expected `image label`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("copy", [[], ["--copy"]])
 def test_a_second_run_changes_nothing(camvid, tmp_path, copy):
     out = tmp_path / "out"
@@ -275,6 +282,8 @@ POLYGONS = {
         {"label": "license plate", "polygon": [[6, 12], [8, 12], [8, 14], [6, 14]]},
         {"label": "static", "polygon": [[20, 8], [28, 8], [28, 16], [20, 16]]},
         {"label": "person", "polygon": [[0, 0], [3, 0], [3, 3]], "deleted": 1},
+        {"label": "polegroup", "polygon": [[14, 2], [18, 2], [18, 6], [14, 6]]},
+        {"label": "person", "polygon": [[30, 3]]},
     ],
 }
 
@@ -319,6 +328,24 @@ def test_cityscapes_polygons_are_drawn_where_there_is_no_png(cityscapes, tmp_pat
     sky, road, car = 10, 0, 13
     assert (label[0] == sky).all() and (label[20] == road).all()
     assert label[13, 7] == car and label[10, 24] == 255  # the plate is part of the car; static is void
+    assert label[4, 16] == 255 and label[3, 30] == sky  # a group of poles is no pole; a point has no area
+
+
+def test_every_id_of_cityscapes_has_its_class_or_is_void(cityscapes, tmp_path):
+    name = "train/aachen/aachen_000000_000019_gtFine"
+    put(cityscapes / f"gtFine/{name}_labelIds.png", np.resize(np.uint8([*range(34), 255]), SIZE))
+    assert run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out") == 0
+    label = read_label(tmp_path / f"out/gtFine/{name}_labelTrainIds.png").ravel()[:35].tolist()
+    assert [k for k in range(35) if label[k] != 255] == [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
+    assert [k for k in label if k != 255] == [*range(19)]
+
+
+def test_cityscapes_train_ids_are_taken_as_they_are_where_there_is_nothing_else(cityscapes, tmp_path):
+    name = "gtFine/train/bremen/bremen_000264_000019_gtFine"
+    (cityscapes / f"{name}_polygons.json").unlink()
+    put(cityscapes / f"{name}_labelTrainIds.png", ids([0, 18, 255]))
+    assert run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out") == 0
+    assert (read_label(tmp_path / f"out/{name}_labelTrainIds.png") == ids([0, 18, 255])).all()
 
 
 @pytest.mark.parametrize("content, message", [
@@ -369,6 +396,7 @@ def ade20k(tmp_path):
         put(source / "images" / split / f"{stem}.jpg", picture(1))
         put(source / "annotations" / split / f"{stem}.png", ids([0, 1, 150]))
     (source / "objectInfo150.txt").write_text("Idx\tRatio\n")
+    (source / "images/training/._ADE_train_00000001.jpg").write_bytes(b"of the system that it was unpacked on")
     return source
 
 
@@ -444,16 +472,20 @@ def test_voc_test_frames_get_a_list_of_images(voc, tmp_path):
     ("images/10k", "labels/sem_seg/masks", ""), ("images/10k", "seg/labels", "_train_id"),
     ("seg/images", "seg/labels", "_train_id"),
 ])  # fmt: skip
-def test_bdd_in_its_layouts(tmp_path, images, labels, ending):
-    source, out = tmp_path / "bdd100k", tmp_path / "out"
+def test_bdd_in_its_layouts(tmp_path, capsys, images, labels, ending):
+    source, out = tmp_path / "data/bdd100k", tmp_path / "out"
     for split, stem in (("train", "0000f77c-6257be58"), ("val", "7d2f7975-e0c1c5a7")):
         put(source / images / split / f"{stem}.jpg", picture(1))
         put(source / labels / split / f"{stem}{ending}.png", ids([0, 18, 255]))
     put(source / images / "test" / "ac6d4f42-00000000.jpg", picture(2))
-    assert run("bdd", "--source", source, "--out", out) == 0
+    for root in (source, source.parent):  # the folder itself, or the one it was unpacked in
+        assert run("bdd", "--source", root, "--out", out) == 0
     assert lines(out / "list/val.txt") == ["image/val/7d2f7975-e0c1c5a7.jpg label/val/7d2f7975-e0c1c5a7.png"]
     assert lines(out / "list/test.txt") == ["image/test/ac6d4f42-00000000.jpg"]
     assert (read_label(out / "label/train/0000f77c-6257be58.png") == ids([0, 18, 255])).all()
+    put(source / labels / "train" / f"0000f77c-6257be58{ending}.png", ids([0, 19]))
+    assert run("bdd", "--source", source, "--out", out) == 1
+    assert "ids out of range: 19 (384 pixels); expected 0..18, 255\n" in capsys.readouterr().err
 
 
 def test_bdd_that_is_none_names_the_folders(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """PSANet and its mask operation against the original semseg (tests/golden) and against plain loops."""
 
+import inspect
 import json
 import time
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_state_dict_has_the_names_shapes_and_order_of_the_original(layers):
     assert [(name, list(tensor.shape)) for name, tensor in state.items()] == list(expected.items())
 
 
+def test_arguments_and_their_defaults_are_those_of_the_original():
+    given = list(inspect.signature(PSANet).parameters.values())[:12]
+    assert [(argument.name, argument.default) for argument in given] == [
+        ("layers", 50), ("dropout", 0.1), ("classes", 2), ("zoom_factor", 8), ("use_psa", True), ("psa_type", 2),
+        ("compact", False), ("shrink_factor", 2), ("mask_h", 59), ("mask_w", 59), ("normalization_factor", 1.0),
+        ("psa_softmax", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_the_attention_resizes_as_the_network_does(align_corners):
+    assert PSANet(18, mask_h=3, mask_w=3, align_corners=align_corners).psa.align_corners == align_corners
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_original(backbone50, golden, case):
     net = network(backbone50, case).eval()
@@ -107,7 +122,8 @@ def test_mask_equals_the_original(golden, psa_type, mask_h, mask_w):
 
 @pytest.mark.parametrize("psa_type", [0, 1])
 @pytest.mark.parametrize(
-    "h, w, mask_h, mask_w", [(5, 7, 9, 13), (4, 6, 7, 11), (4, 6, 3, 5), (5, 3, 9, 1), (3, 4, 9, 15), (1, 1, 1, 1)]
+    "h, w, mask_h, mask_w",
+    [(5, 7, 9, 13), (4, 6, 7, 11), (4, 6, 5, 9), (4, 6, 3, 5), (5, 3, 9, 1), (3, 4, 9, 15), (1, 1, 1, 1)],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_mask_and_its_gradient_equal_loops(psa_type, h, w, mask_h, mask_w, layout):
@@ -171,6 +187,8 @@ def test_wrong_masks_are_named():
         psa_mask(torch.zeros(1, 15, 5, 5), 2, 3, 5)
     with pytest.raises(ValueError, match="mask_h: 8 must be odd"):
         PSANet(18, mask_h=8)
+    with pytest.raises(ValueError, match="shrink_factor: 0 must be at least 1"):
+        PSANet(18, shrink_factor=0)
     with pytest.raises(ValueError, match="psa_type: 3 .*collect.*distribute.*both"):
         PSANet(18, psa_type=3)
 

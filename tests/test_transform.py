@@ -92,6 +92,8 @@ def test_label_ids_survive_every_transform(dtype):
         _, out = op(image, label, random.Random(1))
         assert set(np.unique(out)) <= set(np.unique(label)) | {255}
         assert label.max() in np.unique(out)
+        kept = dtype if dtype in (np.uint8, np.uint16, np.int16) else np.int32
+        assert torch.is_tensor(out) or out.dtype == kept
 
 
 def test_an_ignore_label_that_the_dtype_cannot_hold_is_not_clipped_to_a_class():
@@ -156,6 +158,7 @@ def test_arrays_of_different_size_are_refused():
         (lambda: T.RandomHorizontalFlip("0.5"), r"RandomHorizontalFlip: p = '0.5'"),
         (lambda: T.RandomVerticalFlip(-1), r"RandomVerticalFlip: p = -1"),
         (lambda: T.Crop([65]), r"Crop: size = \[65\]"),
+        (lambda: T.Crop(True), r"Crop: size = True"),
         (lambda: T.Crop(0), r"Crop: size = \(0, 0\)"),
         (lambda: T.Crop(65, "random"), r"Crop: crop_type = 'random': expected 'center' or 'rand'"),
         (lambda: T.Crop(65, padding=0), r"Crop: padding = 0"),
@@ -168,6 +171,11 @@ def test_arrays_of_different_size_are_refused():
 def test_wrong_arguments_are_named_with_their_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_normalising_leaves_its_input_as_it_was():
+    image, label = torch.ones(3, 2, 2), torch.zeros(2, 2, dtype=torch.int64)
+    assert not torch.equal(T.Normalize(MEAN, STD)(image, label)[0], image) and (image == 1).all()
 
 
 def test_scaling_follows_the_exact_factor():
