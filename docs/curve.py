@@ -17,6 +17,8 @@ parser = argparse.ArgumentParser(
 parser.add_argument("picture", type=Path, help="PNG to write")
 parser.add_argument("run", type=Path, nargs="+", help="save_path of a run")
 args = parser.parse_args()
+if args.picture.suffix.lower() != ".png":  # the name of a run or of its metrics, which would be replaced
+    parser.error(f"{args.picture}: expected the name of a PNG to write, before the folders of the runs")
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#969ca8"})
 figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for run, colour in zip(args.run, cycle(("#185fbe", "#d0540a", "#2f8f5b", "#8b4fb3", "#6b7280", "#b3874f"))):

@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import logging
+import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -108,6 +109,9 @@ class Exported:
         if not sound:
             raise Mistake(f"{path}: what it says about itself is damaged; export it again")
 
+    def __reduce__(self):  # sessions cannot be pickled; another process reads the file again
+        return Exported, (Path(self.path).absolute(),)
+
     def __str__(self):
         h, w = self.size
         return f"exported: {self.form}, windows of {h} x {w}, {len(self.names)} classes, code {self.revision}"
@@ -180,7 +184,13 @@ def _read_openvino(path):
     meta = {key: model.get_rt_info(["model_info", key]).value for key in KEYS if model.has_rt_info(["model_info", key])}
     how = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", how)
-    return meta, lambda image: torch.from_numpy(compiled(image.numpy())[0].copy())
+    lock = threading.Lock()  # `compiled` has one request, and one output, for all threads
+
+    def run(image):
+        with lock:
+            return torch.from_numpy(compiled(image.numpy())[0].copy())
+
+    return meta, run
 
 
 def _package(name, path):

@@ -277,6 +277,10 @@ def test_curve_of_a_killed_run_is_drawn_and_one_without_a_validation_is_named(tm
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "docs/curve.py"))
     assert f"{tmp_path / 'none/metrics.jsonl'}: there is no validation in it" in capsys.readouterr().err
+    sys.argv[1] = str(tmp_path / "metrics.jsonl")
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "docs/curve.py"))
+    assert "metrics.jsonl: expected the name of a PNG to write" in capsys.readouterr().err
 
 
 # ---- parsed

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -136,6 +138,11 @@ def test_other_formats_give_the_logits_of_the_network_and_what_belongs_to_it(suf
     exported = Exported(tmp_path / f"a{suffix}")
     assert largest_difference(network, exported, size) < 1e-4
     assert {key: getattr(exported, key) for key in KEYS} == {**META, "size": size, "version": "1"}
+    windows = [torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed)) for seed in range(12)]
+    alone = [exported(window) for window in windows]
+    assert torch.equal(pickle.loads(pickle.dumps(exported))(windows[0]), alone[0])
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(exported, windows), alone))
     if suffix == ".xml":
         (tmp_path / "a.bin").write_bytes((tmp_path / "a.bin").read_bytes()[:1000])
         assert_refused(tmp_path / "a.xml", r"damaged, or not a file of this format \(Incorrect weights in bin file!\)")

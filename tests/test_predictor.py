@@ -177,7 +177,17 @@ def test_probabilities_of_several_checkpoints_are_averaged(runs, picture):
     expected = sum(predictor.probability(picture) for predictor in single) / 2
     assert torch.equal(both.probability(picture), expected)
     assert np.array_equal(both(picture), expected.argmax(0).numpy())
+    both.probability(picture).mul_(2)  # no tensor of inference_mode, which would refuse this
     assert both.cfg.layers == 18 and [weights.epoch for weights in both.weights] == [1, 1]
+
+
+def test_the_default_dtype_of_a_notebook_changes_nothing(runs, picture):
+    ids = Predictor(runs / "a/model_best.pth")(picture)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(Predictor(runs / "a/model_best.pth")(picture), ids)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_each_network_of_several_resizes_its_logits_as_it_does_alone(runs, picture):

@@ -231,9 +231,12 @@ def test_a_job_that_queues_up_again_takes_no_resume(project, words, monkeypatch)
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(project))
     done = sh(project, "slurm.sh", "toy", "pspnet18", *words)
     assert done.returncode == 2 and "error: resume: a job resumes from" in done.stderr
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(project / "config"))
+    done = sh(project, "slurm.sh", "toy", "pspnet18")
+    assert done.returncode == 1 and f"error: {project}/config is not the project's root: call sbatch there" in done.stderr
 
 
-@pytest.mark.parametrize("words", [[], ["toy"], ["toy", "epochs"], ["toy", "0"], ["toy", ""]])
+@pytest.mark.parametrize("words", [[], ["toy"], ["toy", "epochs"], ["toy", "0"], ["toy", "00"], ["toy", ""]])
 def test_train_dist_without_a_number_of_gpus_shows_the_usage(project, words):
     done = sh(project, "train_dist.sh", *words)
     assert done.returncode == 2 and "usage: sh tool/train_dist.sh CONFIG NUM_GPUS" in done.stderr

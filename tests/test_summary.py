@@ -149,6 +149,10 @@ def test_parts_of_a_batch_and_recomputed_stages_need_less(capsys, one_block):
     assert all(numbers(line)[-1] <= limit - 2 + 0.01 for line in table[1:]) and not any("does not" in line for line in table)
     assert main(["model", "--config", str(TOY), "--fit", "2.001", "batch_size", "2"]) == 0
     assert capsys.readouterr().out.count("does not fit") == 4
+    for limit in ("0", "nan"):
+        with pytest.raises(SystemExit):
+            main(["model", str(TOY), "--fit", limit])
+        assert f"--fit {limit}: expected more than the 2 GiB" in capsys.readouterr().err
 
 
 def test_steps_on_a_gpu_are_measured_beside_what_is_predicted(capsys, one_block, monkeypatch):

@@ -38,6 +38,7 @@ def test_colorize_keeps_the_ids_and_shows_the_colours():
     rgb = np.asarray(image.convert("RGB"))
     assert np.array_equal(rgb[0], PALETTE) and not rgb[1, 1:].any()
     assert np.array_equal(rgb, paint(gray, PALETTE))
+    assert np.array_equal(colorize(gray, PALETTE.ravel().tolist()).convert("RGB"), rgb)
 
 
 def test_colorized_image_survives_a_file(tmp_path):

@@ -90,6 +90,8 @@ def parse_args(argv):
     if (words or args.config) and args.command is not model:
         parser.error(f"unrecognized arguments: {' '.join([args.config or '', *words]).strip()}")
     args.config, *args.opts = [args.config, *words] if args.config else words or [None]
+    if args.fit is not None and not args.fit > RESERVE:
+        parser.error(f"--fit {args.fit:g}: expected more than the {RESERVE} GiB that are left for what is not predicted")
     if args.command is model and not args.config:
         parser.error("model: which experiment? Give CONFIG, its YAML file or the name of a shipped one")
     return args

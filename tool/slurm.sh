@@ -17,7 +17,8 @@ if [ $# -lt 2 ]; then
     echo "usage: sbatch tool/slurm.sh DATASET EXP [KEY VALUE ...]" >&2
     exit 2
 fi
-cd "$SLURM_SUBMIT_DIR" || exit 1
+cd "${SLURM_SUBMIT_DIR:?is set by sbatch, which starts this script}" || exit 1
+[ -f tool/environment.sh ] || { echo "error: $PWD is not the project's root: call sbatch there" >&2; exit 1; }
 . tool/environment.sh
 need_python requirements.txt || exit 1
 config=config/$1/$1_$2.yaml

@@ -14,8 +14,9 @@ usage() {
 config=$1
 processes=$2
 case $processes in
-    "" | 0 | *[!0-9]*) usage ;;
+    "" | *[!0-9]*) usage ;;
 esac
+[ "$processes" -gt 0 ] || usage
 shift 2
 case $config in
     /* | *.py) ;;

@@ -118,7 +118,7 @@ class Predictor:
             settings = prediction_settings(self.cfg) | {"align_corners": self.align_corners}
             return predict(self.networks, rgb_of(image), **settings)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors autograd refuses
     def probability(self, image):
         """Class probabilities (K, H, W) float32 on the device, which sum to 1 over K: the mean over the networks."""
         image, total = rgb_of(image), None
@@ -188,7 +188,7 @@ def load_predicting_network(path, content, cfg, device):
     from model.fold import for_test
     from model.weights import load_network_weights
 
-    network = build_model(cfg)
+    network = build_model(cfg).float()  # whatever torch.set_default_dtype says
     weights = load_network_weights(network, path, read=lambda _: content)
     return for_test(network, device, channels_last=cfg.channels_last, compile=cfg.compile), weights
 
@@ -281,7 +281,7 @@ def prediction_protocol(cfg, precision):
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors autograd refuses
 def predict_probability(model, image, **settings):
     """Class probabilities (K, H, W) float32 of one image, on the model's device; they sum to 1 over K.
 

@@ -86,8 +86,10 @@ def default_palette(classes):
 def colorize(gray, palette):
     """A Pillow image of class ids (H, W) in the colours (K, 3) uint8 of a palette; ids without one, such as 255, are black.
 
-    Its mode is P: the pixels are the ids, the palette is stored with them. It is RGB if palette or ids exceed 8 bits.
+    Its mode is P: the pixels are the ids, the palette is stored with them. It is RGB if palette or ids exceed 8 bits. A palette
+    may also be one row of 3K numbers.
     """
+    palette = np.reshape(palette, (-1, 3))
     if len(palette) > 256 or gray.max(initial=0) > 255:
         return Image.fromarray(paint(gray, palette))
     image = Image.fromarray(np.ascontiguousarray(gray, np.uint8))
