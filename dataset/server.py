@@ -20,7 +20,7 @@ from util.common import Mistake
 from util.visual import colorize, save_png
 
 CLASSES = {"cityscapes": 19, "ade20k": 150, "voc2012": 21}
-FOLDERS = {"cityscapes": "cityscapes", "ade20k": "ade20k", "voc2012": "results"}  # in that of the results
+FOLDERS = {"cityscapes": "cityscapes", "ade20k": "ade20k", "voc2012": "results/VOC2012"}  # in that of the results
 
 
 def server_files(form, images, split, classes):
@@ -42,7 +42,7 @@ def server_files(form, images, split, classes):
         count = Counter(names)
         twice = next(image for image, name in zip(images, names) if count[name] > 1)
         raise Mistake(f"{twice}: another image has the same file name, and {form} tells images apart by it alone")
-    folder = FOLDERS[form] + (f"/VOC2012/Segmentation/comp6_{split}_cls" if form == "voc2012" else "")
+    folder = FOLDERS[form] + (f"/Segmentation/comp6_{split}_cls" if form == "voc2012" else "")
     return [f"{folder}/{name}.png" for name in names]
 
 

@@ -1,4 +1,4 @@
-"""A complete config for one's own data: that of CamVid with the paths of the data and with sizes that fit its images."""
+"""A complete config for one's own data: CamVid's with the paths of the data, sizes that fit its images, and cross entropy."""
 
 import math
 import re

@@ -104,8 +104,8 @@ class OhemCrossEntropy(_WholeBatchLoss):
         above, equal = (valid & kept for kept in (hardness.view_as(loss) > least, hardness.view_as(loss) == least))
         # All of those that are as hard as the last would count like hard ones in the mean.
         n_above, n_equal = self.all_reduce_sum(torch.stack([above.sum(), equal.sum()]))
-        part = ((self.min_kept - n_above) / n_equal.clamp(min=1)).clamp(0, 1)
-        share = above.to(loss.dtype) + equal * part.to(loss.dtype)
+        part = ((self.min_kept - n_above).to(loss.dtype) / n_equal.clamp(min=1)).clamp(0, 1)
+        share = above.to(loss.dtype) + equal * part
         if self.weight is not None:
             share = share * self.weight.to(loss.dtype)[label.where(valid, 0)]
         total, n = self.all_reduce_sum(torch.stack([(loss * share).sum(), share.sum()]))

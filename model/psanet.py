@@ -15,8 +15,9 @@ COLLECT, DISTRIBUTE, BOTH = 0, 1, 2
 
 def _mask_index(psa_type, h, w, mask_h, mask_w, channels_last, device):
     """Index into one image's flat map of each element of the (h*w, h, w) result; mask of those outside the map, or None."""
-    i = torch.arange(h, dtype=torch.int32, device=device).view(h, 1, 1, 1)
-    j = torch.arange(w, dtype=torch.int32, device=device).view(1, w, 1, 1)
+    dtype = torch.int32 if mask_h * mask_w * h * w < 2**31 else torch.int64
+    i = torch.arange(h, dtype=dtype, device=device).view(h, 1, 1, 1)
+    j = torch.arange(w, dtype=dtype, device=device).view(1, w, 1, 1)
     p, q = i.view(1, 1, h, 1), j.view(1, 1, 1, w)
     a, b = p - i + (mask_h - 1) // 2, q - j + (mask_w - 1) // 2
     cell, place = a.clamp(0, mask_h - 1) * mask_w + b.clamp(0, mask_w - 1), i * w + j

@@ -9,6 +9,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
+from util import log
 from util.common import Mistake
 from util.config import ROOT
 from util.log import MetricsFile, Output, ProgressBar, build_logger, report_errors
@@ -24,6 +25,26 @@ def program(error):
 def test_a_mistake_is_one_message_and_status_1(capsys):
     assert report_errors(program(Mistake("a.yaml: TRAIN.base_lr: wrong"))) == 1
     assert capsys.readouterr().err == "error: a.yaml: TRAIN.base_lr: wrong\n"
+
+
+def test_a_revision_has_changes_where_code_was_changed_and_not_for_results_or_configs(tmp_path, monkeypatch):
+    git = lambda *words: subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a", *words], check=True)
+    for name in ("config/toy/a.yaml", "dataset/toy/scene.py", "tool/train.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "a")
+    monkeypatch.setattr(log, "ROOT", tmp_path)
+    (tmp_path / "seen.png").touch()
+    (tmp_path / "config/toy/a.yaml").write_text("a")
+    clean = log.git_revision()
+    assert re.fullmatch("[0-9a-f]{4,}", clean)
+    for name in ("dataset/toy/scene.py", "tool/new.py"):
+        (tmp_path / name).write_text("a")
+        assert log.git_revision() == f"{clean}+changes"
+        git("clean", "-qfd")
+        git("checkout", "-q", ".")
 
 
 def test_a_mistake_of_a_loader_worker_is_its_own_words(capsys):

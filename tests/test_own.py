@@ -641,7 +641,7 @@ def test_a_config_is_written_complete_and_never_over_another(own, tmp_path, conf
 
 @pytest.mark.parametrize("size, train, expected", [
     ((360, 480), 367, {"train_h": 193, "train_w": 257, "base_size": 480, "test_h": 361, "test_w": 481, "scale_min": 0.75,
-                       "batch_size": 8, "epochs": 9, "eval_freq": 1}),
+                       "batch_size": 8, "epochs": 9, "eval_freq": 1, "loss": "ce", "class_weights": "sqrt"}),
     ((480, 360), 367, {"train_h": 257, "train_w": 193, "test_h": 481, "test_w": 361}),
     ((3000, 4000), 20, {"train_h": 241, "train_w": 321, "base_size": 1024, "test_h": 769, "test_w": 1025, "scale_min": 0.192,
                         "scale_max": 0.384, "epochs": 200, "eval_freq": 20}),

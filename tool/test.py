@@ -17,6 +17,7 @@ share the images; the scores are the same.
 
 import logging
 import os
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -126,14 +127,14 @@ def test(argv) -> int | None:
         count_images(run, predictions)
 
     for form, folder in FOLDERS.items():
-        if form != cfg.format and (run.folder / folder).is_dir():
+        if form != cfg.format and not cfg.has_prediction and (run.folder / folder).is_dir():
             run.log.warning(f"{run.folder / folder} is not of this test: --format {form} would write it anew")
     if cfg.format != "none":
         run.log.info(f"Wrote {len(run.indices)} PNGs for the {cfg.format} server into {run.exports[0].parent}")
     if cfg.split == "test":
         run.log.info(f"Predictions are in {run.folder}; split test has no labels, so there is no score")
     elif distributed.is_main():
-        set_result_aside(run.folder)  # with has_prediction it is still there
+        set_result_aside(run.folder, shutil.copy2)  # with has_prediction it is there until the new one is whole
         write_results(run)
     run.log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
     distributed.close()

@@ -4,9 +4,10 @@ Every run that finds pairs of its list missing in the cache's directory decodes 
   FORMAT and the number of slots, two uint64; the slots, one for each pair (SLOT); zeros up to a multiple of 4096
   for each pair at its slot's offset: its key; the label, h x w of 0 (no label), 1 or 2 bytes a pixel; the label's distinct
   values in the same dtype; the image, h x w x 3 uint8 RGB.
-A pair's key is a digest of both paths, and sizes and times of both files, so with another of these a pair is missing. Slots are
-written after their pixels have reached the disk: a file is in order at any moment, and a build that was stopped continues where
-it was. No run changes or removes a file of another: one cache serves any number of lists, processes and machines.
+A pair's key is a digest of both paths, and sizes and times of both files, so where one of these has changed the pair is
+missing. Slots are written after their pixels have reached the disk: a file is in order at any moment, and a build that was
+stopped continues where it was. No run changes or removes a file of another: one cache serves any number of lists, processes and
+machines.
 """
 
 import fcntl

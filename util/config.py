@@ -252,7 +252,8 @@ def find_config(name, root=ROOT) -> Path:
     """The YAML file that `name` means; Mistake with the nearest names if there is none.
 
     name: a path, from here or from `root`; the name of a shipped file, `cityscapes_pspnet50`; or MMSegmentation's,
-    `pspnet_r50-d8_512x1024_40k_cityscapes` or `configs/pspnet/pspnet_r50-d8_512x1024_40k_cityscapes.py`.
+    `pspnet_r50-d8_512x1024_40k_cityscapes` or `configs/pspnet/pspnet_r50-d8_512x1024_40k_cityscapes.py`, or of its version 1,
+    `pspnet_r50-d8_4xb2-40k_cityscapes-512x1024`.
     """
     wanted = Path(name)
     if is_url(str(name)) or str(name).endswith(MODEL_SUFFIXES):

@@ -251,7 +251,7 @@ def _decode(path, data, flags):
         flags |= cv2.IMREAD_IGNORE_ORIENTATION  # OpenCV does not turn AVIF, and before 4.13 not WebP
         orientation = _orientation(data)
     if data[:2] in (b"P2", b"P3", b"PF", b"Pf"):  # OpenCV stretches numbers to 0..255, and leaves floats, which may be of 0..1
-        raise Mistake(f"{path}: netpbm with numbers as text, or PFM, whose range is not certain; save it as PNG")
+        raise Mistake(f"{path}: PGM or PPM with numbers as text, or PFM, whose range is not certain; save it as PNG")
     with _decoding(path):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if array is None:
