@@ -134,10 +134,11 @@ def test_predictions_take_the_names_of_the_labels_if_told_to(project, tmp_path):
     for i, (_, pred, _) in enumerate(expected_predictions(project)):
         assert np.array_equal(Image.open(tmp_path / f"out/gray/scene{i}_labels.png"), pred)
     first = json.loads((tmp_path / "out/result.json").read_text())
-    for earlier in ("", "-before", "-before-2"):
-        assert json.loads((tmp_path / f"out/result{earlier}.json").read_text())["mIoU"] == first["mIoU"]
-        assert run(project, *options, "has_prediction", True, "ignore_label", 1) == 0
-        assert json.loads((tmp_path / "out/result.json").read_text())["mIoU"] != first["mIoU"]
+    for n, earlier in enumerate(("-before", "-before-2", "-before-3")):
+        assert run(project, *options, "has_prediction", True, "index_step", n + 1) == 0
+        images = [json.loads((tmp_path / f"out/result{end}.json").read_text())["protocol"]["images"] for end in ("", earlier)]
+        assert images == [n + 1, n or 3]
+    assert json.loads((tmp_path / "out/result.json").read_text())["mIoU"] == first["mIoU"]
 
 
 def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path, capsys):
@@ -240,7 +241,8 @@ def test_a_result_json_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "result.json").touch()
-    for name in ("is_file", "read_text", "replace"):  # is_file: of Python before 3.14, in a folder that cannot be entered
+    monkeypatch.setattr(os, "replace", denied)
+    for name in ("is_file", "read_text"):  # is_file: of Python before 3.14, in a folder that cannot be entered
         monkeypatch.setattr(Path, name, denied)
     for function in (earlier_protocol, set_result_aside):
         with pytest.raises(Mistake, match=f"^{tmp_path}/result.json: permission denied"):

@@ -16,7 +16,11 @@ run_training() { # ARGUMENTS: a signal to this script reaches the training, whic
     while :; do
         status=0
         wait "$child" || status=$?
-        kill -0 "$child" 2> /dev/null || break # wait returns at every signal
+        kill -0 "$child" 2> /dev/null && continue # wait returns at every signal
+        last=0
+        wait "$child" || last=$? # where it ended while a trap ran; 127 where the first wait has told its status
+        [ "$last" = 127 ] || status=$last
+        break
     done
     trap - TERM USR1 HUP INT
     return "$status"

@@ -138,7 +138,7 @@ def earlier_protocol(folder) -> dict:
         ) from error
 
 
-def set_result_aside(folder, move=os.replace) -> None:
+def set_result_aside(folder, move=None) -> None:
     """Rename the results of an earlier test, before the first of its predictions is replaced: they would tell of the others
     too how they were made and scored, if this test ends early or has no labels. What was set aside before stays."""
     names = ("result.json", "result.md", "report.html", "confusion.csv", "images.csv")
@@ -147,7 +147,7 @@ def set_result_aside(folder, move=os.replace) -> None:
     free = next(end for end in ends if not any(os.path.lexists(path.with_stem(path.stem + end)) for path in there))
     for path in there:
         with file_errors(path):
-            move(path, path.with_stem(path.stem + free))
+            (move or os.replace)(path, path.with_stem(path.stem + free))
 
 
 def shown(path) -> str:
