@@ -129,9 +129,9 @@ class ResNet(nn.Module):
     """Stages layer0 (the stem) to layer4; layer2 to layer4 at 1/8 of the input's resolution, rounded up.
 
     stem: "deep" (three 3x3, 64-64-128 channels), "deep32" (32-32-64) or "plain" (7x7, torchvision's).
-    contract_dilation: the first block of layer3 and layer4 has the dilation of the stage before (1 and 2), and the second
-    convolution of a BasicBlock dilation 1, as in MMSegmentation and torchvision; otherwise, as in semseg, every 3x3
-    convolution of layer3 has dilation 2 and of layer4 has 4.
+    contract_dilation: the first block of layer3 and layer4 has the dilation of the stage before (1 and 2), as in MMSegmentation
+    and torchvision, and the second convolution of a BasicBlock dilation 1, as in MMSegmentation; otherwise, as in semseg, every
+    3x3 convolution of layer3 has dilation 2 and of layer4 has 4.
     """
 
     def __init__(self, layers=50, stem="deep", contract_dilation=False):

@@ -238,6 +238,10 @@ def test_underscores_are_dashes(flag):
         ("lr_config.power=1", "power", 1.0),
         ("lr_config.min_lr=1e-4", "min_lr", 1e-4),
         ("runner.max_iters=20000", "max_iter", 20000),
+        ("train_cfg.max_iters=20000", "max_iter", 20000),
+        ("train_cfg.val_interval=2000", "iter_interval", 2000),
+        ("optim_wrapper.optimizer.lr=0.02", "base_lr", 0.02),
+        ("optim_wrapper.optimizer.weight_decay=0.02", "weight_decay", 0.02),
         ("checkpoint_config.interval=500", "iter_interval", 500),
         ("evaluation.interval=500", "iter_interval", 500),
         ("log_config.interval=7", "print_freq", 7),
@@ -479,6 +483,7 @@ def test_server_format_is_a_flag_of_the_test():
     assert read(f"--config {CITYSCAPES} --format cityscapes", parse_test).format == "cityscapes"
     assert "format ade20k and --format cityscapes" in error(f"{CITYSCAPES} --format cityscapes format ade20k", parse_test)
     assert "--eval: unknown flag; leave it out" in error(f"{CITYSCAPES} --eval mIoU", parse_test)
+    assert '--tta: unknown flag; write scales "[0.5' in error(f"{CITYSCAPES} --tta", parse_test)
     assert "--show-dir: unknown flag; write save_folder FOLDER" in error(f"{CITYSCAPES} --show-dir seen", parse_test)
     assert "format: 'coco' is not one of none, cityscapes, ade20k, voc2012" in error(f"{CITYSCAPES} --format coco", parse_test)
 

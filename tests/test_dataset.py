@@ -204,7 +204,7 @@ def test_images_and_labels_are_turned_by_their_exif_orientation(tmp_path, suffix
 @pytest.mark.parametrize("suffix", [".jpg", ".avif"])
 def test_a_photograph_on_its_side_is_read_upright(tmp_path, suffix, number):
     if suffix == ".avif" and not features.check("avif"):
-        pytest.skip("Pillow without AVIF")
+        pytest.skip("this Pillow writes no AVIF")
     image = np.zeros((24, 40, 3), np.uint8)
     image[:8, :16] = 255  # one corner
     path = with_orientation(tmp_path / f"a{suffix}", image, number, quality=95)

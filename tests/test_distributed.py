@@ -46,6 +46,7 @@ def test_any_number_of_processes_and_workers_trains_like_one(world, workers, opt
     more = ["save_path", tmp_path, "workers", workers, "evaluate", False]
     processes = start(options, *more, world=world, log=tmp_path / "log", **DOUBLE)
     assert finish(processes) == [0] * world, said(tmp_path / "log")
+    assert "FutureWarning" not in said(tmp_path / "log")
     parts = [seen(tmp_path / "log", rank) for rank in range(world)]
     assert [sum(batch, []) for batch in zip(*parts)] == seen(alone / "log")  # the same samples, augmented in the same way
     torch.testing.assert_close(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)

@@ -17,7 +17,6 @@ share the images; the scores are the same.
 
 import logging
 import os
-import shutil
 import sys
 import time
 from contextlib import suppress
@@ -134,7 +133,7 @@ def test(argv) -> int | None:
     if cfg.split == "test":
         run.log.info(f"Predictions are in {run.folder}; split test has no labels, so there is no score")
     elif distributed.is_main():
-        set_result_aside(run.folder, shutil.copy2)  # with has_prediction it is there until the new one is whole
+        set_result_aside(run.folder, copy=True)  # with has_prediction it is there until the new one is whole
         write_results(run)
     run.log.info("<<<<<<<<<<<<<<<<< End Evaluation <<<<<<<<<<<<<<<<<")
     distributed.close()

@@ -89,12 +89,15 @@ MMSEG = {  # MMSegmentation's settings, and their keys here
     "lr_config.power": "power", "lr_config.min_lr": "min_lr", "runner.max_iters": "max_iter",
     "checkpoint_config.interval": "iter_interval", "evaluation.interval": "iter_interval", "log_config.interval": "print_freq",
     "model.backbone.depth": "layers", "model.decode_head.num_classes": "classes", "model.auxiliary_head.num_classes": "classes",
-    "optim_wrapper.optimizer.lr": "base_lr", "train_cfg.max_iters": "max_iter", "load_from": "weight",
+    "optim_wrapper.optimizer.lr": "base_lr", "optim_wrapper.optimizer.momentum": "momentum",
+    "optim_wrapper.optimizer.weight_decay": "weight_decay", "train_cfg.max_iters": "max_iter",
+    "train_cfg.val_interval": "iter_interval", "load_from": "weight",
     "resume_from": "resume", "work_dir": "save_path",
 }  # fmt: skip
 REFUSED = {
     "data.samples_per_gpu": "batch_size is that of all GPUs together; give batch_size={value} times the number of GPUs",
     "train_dataloader.batch_size": "batch_size is that of all GPUs together; give batch_size={value} times the number of GPUs",
+    "train_dataloader.num_workers": "workers are those of all GPUs together; give workers={value} times the number of GPUs",
     "data.workers_per_gpu": "workers are those of all GPUs together; give workers={value} times the number of GPUs",
 }
 DEPRECATED = {
@@ -108,6 +111,7 @@ TESTING = {  # flags of its test, and what they are here
     "--eval": "leave it out: scores are always computed", "--out": "write save_folder FOLDER",
     "--show-dir": "write save_folder FOLDER", "--format-only": "write split test --format cityscapes",
     "--aug-test": 'write scales "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]" flip True',
+    "--tta": 'write scales "[0.5, 0.75, 1.0, 1.25, 1.5, 1.75]" flip True',
 }  # fmt: skip
 WHY = {"iter_interval": " (checkpoints and validations have one interval; save_freq and eval_freq are multiples of it)"}
 LAUNCHERS = {  # the variables that each one sets, and how to start it

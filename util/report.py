@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,16 +139,17 @@ def earlier_protocol(folder) -> dict:
         ) from error
 
 
-def set_result_aside(folder, move=None) -> None:
+def set_result_aside(folder, copy=False) -> None:
     """Rename the results of an earlier test, before the first of its predictions is replaced: they would tell of the others
-    too how they were made and scored, if this test ends early or has no labels. What was set aside before stays."""
+    too how they were made and scored, if this test ends early or has no labels. What was set aside before stays.
+    copy: leave them in place too, until they are replaced."""
     names = ("result.json", "result.md", "report.html", "confusion.csv", "images.csv")
     there = [folder / name for name in names if os.path.isfile(folder / name)]  # noqa: PTH113, as above
     ends = ("-before" if number == 1 else f"-before-{number}" for number in count(1))
     free = next(end for end in ends if not any(os.path.lexists(path.with_stem(path.stem + end)) for path in there))
     for path in there:
         with file_errors(path):
-            (move or os.replace)(path, path.with_stem(path.stem + free))
+            (shutil.copy2 if copy else os.replace)(path, path.with_stem(path.stem + free))
 
 
 def shown(path) -> str:
