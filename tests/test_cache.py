@@ -298,7 +298,8 @@ def test_an_unreadable_image_is_named(root, tmp_path):
 
 def test_workers_share_the_cache(root, tmp_path):
     data = SemData("train", root, root / "train.txt", LAZY, cache=tmp_path / "cache")
-    loaders = [torch.utils.data.DataLoader(data, batch_size=2, num_workers=n, worker_init_fn=worker_init) for n in (0, 2)]
+    how = {"batch_size": 2, "sampler": [(0, i) for i in range(len(data))], "worker_init_fn": worker_init}
+    loaders = [torch.utils.data.DataLoader(data, num_workers=n, **how) for n in (0, 2)]
     for alone, shared in zip(*loaders):
         assert torch.equal(alone[0], shared[0]) and torch.equal(alone[1], shared[1])
 

@@ -681,3 +681,10 @@ def test_a_pipeline_holds_only_text_and_finite_numbers(write):
     for value in ("[{Blur: {p: .nan}}]", "[{Blur: {p: 2024-01-01}}]", "[{Blur: {p: 0x" + "f" * 90 + "}}]"):
         assert "TRAIN.augmentation: " in errors_of(write(), ["augmentation", value])
     assert "more than 10000 values" in errors_of(write(), ["param_rules", [{"name": bomb()}]])
+
+
+def test_scripts_of_the_original_get_numbers_that_yaml_reads_as_text(tmp_path):
+    (tmp_path / "a.yaml").write_text("TRAIN:\n  base_lr: 1e-2\n  save_path: 1e-2\n  mine: 1e-2\n")
+    cfg = load_cfg_from_cfg_file(tmp_path / "a.yaml")
+    assert (cfg.base_lr, cfg.save_path, cfg.mine) == (0.01, "1e-2", "1e-2")
+    assert merge_cfg_from_list(cfg, ["base_lr", "2e-2"]).base_lr == 0.02

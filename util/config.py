@@ -375,8 +375,14 @@ class Settings(dict):
 
 
 def load_cfg_from_cfg_file(file) -> Settings:
-    """What the file holds, unchecked and without defaults; keys that this project does not have are kept."""
-    return Settings(_settings(read_config_text(file), file))
+    """What the file holds, unchecked and without defaults; keys that this project does not have are kept. `1e-2`, which is
+    text in YAML 1.1, is a number."""
+    values = Settings(_settings(read_config_text(file), file))
+    for key in values:
+        if isinstance(values[key], str) and float in kinds_of(key):
+            with suppress(Mistake):
+                values[key] = convert(values[key], float)
+    return values
 
 
 def merge_cfg_from_list(cfg: Settings, cfg_list) -> Settings:

@@ -22,7 +22,7 @@ class SemData(torch.utils.data.Dataset):
     """The samples of a list: (image, label) as `transform(image, label, rng)` returns them.
 
     `transform` gets image (H, W, 3) float32 RGB 0..255 (uint8 if it has a true attribute `lazy`), label (H, W) uint8 or
-    uint16, and the sample's own random numbers. Split `test` has no labels: they are all zero, uint8. With `classes` given,
+    uint16, and random numbers. Split `test` has no labels: they are all zero, uint8. With `classes` given,
     a label id that is neither below it nor `ignore_label` is a Mistake.
 
     `cache` names a directory for decoded files (util/cache.py); what it lacks is decoded by the constructor. A lazy `Compose`
@@ -40,15 +40,16 @@ class SemData(torch.utils.data.Dataset):
         return len(self.data_list)
 
     def __getitem__(self, key):
-        """Sample `index`, or `(epoch, index)`; an index alone is that of epoch 0."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        """Sample `(epoch, index)`, with random numbers of its own; or `index`, with those of Python's `random`, for scripts in
+        which a sampler of torch gives the indices: they are others in every epoch."""
+        index = key[1] if isinstance(key, tuple) else key
         lazy = getattr(self.transform, "lazy", False)
         image, label = self.read(index, open_image if lazy and isinstance(self.transform, Compose) else read_image)
         if not lazy:
             image, label = image.astype(np.float32), np.array(label)
         if self.transform is None:
             return image, label
-        return self.transform(image, label, sample_rng(self.seed, epoch, index))
+        return self.transform(image, label, sample_rng(self.seed, *key) if isinstance(key, tuple) else random)
 
     def read(self, index, read_image=read_image):
         """Image (H, W, 3) uint8 RGB and label (H, W) uint8 or uint16, checked, as in the files; read-only from a cache."""

@@ -44,7 +44,7 @@ def convert(value: Any, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         if isinstance(value, str) and "," in value and str not in (item := get_args(kind)[0], *get_args(item)[:1]):
-            raise Mistake(f"expected a list in brackets, such as [{value.strip(' ()')}], not {shown(value)}")
+            raise Mistake(f"expected a list in brackets, such as [{value.strip(' ()[]')}], not {shown(value)}")
         return tuple(convert(item, get_args(kind)[0]) for item in items)
     if kind is bool and isinstance(value, bool | int) and value in (0, 1):
         return bool(value)
