@@ -102,3 +102,13 @@ def test_an_output_that_cannot_be_a_file_is_refused(tmp_path, networks, capsys):
         assert run(tmp_path / "a.pth", output) == 1
         assert f"error: {output}: {words}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_the_depth_that_shapes_do_not_tell_stays_what_the_file_states(eighth, tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    from model.smp import SMPPSPNet
+
+    config = yaml.safe_dump({"TRAIN": {"arch": "smp_pspnet", "layers": 101}})
+    save_checkpoint({"state_dict": SMPPSPNet(101, 0.1, 3).state_dict(), "config": config}, tmp_path / "a.pth")
+    assert run(tmp_path / "a.pth", tmp_path / "b.pth") == 0
+    assert yaml.safe_load(load_checkpoint(tmp_path / "b.pth")["config"])["TRAIN"]["layers"] == 101

@@ -320,6 +320,8 @@ def test_an_export_that_is_ended_by_sigterm_leaves_nothing(project, tmp_path, mo
         (["--out", "a.onnx", "--model", "exp/no.pth"], f"{ROOT}/exp/no.pth: no such checkpoint"),
         (["--out", "a.onnx", "val_list", "/no.txt"], "DATA.val_list: /no.txt does not exist, and the mIoU of the exported file "
          "cannot be compared without it; give `val_list PATH`, or --images 0 to compare logits of random windows alone"),
+        (["--out", "a.onnx", "val_list", "/" + 300 * "n"], "does not exist, and the mIoU of the exported file"),
+        (["--out", 300 * "n" + ".onnx"], "the name is longer than the 255 bytes that a file's may have"),
         (["--out", "a.onnx", "test_mode", "whole", "average", "logit"], "a.onnx: takes windows of 33 x 41, not 32 x 46: "),
         (["--out", "a.onnx", "arch", "psa"], "TRAIN.train_h: 41 is not of the form 16n+1"),
     ],
@@ -482,3 +484,19 @@ def test_auto_precision_is_that_of_the_file(written, project, tmp_path, monkeypa
     words = ["--config", str(project / "config.yaml"), "--model", str(written), "precision", "auto"]
     assert test.main([*words, "save_folder", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out/result.json").read_text())["protocol"]["precision"] == "fp32"
+
+
+def test_images_without_a_labelled_pixel_do_not_prevent_the_file(written, project, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "write_exported", lambda path, *_: shutil.copy(written, path))
+    Image.fromarray(np.full((40, 57), 255, np.uint8)).save(tmp_path / "label.png")
+    (tmp_path / "val.txt").write_text(f"{project}/1.png {tmp_path}/label.png\n")
+    assert run(project, "--out", tmp_path / "a.onnx", "val_list", tmp_path / "val.txt") == 0
+
+
+def test_a_network_without_finite_logits_is_named_before_the_export(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "write_exported", None)
+    content = load_checkpoint(project / "a.pth")
+    content["state_dict"]["cls.4.weight"].fill_(3e38)
+    save_checkpoint(content, tmp_path / "b.pth")
+    assert export.main(["--model", str(tmp_path / "b.pth"), "--out", str(tmp_path / "a.onnx"), "--images", "0"]) == 1
+    assert "its logits are NaN or infinite" in capsys.readouterr().err

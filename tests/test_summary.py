@@ -199,3 +199,12 @@ def test_predicted_peak_is_that_of_the_same_step_with_real_tensors(options, one_
     predicted = step_memory(*what)
     monkeypatch.setattr("util.memory.FakeTensorMode", nullcontext)
     assert step_memory(*what) == pytest.approx(predicted, rel=0.01)
+
+
+def test_one_image_a_device_is_measured_with_sync_bn_and_refused_without(narrow, capsys):
+    words = ["model", str(TOY), "train_h", "33", "train_w", "33"]
+    assert main([*words, "batch_size", "4", "train_gpu", "[0,1]", "sync_bn", "True", "--fit", "2.001"]) == 0
+    assert "| fp32 | - | 2 | 1 |" in capsys.readouterr().out
+    assert main([*words, "batch_size", "4", "train_gpu", "[0,1,2,3]", "sync_bn", "True"]) == 0
+    assert main([*words, "batch_size", "1"]) == 1
+    assert "TRAIN.batch_size: leaves one image at a time, and 2 are needed" in capsys.readouterr().err

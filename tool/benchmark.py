@@ -28,7 +28,6 @@ import time
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -52,7 +51,7 @@ from model.pspnet import PSPNet
 from tool import train
 from util import transform
 from util.common import Mistake
-from util.config import ROOT, find_config, load_config
+from util.config import ROOT, config_error, find_config, load_config
 from util.dataset import SemData
 from util.ema import Average
 from util.inference import predict, window_starts
@@ -150,7 +149,7 @@ def table(parts, setup, minutes):
 
 def original(folder):
     """Class PSPNet of the original's code in `folder`, whose packages have the names of ours."""
-    if not (folder / "model/pspnet.py").is_file():
+    if not os.path.isfile(folder / "model/pspnet.py"):  # noqa: PTH113, Path.is_file raises where the name is too long
         raise Mistake(f"--against {folder}: there is no model/pspnet.py; give the folder that holds the original's model/")
     others = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
     with patch.dict(sys.modules), patch.object(sys, "path", [str(folder), *others]):
@@ -352,7 +351,8 @@ def runtimes(setup, folder):
     forms = {"PyTorch": network, "torch.compile": torch.compile(network)}
     for name, package, file in (("ONNX Runtime", "onnxruntime", "a.onnx"), ("OpenVINO", "openvino", "a.xml")):
         write_exported(folder / file, network, meta)
-        forms[f"{name} {version(package)}"] = Exported(folder / file)
+        exported = Exported(folder / file)  # which imports the package; onnxruntime has several distributions
+        forms[f"{name} {importlib.import_module(package).__version__.partition('-')[0]}"] = exported
     window = torch.randn(1, 3, side, side)
     both = torch.cat([window, window.flip(3)])
     with torch.inference_mode():
@@ -466,6 +466,9 @@ def model(args) -> None:
     cfg = replace(cfg, precision=Precision(cfg.precision, device).name)  # what `auto` is here
     gpus = max(len(cfg.train_gpu or ()), 1)
     batch = max(cfg.batch_size // gpus // cfg.accumulate_steps, 1)
+    needed, reason = images_needed(cfg) if batch < 2 and not (cfg.sync_bn and gpus > 1) else (1, "")
+    if batch < needed:
+        raise Mistake(config_error(cfg, "batch_size", f"leaves one image at a time, and {needed} are needed ({reason})"))
     size, test_size = (cfg.train_h, cfg.train_w), (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
     with torch.device("meta"):  # shapes without numbers: no memory, no time
         network = build_model(cfg)

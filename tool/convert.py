@@ -55,20 +55,21 @@ def convert(args) -> None:
         raise Mistake(f"{args.input}: {error}") from None
     kept = {key: content[key] for key in DESCRIPTION if "state_dict" in content and key in content}
     save = save_safetensors if output.suffix == ".safetensors" else save_checkpoint
-    save({**kept, "state_dict": renamed, "config": config_of(content, report.switches)}, output)
+    save({**kept, "state_dict": renamed, "config": config_of(content, report)}, output)
     print(report)
     if args.to == "mmseg":
         print(f"MMSegmentation needs: {mmseg_settings(report.switches)}")
     print(f"written: {output}, {len(renamed)} tensors in {args.to} names")
 
 
-def config_of(content, switches) -> str:
+def config_of(content, report) -> str:
     """The config in a checkpoint, if it has one, with the keys that fit the weights; YAML."""
     config = {"DATA": {}, "TRAIN": {}}
     with suppress(yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):  # no config of this project
         config |= {section: dict(keys or {}) for section, keys in yaml.safe_load(content.get("config")).items()}
-    for key, value in switches.items():
-        config[SECTION_OF[key]][key] = value
+    for key, value in report.switches.items():
+        section = config[SECTION_OF[key]]
+        section[key] = value if key in report.stated else section.get(key, value)
     return yaml.safe_dump({section: keys for section, keys in config.items() if keys}, sort_keys=False)
 
 

@@ -11,6 +11,7 @@ differs by more than 1e-4, the exit status is 1 and there is no file.
 """
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -64,6 +65,8 @@ def export(args) -> None:
     for path in (out, weights_file):
         if os.path.isdir(path):  # noqa: PTH112, Path.is_dir raises where the name is too long
             raise Mistake(f"--out {path}: is a folder; name the file to write")
+        if len(os.fsencode(path.name)) > 255:
+            raise Mistake(f"--out {path}: the name is longer than the 255 bytes that a file's may have")
     if os.path.exists(weights_file) and not os.path.exists(out):  # noqa: PTH110, likewise
         raise Mistake(
             f"--out {out}: its weights would replace {weights_file}, which belongs to no {out.name}; name another file"
@@ -81,6 +84,8 @@ def export(args) -> None:
     read.cache_clear()
     windows = [torch.randn(n, 3, h, w, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 3)]
     logits = [run_network(network, window) for window in windows]  # refuses a size before the long export
+    if not all(y.isfinite().all() for y in logits):
+        raise Mistake(f"--model {args.model}: its logits are NaN or infinite: its weights are damaged or too large")
     if data is not None:  # and so does the first image, if its windows will not be those of the file
         refuse = lambda x: check_window(out, x, (h, w)) or x.new_zeros(len(x), cfg.classes, h, w)
         predict(refuse, data.read(0)[0], **prediction_settings(cfg))
@@ -122,7 +127,7 @@ def labelled_images(cfg, limit):
     key = "val_list" if cfg.val_list or cfg.split == "test" else "test_list"
     for needed in ("data_root", key):
         path = getattr(cfg, needed)
-        if not path or not Path(path).exists():
+        if not path or not os.path.exists(path):  # noqa: PTH110, Path.exists raises where the name is too long
             what = f"{path} does not exist" if path else "is not set"
             what += ", and the mIoU of the exported file cannot be compared without it"
             remedy = f"give `{needed} PATH`, or --images 0 to compare logits of random windows alone"
@@ -156,7 +161,7 @@ def compare_images(cfg, data, count, network, exported, out, log) -> None:
     log.info(f"{count} of the {len(data)} images in {data.list_path}: logits of each one's first windows differ by at most "
              f"{difference:.1e}, {equal / pixels:.4%} of the pixels are equal")  # fmt: skip
     log.info(f"mIoU: {ours:.6f} of the network, {theirs:.6f} of the file")
-    if not abs(ours - theirs) <= MIOU:
+    if abs(ours - theirs) > MIOU or math.isnan(ours) != math.isnan(theirs):  # both nan: no pixel has a label
         raise Mistake(
             f"{out}: not written, since its mIoU differs from the network's by {abs(ours - theirs):.1e}, more than {MIOU:g}"
         )

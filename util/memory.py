@@ -25,6 +25,7 @@ def step_memory(build_model, cfg, batch, h, w, processes=1) -> dict:
     """
     with FakeTensorMode(), Memory() as memory:
         network = build_model(cfg).train()
+        pass_one_value(network)
         if cfg.ema_decay:
             memory.change(memory.now)  # the average of the weights
         weights = memory.now
@@ -86,12 +87,24 @@ def fitting(build_model, cfg, share, least, h, w, processes, limit):
 def costs(network, batch, train_size, test_size):
     """[(part, its parameters, multiply-adds of a training image and of a test image, bytes kept for backward)] of a network on
     the meta device; the last part is **all**. Training is of `batch` images, a test of one; sizes are (h, w)."""
-    train_macs, kept = measure(network.train(), batch, *train_size)
+    pass_one_value(network.train())
+    train_macs, kept = measure(network, batch, *train_size)
     test_macs, _ = measure(network.eval(), 1, *test_size)
     parameters = Counter({name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()})
     rows = [(name, parameters[name], train_macs[name] / batch, test_macs[name], kept[name]) for name in (*parameters, REST)]
     rows = [row for row in rows if row[1] or row[2] or row[4]]
     return [*rows, ("**all**", *map(sum, list(zip(*rows))[1:]))]
+
+
+def pass_one_value(network):
+    """Have BatchNorm take one value a channel, which with SyncBN is one of several: it computes as in a test then."""
+
+    def check(norm, args):
+        if args[0].numel() == norm.num_features:
+            norm.eval()
+
+    for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        norm.register_forward_pre_hook(check)
 
 
 def measure(network, batch, h, w):
