@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,7 +96,7 @@ def variables(monkeypatch):
 
 
 SLURM = {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
-SLURM |= {"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_NUM_NODES": "2"}
+SLURM |= {"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_NODEID": "1"}
 MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}
 MPI |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "665583617"}
 
@@ -169,6 +170,13 @@ def test_first_host_of_a_slurm_list(nodes, first):
     assert distributed.first_host(nodes) == first
 
 
+def test_srun_that_fills_the_first_machine_tells_each_its_own_number(variables):
+    variables |= SLURM | {"SLURM_STEP_TASKS_PER_NODE": "7,1", "SLURM_PROCID": "7", "SLURM_LOCALID": "0"}
+    distributed.adopt_launcher()
+    assert who(variables)[2:4] == ["0", "1"]
+    assert distributed.tasks_per_node("4(x2),1") == ["4", "4", "1"]
+
+
 @pytest.fixture
 def torchrun(variables, monkeypatch):
     """Calls of torch's launcher, parsed and remembered instead of run."""
@@ -176,6 +184,16 @@ def torchrun(variables, monkeypatch):
     monkeypatch.setattr("torch.distributed.run.run", calls.append)
     yield calls
     signal.signal(signal.SIGUSR1, before)
+
+
+def test_port_that_is_taken_is_named(variables, capsys):
+    port = free_port()
+    with socket.create_server(("", port)):
+        where = ["--nnodes=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        before = signal.getsignal(signal.SIGUSR1)
+        assert distributed.torchrun([*where, "train.py"]) == 1
+        signal.signal(signal.SIGUSR1, before)
+    assert f"error: port {port} is in use" in capsys.readouterr().err
 
 
 def test_several_gpus_start_one_process_each(torchrun, monkeypatch):
@@ -307,7 +325,10 @@ def test_second_ctrl_c_ends_at_once_but_not_the_copy_that_a_launcher_hands_on(st
         time.sleep(1)
 
 
-def test_error_of_all_processes_is_said_by_the_first_of_each_machine(variables):
+def test_error_of_all_processes_is_said_by_the_first_of_each_machine(variables, monkeypatch):
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+
     def fail():
         with distributed.same_errors():
             raise Mistake("wrong")
@@ -315,9 +336,11 @@ def test_error_of_all_processes_is_said_by_the_first_of_each_machine(variables):
     variables["LOCAL_RANK"] = "0"
     with pytest.raises(Mistake):
         fail()
+    assert not waited
     variables["LOCAL_RANK"] = "1"
     with pytest.raises(SystemExit, match="1"):
         fail()
+    assert waited  # torchrun ends the first one where another ends before it
 
 
 # ---- seeds ----

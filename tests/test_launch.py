@@ -122,8 +122,8 @@ def test_mpirun(launch, two_processes, tmp_path):
 
 
 def test_variables_of_srun(options, two_processes, tmp_path):
-    slurm = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NUM_NODES": 1}
-    slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2}
+    slurm = {"SLURM_JOB_ID": os.getpid(), "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_TASKS_PER_NODE": 2}
+    slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": 0}
     processes = []
     for rank in (0, 1):
         variables = {**slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}

@@ -236,6 +236,19 @@ def test_a_job_that_queues_up_again_takes_no_resume(project, words, monkeypatch)
     assert done.returncode == 1 and f"error: {project}/config is not the project's root: call sbatch there" in done.stderr
 
 
+@pytest.mark.parametrize("status, requeued", [(75, True), (128 + signal.SIGUSR1, True), (1, False), (0, False)])
+def test_a_job_that_a_signal_stopped_queues_up_again(project, tmp_path, monkeypatch, status, requeued):
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(project))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    executable(tmp_path / "bin/python", "#!/bin/sh\n")
+    executable(tmp_path / "bin/srun", f'#!/bin/sh\necho "$SRUN_CPUS_PER_TASK $*"\nexit {status}\n')
+    executable(tmp_path / "bin/scontrol", '#!/bin/sh\necho "$@"\n')
+    done = sh(project, "slurm.sh", "toy", "pspnet18", "a b", first_in_path=tmp_path / "bin")
+    started = "8 --wait=60 python tool/train.py --config config/toy/toy_pspnet18.yaml resume auto a b\n"
+    assert (done.returncode, done.stdout) == (status, started + "requeue 77\n" * requeued)
+
+
 @pytest.mark.parametrize("words", [[], ["toy"], ["toy", "epochs"], ["toy", "0"], ["toy", "00"], ["toy", ""]])
 def test_train_dist_without_a_number_of_gpus_shows_the_usage(project, words):
     done = sh(project, "train_dist.sh", *words)

@@ -35,10 +35,11 @@ for word in "$@"; do # a job that is requeued has the same arguments, and would 
     before=$word
 done
 export OMP_NUM_THREADS=1
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take it from sbatch since SLURM 22.05
 # A process that dies ends the others after a minute (--wait): they may still be saving.
 srun --wait=60 "$PYTHON" tool/train.py --config "$config" resume auto "$@"
 status=$?
-if [ $status -eq 75 ]; then # stopped by a signal, and saved
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+case $status in
+    75 | 138 | 143) scontrol requeue "$SLURM_JOB_ID" ;; # stopped by a signal, and saved; by SIGUSR1 or SIGTERM before it listened
+esac
 exit $status

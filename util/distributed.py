@@ -61,7 +61,7 @@ def adopt_launcher() -> None:
         job = env.get("PMIX_NAMESPACE", "")
     elif "SLURM_STEP_NUM_TASKS" in env:  # set by srun alone; SLURM_PROCID stands in a batch script too, which is one process
         ours, size, local = env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"], env["SLURM_LOCALID"]
-        local_size = str(-(-int(size) // int(env["SLURM_STEP_NUM_NODES"])))
+        local_size = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[int(env["SLURM_NODEID"])]
         host = first_host(env["SLURM_STEP_NODELIST"])
         job = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
     else:
@@ -79,6 +79,11 @@ def first_host(nodes: str) -> str:
     """The first of SLURM's list of machines: gpu[03-05,9],login -> gpu03."""
     first = re.match(r"([^,\[]|\[[^\]]*\])+", nodes).group()
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def tasks_per_node(text: str) -> list[str]:
+    """SLURM's list of the processes of each machine: 4(x2),1 -> 4, 4, 1."""
+    return [count for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
 
 
 def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
@@ -118,6 +123,12 @@ def torchrun(words) -> int:
         arguments.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
     try:
         run.run(arguments)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = arguments.master_port
+        print(f"error: port {port} is in use; give this run another (PORT of train_dist.sh, dist_url)", file=sys.stderr)
+        return 1
     except ChildFailedError as failed:
         return failed.get_first_failure()[1].exitcode % 256  # that of a killed process is negative
     except SignalException as stopped:  # the processes got the signal too
@@ -240,6 +251,8 @@ def same_errors():
     raises = ranks[:1] == [rank()] if dist.is_initialized() else int(os.environ.get("LOCAL_RANK", 0)) == 0
     if mistake and raises:
         raise mistake
+    if mistake and not dist.is_initialized():
+        time.sleep(20)  # a launcher ends all processes with the first that ends, and the one with the message may come later
     if ranks or leaving:
         raise leaving or SystemExit(1)
 
