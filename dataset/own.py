@@ -6,6 +6,7 @@ Masks are read here only to find their values. Nothing is written but a colour t
 import os
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -163,10 +164,11 @@ def files_below(root, without=None):
 
 
 def by_key(root, files):
-    """{path below root without file type: file}"""
+    """{path below root without file type: file}. Accents are one letter in the key, as Windows and Linux write them; Macs write
+    a letter and its accent, and a mask may come from another machine than its image."""
     found = {}
     for path in files:
-        key = path.relative_to(root).with_suffix("").as_posix()
+        key = unicodedata.normalize("NFC", path.relative_to(root).with_suffix("").as_posix())
         if key in found:
             raise Mistake(f"{found[key]} and {path.name}: two files for one name; keep one of them")
         found[key] = path
@@ -198,7 +200,8 @@ def _images_and_masks(images, masks, suffix):
     pictures, labels = by_key(images, pictures), by_key(masks, labels)
     if not labels:
         raise Mistake(f"{masks}: no masks in it; a mask is a PNG with the name of its image, and _mask, _label, _gt or another "
-                      f"ending may follow the name{_would_do(_endings(pictures, pictures))}")  # fmt: skip
+                      f"ending may follow the name; if masks have a folder of their own, give --images DIR and --masks DIR"
+                      f"{_would_do(_endings(pictures, pictures))}")  # fmt: skip
     return pictures, labels, notes
 
 
@@ -357,8 +360,9 @@ def _count_ids(values, void):
     if len(classes) < 2:  # binary masks of 0 and 255
         classes, ignored = sorted(values.ids), []
     total = sum(values.ids.values())
-    held = first_few([f"{value} ({100 * values.ids[value] / total:.1f} %)" for value in classes], 20)
-    held += f" and void ({', '.join(map(str, ignored))})" if ignored else ""
+    share = {value: f"{100 * pixels / total:.1f} %" for value, pixels in values.ids.items()}
+    held = first_few([f"{value} ({share[value]})" for value in classes], 20)
+    held += f" and void ({', '.join(f'{value}: {share[value]}' for value in ignored)})" if ignored else ""
     if len(classes) < 2:
         colour = f". {values.coloured} masks are in colour: if colours are the classes, give --colors FILE"
         raise Mistake(f"the masks hold nothing but {held}; training needs two classes, or --names FILE if there are classes "
@@ -369,8 +373,14 @@ def _count_ids(values, void):
             "of classes? If so, write the lists yourself: training takes 16-bit labels, with ignore_label: 65535"
         )
     flags = [*(["--ids", *classes] if classes != [*range(len(classes))] else []), *(["--void", *ignored] if ignored else [])]
+    other = ""
+    if VOID in ignored and "--ids" in flags:  # 0 85 170 255: classes that are stretched to be seen
+        other = (
+            f"or, if {VOID} is a class too:\n  --ids {' '.join(map(str, sorted({*classes, VOID})))}"
+            f"{' --void 65535' * (65535 in ignored)}\n"
+        )
     raise Mistake(f"the masks hold the ids {held}, not 0, 1, 2, ... without gaps. This makes them the classes 0 to "
-                  f"{len(classes) - 1} in this order:\n  {' '.join(map(str, flags))}\n"
+                  f"{len(classes) - 1} in this order:\n  {' '.join(map(str, flags))}\n{other}"
                   "or, if ids without pixels are classes too, give the names of all with --names FILE")  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import binascii
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -117,6 +118,8 @@ def _annotation_files(paths):
         jsons += [file for file in files if file.suffix.lower() == ".json"]
     if not (yaml or texts or jsons):
         raise Mistake(f"{paths[0]}: no annotations: expected *.json of labelme or COCO, or data.yaml or *.txt of YOLO")
+    if any(text.name == "classes.txt" for text in texts):  # YOLO's; Label Studio puts a notes.json beside it
+        jsons = []
     return yaml, [] if jsons else texts, jsons
 
 
@@ -136,7 +139,8 @@ def _labelme(files, images):
         beside = (find(path.parent, name) for name in same_name)
         image = image_path and find(path.parent, image_path) or next(filter(None, beside), None)
         if image is None:
-            fault = fault or f"{path}: its image {image_path or path.with_suffix('.jpg').name} is not in {images}"
+            name = image_path or path.with_suffix(".jpg").name
+            fault = fault or f"{path}: its image {name} is not in {images}; say where it is with --images DIR"
             samples.append(Sample("", path, "", fault=fault))
         else:
             with_json.add(image)
@@ -525,24 +529,25 @@ def _pictures(root, folders):
     files, _ = own_files(root)
     places = {os.path.realpath(file.parent) for file in files}
     beside_theirs = folders if any(os.path.realpath(folder) in places for folder in folders) else ()
-    known, ends, by_name = {os.path.normpath(file): file for file in files}, {}, set()
+    nfc = partial(unicodedata.normalize, "NFC")  # see `by_key`
+    known, ends, by_name = {nfc(os.path.normpath(file)): file for file in files}, {}, set()
     for file in files:
         parts = (root.resolve().name, *file.relative_to(root).parts)
         for k in range(len(parts)):
-            ends.setdefault("/".join(parts[k:]), []).append(file)
+            ends.setdefault(nfc("/".join(parts[k:])), []).append(file)
 
     def by_end(parts):
-        ending_so = (ends.get("/".join(parts[k:]), ()) for k in range(len(parts) - 1))
+        ending_so = (ends.get(nfc("/".join(parts[k:])), ()) for k in range(len(parts) - 1))
         return next((found[0] for found in ending_so if len(found) == 1), None)
 
     def find(folder, name):
-        name = str(name).replace("\\", "/")
-        places = (os.path.normpath(parent / name) for parent in (folder, root))
+        name = nfc(str(name).replace("\\", "/"))
+        places = (nfc(os.path.normpath(parent / name)) for parent in (folder, root))
         if image := next((known[place] for place in places if place in known), None):
             return image
         last = name.split("/")[-1]
         beside = folder / last
-        if image := by_end(name.split("/")) or known.get(os.path.normpath(beside)) or by_end(beside.parts):
+        if image := by_end(name.split("/")) or known.get(nfc(os.path.normpath(beside))) or by_end(beside.parts):
             return image
         found = ends.get(last, ())
         elsewhere = "/" in name or folder in beside_theirs

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, TiffImagePlugin, features
 from PIL.PngImagePlugin import PngInfo
 
 from util import transform as T
@@ -448,6 +448,32 @@ def test_alpha_of_a_tiff_changes_neither_ids_nor_colours(tmp_path, how, orientat
     Image.fromarray(np.dstack([image, alpha])).save(tmp_path / "image.tif", tiffinfo={274: orientation}, **how)
     upright = image if orientation == 1 else np.rot90(image, -1)
     np.testing.assert_array_equal(read_image(tmp_path / "image.tif"), upright)
+
+
+def tiff(pixels, photometric, extra=None):
+    """A TIFF without compression, in one strip, with tags that Pillow and OpenCV do not write. pixels: (H, W, bands)."""
+    h, w, bands = pixels.shape
+    tags = {256: w, 257: h, 258: [8 * pixels.itemsize] * bands, 259: 1, 262: photometric, 273: 0, 277: bands, 278: h,
+            279: pixels.nbytes, 339: [2 if pixels.dtype.kind == "i" else 1] * bands}  # fmt: skip
+    tags |= {} if extra is None else {338: extra}
+    out = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    for tag, value in sorted(tags.items()):
+        out[tag] = value
+    return b"II*\0\x08\0\0\0" + out.tobytes(8) + pixels.tobytes()  # which puts the place of the pixels into the tag 273
+
+
+def test_tiffs_of_numbers_below_0_and_of_bands_without_colours_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(np.int16([[[0], [512], [32767]]]), photometric=1))
+    np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 2, 127])
+    path.write_bytes(tiff(np.int16([[[-1], [0], [3000]]]), photometric=1))
+    with pytest.raises(Mistake, match=r"a.tif: a TIFF of numbers below 0"):
+        read_image(path)
+    path.write_bytes(tiff(np.full((4, 4, 3), 9000, np.uint16), photometric=1, extra=[0, 0]))
+    with pytest.raises(Mistake, match=r"a.tif: a TIFF of 3 bands that are not said to be red, green and blue"):
+        read_image(path)
+    path.write_bytes(tiff(np.uint16([[[40000, 30000, 20000, 9000]]]), photometric=2, extra=2))
+    np.testing.assert_array_equal(read_image(path), [[[156, 117, 78]]])  # alpha is dropped
 
 
 def test_a_float_label_is_refused(tmp_path):

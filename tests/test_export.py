@@ -496,6 +496,7 @@ def test_images_without_a_labelled_pixel_do_not_prevent_the_file(written, projec
 def test_a_network_without_finite_logits_is_named_before_the_export(project, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(export, "write_exported", None)
     content = load_checkpoint(project / "a.pth")
+    content["state_dict"]["cls.1.weight"].fill_(3e38)
     content["state_dict"]["cls.4.weight"].fill_(3e38)
     save_checkpoint(content, tmp_path / "b.pth")
     assert export.main(["--model", str(tmp_path / "b.pth"), "--out", str(tmp_path / "a.onnx"), "--images", "0"]) == 1

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,24 @@ def test_two_images_of_one_name_are_refused(args, tmp_path, capsys):
     place(tmp_path / "masks", "a.png", "b.png", mask=True)
     assert run(*args) == 1
     assert "images/a.jpg and a.png: two files for one name; keep one of them" in capsys.readouterr().err
+
+
+def test_accents_of_a_mac_and_of_another_machine_are_one_name(args, tmp_path):
+    for i, (image, mask) in enumerate((("NFD", "NFC"), ("NFC", "NFD"), ("NFC", "NFC"))):
+        put(tmp_path / "images" / unicodedata.normalize(image, f"Stra\u00dfe S\u00fcd {i}.jpg"), picture(i))
+        put(tmp_path / "masks" / unicodedata.normalize(mask, f"Stra\u00dfe S\u00fcd {i}.png"), ids([0, 1]))
+    assert run(*args) == 0
+    assert len(pairs_of(tmp_path / "mine")) == 3
+
+
+def test_values_that_are_stretched_to_255_are_asked_about(args, tmp_path, capsys):
+    put(tmp_path / "images/a.png", picture(1))
+    put(tmp_path / "images/b.png", picture(2))
+    for name in "ab":
+        put(tmp_path / f"masks/{name}.png", ids([0, 85, 170, 255]))
+    assert run(*args) == 1
+    error = capsys.readouterr().err
+    assert "void (255: 25.0 %)" in error and "or, if 255 is a class too:\n  --ids 0 85 170 255\n" in error
 
 
 def test_own_folder_with_images_and_masks_together(tmp_path):

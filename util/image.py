@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from util.common import Mistake, first_few
 from util.png import SIGNATURE, cut_png, png_layout
@@ -244,7 +244,12 @@ def _decode_rgb(path, data):
 
 def _decode(path, data, flags):
     orientation = 1
-    if data[:2] in TIFF_STARTS and _has_straight_alpha(data):  # OpenCV would multiply the other channels by it
+    tags = _tiff_tags(data) if data[:2] in TIFF_STARTS else {}
+    bands = tags.get(277, 1) - sum(kind in (1, 2) for kind in tags.get(338, ()))  # but for alpha
+    if bands > 1 and tags.get(262) in (0, 1):  # OpenCV reads the first alone
+        raise Mistake(f"{path}: a TIFF of {bands} bands that are not said to be red, green and blue; save three of them as RGB")
+    eight = {8} if flags & cv2.IMREAD_ANYDEPTH else {8, 16}  # Pillow gives the upper 8 bits, which are not those of ids
+    if data[:2] in TIFF_STARTS and _has_straight_alpha(data, eight):  # OpenCV would multiply the other channels by it
         with _decoding(path):
             return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))[..., 2::-1].copy()
     if (data[:4] == b"RIFF" or data[4:8] == b"ftyp") and not flags & cv2.IMREAD_IGNORE_ORIENTATION:
@@ -256,14 +261,28 @@ def _decode(path, data, flags):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if array is None:
         raise Mistake(f"{path}: cannot be decoded (not an image, cut short, or of a kind that OpenCV does not read)")
+    if 2 in np.atleast_1d(tags.get(339, 1)) and array.dtype == np.uint8 and array.max() > 127:  # -1 became 255
+        raise Mistake(f"{path}: a TIFF of numbers below 0, whose range is not certain; save it as PNG, or as TIFF of 0..65535")
     array = cv2.transpose(array) if orientation in (5, 6, 7, 8) else array
     return cv2.flip(array, FLIPS[orientation]) if orientation in FLIPS else array
 
 
-def _has_straight_alpha(data):
-    """Is this a TIFF of four 8-bit channels, the last one alpha (ExtraSamples 2)?"""
+def _tiff_tags(data):
+    """The tags of a TIFF, also of one that Pillow does not open; {} if they cannot be read."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        return dict(tags)
+    except Exception:  # as in _header
+        return {}
+
+
+def _has_straight_alpha(data, bits):
+    """Is this a TIFF of four channels of so many bits, the last one alpha (ExtraSamples 2)?"""
     tags = _header(data, "tag_v2", {})
-    return _header(data, "mode") == "RGBA" and set(tags.get(258, ())) == {8} and tags.get(338) == (2,)
+    return _header(data, "mode") == "RGBA" and set(tags.get(258, ())) <= bits and tags.get(338) == (2,)
 
 
 def _orientation(data):

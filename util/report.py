@@ -231,11 +231,9 @@ blue where right, orange where wrong. The counts are in <a href="confusion.csv">
 <details><summary>The {len(hardest)} hardest, with the prediction over the image</summary>
 <ol class="columns">{links}</ol></details>
 </section>
-
-<section>
-<h2>Best images</h2>
-{"".join(rows[e] for e in best)}
-</section>"""
+"""
+    if best:
+        body += f"<section>\n<h2>Best images</h2>\n{''.join(rows[e] for e in best)}\n</section>"
     _write(folder / "report.html", _page(f"{result.title}: mIoU {number(result.scores.mIoU)}", body))
 
 
