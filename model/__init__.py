@@ -1,4 +1,9 @@
-"""The networks. `build_model` and the checks below are the only functions here that read the config."""
+"""The networks. `build_model` and the checks below are the only functions here that read the config.
+
+A network of one's own needs the three forms of forward (model/base.py), `criterion`, `zoom_factor`, `label_of_logits`,
+`valid_pixels`, `training_sides`, `backbone_modules`, `head_modules`, and for `init: mmseg` `classifiers`; SMPPSPNet is the
+shortest example.
+"""
 
 import torch
 
@@ -60,7 +65,9 @@ def build_criterion(cfg, class_weights=None, **distributed):
         return OhemCrossEntropy(cfg.ignore_label, class_weights, cfg.ohem_threshold, cfg.ohem_min_kept, **distributed)
     if cfg.loss == "dice":
         return DiceLoss(cfg.ignore_label, class_weights, **distributed)
-    return CrossEntropy(cfg.ignore_label, class_weights, cfg.loss_mean)
+    if cfg.loss == "ce":
+        return CrossEntropy(cfg.ignore_label, class_weights, cfg.loss_mean)
+    raise Mistake(f"loss: {cfg.loss!r} is unknown; choose ce, ohem or dice")
 
 
 def check_config(cfg):
@@ -68,7 +75,7 @@ def check_config(cfg):
 
     The network is built without memory, on the meta device, and asked.
     """
-    if cfg.loss != "ce" and cfg.accumulate_steps > 1:
+    if cfg.loss in ("ohem", "dice") and cfg.accumulate_steps > 1:
         message = f"{cfg.accumulate_steps} does not go with loss: {cfg.loss}, which needs the whole batch at once; set it to 1"
         yield "accumulate_steps", message
     if cfg.loss != "ce" and cfg.loss_mean == "all":

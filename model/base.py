@@ -74,6 +74,7 @@ class SceneParser(nn.Module):
             raise Mistake(f"checkpoint_layers: {unknown[0]!r} is unknown; give a list of {', '.join(STAGES)}")
         self.classes, self.zoom_factor, self.ignore_label = classes, zoom_factor, ignore_label
         self.align_corners, self.size_rule, self.fused_loss = align_corners, size_rule, fused_loss
+        self.contract_dilation = contract_dilation
         self.checkpoint_layers = tuple(checkpoint_layers)
         self.criterion = CrossEntropy(ignore_label, mean=loss_mean) if criterion is None else criterion
 

@@ -18,7 +18,8 @@ def fold_batchnorm(network):
     """A copy of a network in eval mode with each BatchNorm folded into the convolution before it: logits equal up to rounding,
     other state_dict names.
 
-    Folded are pairs of a Conv2d and a BatchNorm2d registered one after the other in the same module, as in all networks here.
+    Folded are pairs of a Conv2d and a BatchNorm2d registered one after the other in the same module, which must be applied so
+    too, as in all networks here: a block that normalises before it convolves registers its BatchNorm first.
     """
     if network.training:
         raise ValueError("a network in training mode needs its BatchNorms: call network.eval() first")

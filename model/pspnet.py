@@ -72,7 +72,9 @@ class PPM(nn.Module):
 class PSPNet(SceneParser):
     """ResNet + PPM. The keyword arguments in `frame` and the three forms of forward are SceneParser's.
 
-    fast_head: `PPM.convolved` in place of `ppm` and then `cls[0]`: equal up to rounding; hooks on the two are not called.
+    fast_head: `PPM.convolved` in place of `ppm` and then `cls[0]`: equal up to rounding. Neither is called, nor `cls` as a
+        whole, so no hook on the three is either, and of `cls[0]` weight and bias alone count. False for a changed `ppm` or
+        `cls[0]`.
     """
 
     def __init__(

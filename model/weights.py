@@ -40,7 +40,7 @@ PSP_HEAD = {
 }
 # Not loaded: ImageNet classifiers, other heads, stages after the last one that smp's PSPNet uses.
 DROPPED = ("fc.", "head.", "decode_head.", "auxiliary_head.", "encoder.layer3.", "encoder.layer4.")
-HEADS = ("ppm.", "psa.", "cls.", "aux.", "decoder.", "segmentation_head.")
+BACKBONE = ("layer", "encoder.")
 CLASSIFIERS = ("cls.4.", "aux.4.", "segmentation_head.0.")
 SMP_ENCODER = {"layer0.0.": "encoder.conv1.", "layer0.1.": "encoder.bn1.", "layer1.": "encoder.layer1.",
                "layer2.": "encoder.layer2."}  # fmt: skip
@@ -89,12 +89,14 @@ class Report:
         return "\n".join(lines + [f"{what}: {', '.join(names)}" for what, names in lists.items() if names])
 
 
-def recognise(state):
-    """The format (a name of the table above) of a flat dict {name: tensor}. Raises Mistake for any other."""
+def recognise(state, own=()):
+    """The format (a name of the table above) of a flat dict {name: tensor}; `own` if the names are these. Raises Mistake."""
     firsts = {key.removeprefix("module.").removeprefix("backbone.").split(".")[0] for key in state}
     prefixed = any(key.removeprefix("module.").startswith("backbone.") for key in state)
     if {"encoder", "segmentation_head"} <= firsts:
         return "smp"
+    if not {"layer0", "layer1"} <= firsts and {key.removeprefix("module.") for key in state} == set(own):
+        return "own"
     if "layer1" in firsts:
         if "layer0" in firsts:
             return "semseg"
@@ -110,10 +112,11 @@ def recognise(state):
     )
 
 
-def to_semseg(content):
+def to_semseg(content, own=()):
     """content, a flat dict of tensors or a checkpoint with `state_dict` -> ({semseg name: tensor} in the same order, Report).
 
-    Names that the tables do not know are kept, so that strict loading refuses them. Raises Mistake.
+    Names that the tables do not know are kept, so that strict loading refuses them. own: the names of a network; a file with
+    just these needs no known format. Raises Mistake.
     """
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     found = type(state).__name__
@@ -123,11 +126,14 @@ def to_semseg(content):
     if found:
         raise Mistake(f"holds no weights: expected {{name: tensor}}, or that under `state_dict`, found {found}")
     table = {**STEM, **TRIPLES, **PSP_HEAD}
-    kind = recognise(state)
+    kind = recognise(state, own)
     renamed, dropped = {}, []
     for key in state:
-        bare = key.removeprefix("module.").removeprefix("backbone.")
-        name = _rename(bare, table)
+        name = key.removeprefix("module.")
+        if kind == "own":
+            renamed[key] = name
+            continue
+        name = _rename(name.removeprefix("backbone."), table)
         if name.startswith(DROPPED):
             dropped.append(key)
         else:
@@ -191,6 +197,8 @@ def _classes(state, classifier):
 
 def _switches(kind, state, content):
     """({config key: value} that fit the weights, the set of keys that are certain)."""
+    if kind == "own":
+        return {}, set()
     if kind == "smp":
         found = describe(state)
         return found, set(found) - {"layers"}
@@ -244,8 +252,8 @@ def load_network_weights(network, path, *, read, skip_head=False):
         in `skipped`.
     Raises Mistake with the config keys to set and the tensors that do not fit; the network is unchanged then.
     """
-    state, report = _read_as_semseg(path, read)
     own = network.state_dict()
+    state, report = _read_as_semseg(path, read, own)
     if skip_head:
         classes = report.switches.get("classes")
         report.skipped = [
@@ -255,10 +263,7 @@ def load_network_weights(network, path, *, read, skip_head=False):
             and key in state
             and state[key].shape == (classes, *own[key].shape[1:]) != own[key].shape
         ]
-    expected = describe(own)
-    if expected.get("arch") != "smp_pspnet":
-        expected |= {key: getattr(network, key) for key in ("align_corners", "size_rule")}
-        expected |= {"contract_dilation": _contracts(network)}
+    expected = describe(own) | {key: getattr(network, key) for key in SEMSEG if hasattr(network, key)}
     if expected.get("arch") == "psa":
         expected |= {key: getattr(network.psa, key) for key in ATTENTION}
     for key in report.skipped:
@@ -276,20 +281,20 @@ def load_backbone(network, path, *, read):
     Raises Mistake with the config keys to set and the tensors that do not fit; the network is unchanged then.
     """
     state, report = _read_as_semseg(path, read)
-    own = {key: tensor for key, tensor in network.state_dict().items() if not key.startswith(HEADS)}
-    expected, table, dropped = describe(own), {}, HEADS
+    own = {key: tensor for key, tensor in network.state_dict().items() if key.startswith(BACKBONE)}
+    expected, table, kept = describe(own), {}, "layer"
     if expected.get("arch") == "smp_pspnet":
         if report.switches.get("stem") != "plain":
             raise Mistake(
                 f"{path}: the weights of another stem: that of arch: smp_pspnet is one 7x7 convolution, as in torchvision's "
                 "ResNets; set `initmodel: torchvision`"
             )
-        expected, table, dropped = {"layers": network.layers}, SMP_ENCODER, (*HEADS, "layer3.", "layer4.")
+        expected, table, kept = {"layers": network.layers}, SMP_ENCODER, "encoder."
         report.switches = {key: report.switches[key] for key in ("layers", "stem")}  # it has no other key
     names = {key: _rename(ours, table) for key, ours in report.renamed.items()}
-    state = {names[key]: state[ours] for key, ours in report.renamed.items() if not names[key].startswith(dropped)}
-    report.dropped += [key for key, ours in names.items() if ours.startswith(dropped)]
-    report.renamed = {key: ours for key, ours in names.items() if not ours.startswith(dropped)}
+    state = {names[key]: state[ours] for key, ours in report.renamed.items() if names[key].startswith(kept)}
+    report.dropped += [key for key, ours in names.items() if not ours.startswith(kept)]
+    report.renamed = {key: ours for key, ours in names.items() if ours.startswith(kept)}
     _load(network, own, state, path, report, expected)
     return report
 
@@ -315,17 +320,12 @@ def fetch_torchvision(layers, folder, download=torch.hub.download_url_to_file):
     return path
 
 
-def _read_as_semseg(path, read):
+def _read_as_semseg(path, read, own=()):
     content = read(path)
     try:
-        return to_semseg(content)
+        return to_semseg(content, own)
     except Mistake as error:
         raise Mistake(f"{path}: {error}") from None
-
-
-def _contracts(network):
-    block = network.layer4[0]
-    return (block.conv2 if hasattr(block, "conv3") else block.conv1).dilation == (2, 2)
 
 
 def _load(network, own, state, path, report, expected):
@@ -338,7 +338,7 @@ def _load(network, own, state, path, report, expected):
             problems.append(f"{key}: the file has {found}, the network {value}; set `{key}: {found}`{skip}")
     if problems:
         problems.append(f"the file fits {', '.join(f'{key}: {value}' for key, value in report.switches.items())}")
-    if any(key.startswith(HEADS) for key in own) and not any(key.startswith(HEADS) for key in state):
+    if all(key.startswith(BACKBONE) for key in state) and not all(key.startswith(BACKBONE) for key in own):
         problems.append("it holds a backbone only: name it under `initmodel`")
     # num_batches_tracked counts training steps, which are not continued, and older files lack it.
     report.missing = [key for key in own if key not in state and key.endswith("num_batches_tracked")]

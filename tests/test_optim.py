@@ -308,3 +308,8 @@ def test_the_state_of_a_checkpoint_is_found_by_name_in_whatever_groups(kind):
     for parameter in network.parameters():
         assert torch.equal(run.optimizer.state[parameter][buffer], first.state[parameter][buffer])
     assert settings(network, run.optimizer, "lr_factor")["layer1.1.bias"] == 2
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(Mistake, match="optimizer: 'rmsprop' is unknown; choose sgd or adamw"):
+        build_optimizer(Network(), base_lr=0.1, kind="rmsprop")

@@ -419,3 +419,11 @@ def test_an_epoch_that_is_no_whole_number_is_left_out(semseg_state, epoch):
 
 def test_a_linear_layer_is_no_backbone(saved):
     assert "not the weights of a ResNet" in refusal(load_backbone, ResNet(18), saved(nn.Linear(2, 2).state_dict()))
+
+
+def test_a_network_of_ones_own_loads_its_own_file(saved):
+    theirs, net = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 3))
+    assert load_network_weights(net, saved({f"module.{key}": t for key, t in theirs.state_dict().items()})).format == "own"
+    assert torch.equal(net[0].weight, theirs[0].weight)
+    said = refusal(load_network_weights, nn.Sequential(nn.Conv2d(3, 5, 3)), saved(theirs.state_dict()))
+    assert "0.weight is (4, 3, 3, 3), the network has (5, 3, 3, 3)" in said

@@ -115,10 +115,15 @@ class Scores:
     dice: np.ndarray  # 2 intersection / (labelled + predicted pixels)
     precision: np.ndarray  # intersection / predicted pixels
     mIoU: float
-    mDice: float  # mean of dice
     mAcc: float  # mean of accuracy
     allAcc: float  # correct pixels / labelled pixels
     fwIoU: float  # sum over classes of labelled pixels * IoU / labelled pixels (Long et al., CVPR 2015, section 5)
+    mDice: float  # mean of dice
+
+    @property
+    def means(self):
+        """{name: mean}, for files and TensorBoard."""
+        return {key: value for key, value in vars(self).items() if isinstance(value, float)}
 
     @property
     def recall(self):

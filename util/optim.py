@@ -79,9 +79,11 @@ def build_optimizer(network, *, base_lr, head_lr_factor=10.0, momentum=0.9, weig
 
     if kind == "adamw":  # fused: one kernel for all weights, on CPUs too
         optimizer = AdamW(groups, lr=base_lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)
-    else:
+    elif kind == "sgd":
         fused = True if next(network.parameters()).is_cuda and precision != "fp16" else None
         optimizer = SGD(groups, lr=base_lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
+    else:
+        raise Mistake(f"optimizer: {kind!r} is unknown; choose sgd or adamw")
 
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 

@@ -114,8 +114,7 @@ def report_interval(run) -> None:
 def report_validation(run, protocol, confusion, nll, pixels) -> dict:
     """Log the scores of a confusion matrix (K, K) and of a summed loss, with their protocol; returns {name: score}."""
     result = scores(confusion)
-    values = {"loss": nll / pixels if pixels else math.nan}
-    values |= {name: getattr(result, name) for name in ("mIoU", "mAcc", "allAcc", "fwIoU", "mDice")}
+    values = {"loss": nll / pixels if pixels else math.nan} | result.means
     run.log.info(f"Val result: mIoU/mAcc/allAcc {result.mIoU:.4f}/{result.mAcc:.4f}/{result.allAcc:.4f}.")
     run.log.info(f"Protocol: {', '.join(f'{key} {value}' for key, value in protocol.items())}")
     for i, name in enumerate(run.names):

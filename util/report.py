@@ -160,7 +160,7 @@ def shown(path) -> str:
 def _content(result):
     """result.json: the means, the protocol, and a dict of each class; nan is null."""
     columns = {key: getattr(result.scores, key) for key in ("iou", "accuracy", "recall", "precision", "dice")}
-    means = {key: getattr(result.scores, key) for key in ("mIoU", "mAcc", "allAcc", "fwIoU", "mDice")}
+    means = result.scores.means
     intersection, target = result.confusion.diagonal(), result.confusion.sum(1)
     union = target + result.confusion.sum(0)[:-1] - intersection
     columns |= {"intersection": intersection, "union": union, "target": target}

@@ -72,7 +72,9 @@ def build_schedule(cfg, max_iter, epoch_iters):
             return step(t, T, cfg.base_lr, cfg.step_at, cfg.step_factor)
         if cfg.schedule == "cosine":
             return cosine(t, T, cfg.base_lr, cfg.min_lr)
-        return poly(t, T, cfg.base_lr, cfg.power, cfg.min_lr)
+        if cfg.schedule == "poly":
+            return poly(t, T, cfg.base_lr, cfg.power, cfg.min_lr)
+        raise Mistake(config_error(cfg, "schedule", f"{cfg.schedule!r} is unknown"))
 
     def schedule(iteration):
         t = iteration // epoch_iters if by_epoch else iteration
