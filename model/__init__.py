@@ -16,18 +16,8 @@ from model.weights import ATTENTION, mask_side
 from util.common import Mistake
 
 # Each key of the config is the keyword argument of the same name.
-FRAME_KEYS = (
-    "layers",
-    "classes",
-    "zoom_factor",
-    "ignore_label",
-    "dropout",
-    "stem",
-    "contract_dilation",
-    "align_corners",
-    "size_rule",
-    "checkpoint_layers",
-)
+FRAME_KEYS = """layers classes zoom_factor ignore_label dropout stem contract_dilation align_corners size_rule
+    checkpoint_layers""".split()
 
 
 def build_model(cfg, class_weights=None, **distributed):

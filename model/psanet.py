@@ -115,13 +115,8 @@ class PSA(nn.Module):
 
     def forward(self, x):
         if self.psa_type == BOTH:
-            out = torch.cat(
-                [
-                    self._attend(x, self.reduce, self.attention, COLLECT),
-                    self._attend(x, self.reduce_p, self.attention_p, DISTRIBUTE),
-                ],
-                1,
-            )
+            collected = self._attend(x, self.reduce, self.attention, COLLECT)
+            out = torch.cat([collected, self._attend(x, self.reduce_p, self.attention_p, DISTRIBUTE)], 1)
         else:
             out = self._attend(x, self.reduce, self.attention, self.psa_type)
         return torch.cat([x, self._resize(self.proj(out), x.shape[-2:])], 1)
@@ -181,18 +176,8 @@ class PSANet(SceneParser):
         context = {}
         if use_psa:
             channels = feature_channels(layers)
-            context["psa"] = PSA(
-                channels,
-                channels // 4,
-                psa_type,
-                compact,
-                shrink_factor,
-                mask_h,
-                mask_w,
-                normalization_factor,
-                psa_softmax,
-                align_corners,
-            )
+            attention = psa_type, compact, shrink_factor, mask_h, mask_w, normalization_factor, psa_softmax
+            context["psa"] = PSA(channels, channels // 4, *attention, align_corners)
         super().__init__(
             layers, dropout, classes, zoom_factor, criterion, pretrained, context=context, align_corners=align_corners, **frame
         )

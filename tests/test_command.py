@@ -494,49 +494,9 @@ def test_server_format_is_a_flag_of_the_test():
 @pytest.mark.parametrize("parse", [parse_train, parse_test])
 def test_any_words_are_read_or_refused_with_a_message(parse, capsys):
     rng = random.Random(parse.__name__)
-    words = [
-        TOY,
-        CITYSCAPES,
-        *FLAGS_OF_TRAINING,
-        *FLAGS_OF_TRAINING,
-        "--format",
-        "--help",
-        "-h",
-        "--",
-        "-",
-        "-x",
-        "--x=",
-        "=",
-        "",
-        " ",
-    ]
-    words += [
-        "epochs",
-        "base_lr",
-        "TRAIN.layers",
-        "save_path",
-        "resume",
-        "K=V",
-        "epochs=3",
-        "work_dir=a",
-        "scales=[(1,",
-        "a=\0",
-    ]
-    words += [
-        "optimizer.lr=1e999",
-        "0",
-        "3",
-        "-1",
-        "-1e-2",
-        "9" * 5000,
-        "pytorch",
-        "null",
-        "[" * 500,
-        "é",
-        "\udcff",
-        "a b",
-        "--a b",
-    ]
+    words = [TOY, CITYSCAPES, *FLAGS_OF_TRAINING, *FLAGS_OF_TRAINING, "", " ", "scales=[(1,", "a=\0", "9" * 5000, "[" * 500]
+    words += "--format --help -h -- - -x --x= = epochs base_lr TRAIN.layers save_path resume K=V epochs=3 work_dir=a".split()
+    words += ["optimizer.lr=1e999", "0", "3", "-1", "-1e-2", "pytorch", "null", "é", "\udcff", "a b", "--a b"]
     words += ["train_gpu=0,'", "param_rules=[{name: *a}]", "cache={cache}", "%s", "--seed=%(x)s", "--gpus=-1", "x" * 5000]
     read_ones = 0
     for _ in range(1500):

@@ -411,16 +411,8 @@ def test_without_sync_bn_all_processes_validate_the_network_that_is_saved(option
     more = ["sync_bn", False, "save_path", tmp_path, "main_metric", "loss", "check_data", False]
     assert finish(start(options, *more, world=2, log=tmp_path / "log")) == [0, 0], said(tmp_path / "log")
     *_, line = [line for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if "loss_val" in line]
-    again = [
-        "model_path",
-        tmp_path / "train_epoch_2.pth",
-        "save_path",
-        tmp_path,
-        "save_folder",
-        tmp_path / "test",
-        "flip",
-        False,
-    ]
+    last = tmp_path / "train_epoch_2.pth"
+    again = ["model_path", last, "save_path", tmp_path, "save_folder", tmp_path / "test", "flip", False]
     assert finish(start(options, *again, log=tmp_path / "log1", program="tool.test")) == [0], said(tmp_path / "log1")
     result = json.loads((tmp_path / "test/result.json").read_text())
     assert [result[name] for name in ("mIoU", "mAcc", "allAcc")] == [line[f"{name}_val"] for name in ("mIoU", "mAcc", "allAcc")]

@@ -93,22 +93,7 @@ def test_the_average_of_k_steps_is_the_sum_over_the_weights_of_all_of_them():
 
 @pytest.mark.parametrize("arch", ["psp", "psa", "smp_pspnet"])
 def test_every_network_has_an_average_of_its_own_memory_and_format(arch, options):
-    more = [
-        "arch",
-        arch,
-        "ohem_min_kept",
-        "9",
-        "save_path",
-        "x",
-        "initmodel",
-        "null",
-        "size_rule",
-        "input",
-        "mask_h",
-        "5",
-        "mask_w",
-        "5",
-    ]
+    more = f"arch {arch} ohem_min_kept 9 save_path x initmodel null size_rule input mask_h 5 mask_w 5".split()
     network = build_model(load_config(CONFIG, [*options, *more])).to(memory_format=torch.channels_last)
     average = Average(network, DECAY)
     assert equal(average.network.state_dict(), network.state_dict())

@@ -81,17 +81,8 @@ OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 @pytest.mark.skipif(OLD_TORCH, reason="torch 2.8 imports sympy itself; versions between were not tried")
 def test_training_and_validation_load_no_compiler_no_report_and_nothing_of_dataset(toy, tmp_path):
     code = "import sys; from tool import train; assert train.main(sys.argv[1:]) == 0; print('LOADED', *sys.modules)"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "--config",
-        "toy_pspnet18",
-        *small_training(toy, epochs=1),
-        "save_path",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    words = ["--config", "toy_pspnet18", *small_training(toy, epochs=1), "save_path", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = done.stdout.rpartition("LOADED ")[2].split()
     assert "util.run" in loaded and not SLOW & {*loaded}
     assert not [name for name in loaded if name.split(".")[0] == "dataset" or name == "util.report"]
