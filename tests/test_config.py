@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args, get_origin
 
 import pytest
 import yaml
+from test_configs_build import SHIPPED, original_file
 
 from util.common import Mistake
 from util.config import (
@@ -24,74 +25,7 @@ from util.config import (
     merge_cfg_from_list,
 )
 
-SHIPPED = sorted(ROOT.glob("config/*/*.yaml"))
-
-# A file as the original repository has them: every key it knows, none that it does not.
-ORIGINAL = """
-DATA:
-  data_root: dataset/voc2012
-  train_list: dataset/voc2012/list/train_aug.txt
-  val_list: dataset/voc2012/list/val.txt
-  classes: 21
-TRAIN:
-  arch: psa
-  layers: 50
-  sync_bn: True  # adopt sync_bn or not
-  train_h: 465
-  train_w: 465
-  scale_min: 0.5
-  scale_max: 2.0
-  rotate_min: -10
-  rotate_max: 10
-  zoom_factor: 8
-  ignore_label: 255
-  aux_weight: 0.4
-  psa_type: 2
-  compact: 0
-  shrink_factor: 2
-  mask_h: 59
-  mask_w: 59
-  normalization_factor: 1.0
-  psa_softmax: 1
-  train_gpu: [0, 1, 2, 3, 4, 5, 6, 7]
-  workers: 16
-  batch_size: 16
-  batch_size_val: 8
-  base_lr: 0.01
-  epochs: 50
-  start_epoch: 0
-  power: 0.9
-  momentum: 0.9
-  weight_decay: 0.0001
-  manual_seed:
-  print_freq: 10
-  save_freq: 1
-  save_path: exp/voc2012/psanet50/model
-  weight:
-  resume:
-  evaluate: False
-Distributed:
-  dist_url: tcp://127.0.0.1:6789
-  dist_backend: 'nccl'
-  multiprocessing_distributed: True
-  world_size: 1
-  rank: 0
-TEST:
-  test_list: dataset/voc2012/list/val.txt
-  split: val
-  base_size: 512
-  test_h: 465
-  test_w: 465
-  scales: [1.0]
-  has_prediction: False
-  index_start: 0
-  index_step: 0
-  test_gpu: [0]
-  model_path: exp/voc2012/psanet50/model/train_epoch_50.pth
-  save_folder: exp/voc2012/psanet50/result/epoch_50/val/ss
-  colors_path: data/voc2012/voc2012_colors.txt
-  names_path: data/voc2012/voc2012_names.txt
-"""
+ORIGINAL = original_file("voc2012", "psa", 50)
 
 
 @pytest.fixture
@@ -277,8 +211,7 @@ def test_whole_number_is_not_rounded():
 
 
 def test_a_key_of_true_or_false_accepts_0_and_1(write):
-    text = ORIGINAL.replace("compact: False", "compact: 0").replace("psa_softmax: True", "psa_softmax: 1")
-    cfg = load_config(write(text), ["sync_bn", "0", "evaluate", "1"])
+    cfg = load_config(write(), ["sync_bn", "0", "evaluate", "1"])
     assert (cfg.compact, cfg.psa_softmax, cfg.sync_bn, cfg.evaluate) == (False, True, False, True)
     assert all(isinstance(getattr(cfg, key), bool) for key in ("compact", "psa_softmax", "sync_bn", "evaluate"))
 

@@ -45,7 +45,7 @@ TRAIN:
   print_freq: 10
   save_freq: 1
   save_path: exp/{dataset}/{arch}net{layers}/model
-  weight:  # path to initial weight (default: none)
+  weight:
   resume:
   evaluate: False
 
@@ -87,14 +87,19 @@ DATASETS = {  # classes, crop of PSPNet, crop and mask of PSANet, epochs, base_s
 }
 
 
+def original_file(dataset, arch, layers):
+    """The text of one of them."""
+    classes, psp_size, psa_size, mask, epochs, base_size, train_list, val_list = DATASETS[dataset]
+    attention = ATTENTION.format(mask=mask) if arch == "psa" else ""
+    return ORIGINAL.format(size=psa_size if arch == "psa" else psp_size, **locals())
+
+
 @pytest.mark.parametrize("layers", [50, 101])
 @pytest.mark.parametrize("arch", ["psp", "psa"])
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_config_of_the_original_loads_and_builds(dataset, arch, layers, tmp_path):
-    classes, psp_size, psa_size, mask, epochs, base_size, train_list, val_list = DATASETS[dataset]
-    attention = ATTENTION.format(mask=mask) if arch == "psa" else ""
-    path = tmp_path / "original.yaml"
-    path.write_text(ORIGINAL.format(size=psa_size if arch == "psa" else psp_size, **locals()))
+    classes, path = DATASETS[dataset][0], tmp_path / "original.yaml"
+    path.write_text(original_file(dataset, arch, layers))
     cfg = load_config(path, check=check_config)
     assert all("does not exist, using" in note for note in cfg.notes)
     assert (cfg.compact, cfg.psa_softmax, cfg.manual_seed, cfg.weight) == (False, True, None, None)
