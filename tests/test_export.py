@@ -18,7 +18,6 @@ import torch
 import yaml
 from PIL import Image
 
-from model import resnet
 from model.exported import KEYS, Exported, Window, write_exported
 from model.fold import fold_batchnorm
 from model.psanet import PSANet
@@ -35,18 +34,10 @@ from util.transform import MEAN, STD
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
+pytestmark = pytest.mark.usefixtures("narrow")
 NAMES = ["road", "sky", "traffic light"]
 COLORS = [[128, 64, 128], [0, 0, 255], [255, 255, 0]]
 META = {"config": "é: 1\n", "names": NAMES, "palette": COLORS, "mean": [*MEAN], "std": [*STD], "epoch": None, "revision": "abc"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """Networks of one block a stage, with an eighth of the channels."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.resnet.WIDTH", 8)
-        patch.setitem(resnet.BLOCKS, 18, (resnet.BasicBlock, (1, 1, 1, 1)))
-        yield
 
 
 def trained(build):
@@ -65,10 +56,7 @@ def trained(build):
     return network
 
 
-SIZE = (
-    50,
-    66,
-)  # features of 8 x 10 or, for PSANet, 9 x 11, which pyramid cells of 3 and 6 do not divide; of 7 x 9 without padding
+SIZE = (50, 66)  # features of 8 x 10 or, for PSANet, 9 x 11, which cells of 3 and 6 do not divide; of 7 x 9 without padding
 MMSEG = {"align_corners": False, "size_rule": "input", "contract_dilation": True}
 NETWORKS = {
     "pyramid, mmseg's": lambda: PSPNet(18, classes=3, stem="deep32", **MMSEG),
@@ -108,7 +96,7 @@ def largest_difference(network, found, size):
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory):
+def several(narrow, tmp_path_factory):
     """Each network, and the one ONNX file of all."""
     pytest.importorskip("segmentation_models_pytorch")
     networks = {name: trained(build) for name, build in NETWORKS.items()}
@@ -168,7 +156,7 @@ def assert_refused(path, message):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, small):
+def project(narrow, tmp_path_factory):
     """Three little images with labels, and the checkpoint of a run, which carries its config."""
     root = tmp_path_factory.mktemp("project")
     rng = np.random.default_rng(0)
