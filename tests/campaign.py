@@ -42,8 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cv2
 import torch
 import yaml
-from processes import CONFIG, free_port, small_training
-from tensorboard.backend.event_processing import event_accumulator
+from processes import CONFIG, free_port, scalars, small_training
 
 from model import resnet
 from tool import convert, demo, prepare, test, train  # noqa: F401, imported before the forks
@@ -540,17 +539,6 @@ def _equal(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
     return a == b
-
-
-def scalars(folder):
-    """{(tag, iteration): values} of TensorBoard, but for times."""
-    events = event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    points = {}
-    for tag in events.Tags()["scalars"]:
-        for point in events.Scalars(tag) if tag != "images_per_second" else []:
-            points.setdefault((tag, point.step), []).append(point.value)
-    return points
 
 
 # ---- the campaign ----

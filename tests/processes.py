@@ -121,6 +121,17 @@ def losses(folder) -> list:
     return [(line["iteration"], line["loss_train_batch"]) for line in lines if "loss_train_batch" in line]
 
 
+def scalars(folder) -> dict:
+    """{(tag, iteration): values} of TensorBoard, but for times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # which few tests need
+
+    events, points = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload(), {}
+    for tag in events.Tags()["scalars"]:
+        for point in events.Scalars(tag) if tag != "images_per_second" else []:
+            points.setdefault((tag, point.step), []).append(point.value)
+    return points
+
+
 def said(log, rank=0) -> str:
     """What a process wrote, without the lines of torch 2.8 about its connections."""
     lines = Path(f"{log}.{rank}").read_text().splitlines(keepends=True)

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import CONFIG, children, finish, free_port, losses, said, same_tensors, small_training, start, wait_for
-from tensorboard.backend.event_processing import event_accumulator
+from processes import CONFIG, children, finish, free_port, losses, said, same_tensors, scalars, small_training, start, wait_for
 
 from tool import train
 from util import distributed
@@ -46,18 +45,6 @@ def ended_alike(folder, other):
     assert same_tensors(folder / "train_epoch_2.pth", other / "train_epoch_2.pth")
     assert load_checkpoint(folder / "train_epoch_2.pth")["state"] == load_checkpoint(other / "train_epoch_2.pth")["state"]
     return True
-
-
-def scalars(folder):
-    """{(tag, step): values} of TensorBoard, but for times."""
-    events = event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "images_per_second"]
-    points = {}
-    for tag in tags:
-        for point in events.Scalars(tag):
-            points.setdefault((tag, point.step), []).append(point.value)
-    return points
 
 
 def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, tmp_path):
