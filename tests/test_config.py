@@ -147,20 +147,12 @@ def test_nullable_key_can_be_emptied_from_the_command_line(write, word):
     assert cfg.train_gpu is None and cfg.initmodel is None and cfg.manual_seed is None
 
 
-def test_single_gpu_needs_no_brackets(write):
-    assert load_config(write(), ["train_gpu", "3"]).train_gpu == (3,)
-
-
 def test_override_of_unknown_key_suggests_nearest(write):
     assert "command line: TRAIN.epoch: unknown key (did you mean TRAIN.epochs?)" in errors_of(write(), ["TRAIN.epoch", "3"])
 
 
 def test_override_without_value_is_refused(write):
     assert "'epochs' has no partner" in errors_of(write(), ["base_lr", "1", "epochs"])
-
-
-def test_missing_config_file_suggests_a_shipped_one():
-    assert "did you mean cityscapes_pspnet50.yaml" in errors_of("config/cityscapes/cityscape_pspnet50.yaml")
 
 
 def test_missing_data_is_reported_with_the_remedy(write):
