@@ -24,7 +24,6 @@ from processes import (
 )
 
 from tool import train
-from util.command import parse_train
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -72,14 +71,11 @@ def trained_alike(folder, other):
     return losses(folder) == losses(other) and same_tensors(folder / "train_epoch_2.pth", other / "train_epoch_2.pth")
 
 
-def test_torch_distributed_launch(launch, two_processes, tmp_path, monkeypatch):
-    """It gives `--local-rank` to the program, `--local_rank` in older versions."""
+def test_torch_distributed_launch(launch, two_processes, tmp_path):
+    """It gives `--local-rank` to the program, `--local_rank` in older versions; of both tests/test_command.py."""
     process = launch(sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", folder=tmp_path)
     assert ended(process) == 0, said(tmp_path / "log")
     assert trained_alike(tmp_path, two_processes)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    for flag in ("--local-rank", "--local_rank"):
-        assert parse_train([f"{flag}=1", "--config", CONFIG, "epochs", "3"], "doc")[1] == ["epochs", "3"]
 
 
 @pytest.fixture
