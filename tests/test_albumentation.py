@@ -15,7 +15,7 @@ from util import transform as T
 from util.albumentation import Albumentations
 from util.augmentation import build_augmentation
 from util.common import Mistake
-from util.config import ROOT, find_config, load_config
+from util.config import find_config, load_config
 from util.dataset import SemData, sample_rng
 
 # The standard augmentation (config: augmentation: semseg, scale 0.5..2, rotate -10..10) in the package's words.
@@ -373,12 +373,3 @@ def test_the_package_does_not_ask_the_network_for_a_newer_version(monkeypatch):
 def test_the_other_augmentations_do_not_need_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "albumentations", None)
     build("semseg")(NOISE, PLACES, random.Random(0))
-
-
-def test_a_pipeline_is_read_from_a_config_file(tmp_path, toy):
-    content = yaml.safe_load((ROOT / "config/toy/toy_pspnet18.yaml").read_text(encoding="utf-8"))
-    content["TRAIN"]["augmentation"] = yaml.safe_load(CATALYST.replace("713", "129"))
-    path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    data = SemData("train", toy, toy / "list/train.txt", build_augmentation(load_config(path)), classes=9)
-    assert data[0][0].shape == (3, 129, 129) and data[0][1].shape == (129, 129)
