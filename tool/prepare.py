@@ -30,7 +30,7 @@ from dataset.check import check
 from dataset.look import look
 from dataset.write_config import config_path, write_config
 from util.common import Mistake, first_few
-from util.config import ROOT, find_config, load_cfg_from_cfg_file, load_config
+from util.config import ROOT, below_root, find_config, load_cfg_from_cfg_file, load_config
 from util.dataset import SemData
 from util.image import read_lines
 from util.log import report_errors
@@ -69,7 +69,7 @@ def run_folder(args):
     if config and config.exists():
         check_same_data(config, out, len(plan.names))
     done = build.build(plan, args.out, args.copy, args.skip_bad)
-    root = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out  # configs' paths start at the project's root
+    root = below_root(out)  # configs' paths start at the project's root
     if not config:
         return f"""{done.summary}
 For the config, which --config NAME writes:
@@ -81,18 +81,18 @@ For the config, which --config NAME writes:
   classes: {len(plan.names)}
   names_path: {root}/{out.name}_names.txt
   colors_path: {root}/{out.name}_colors.txt"""
-    shown = config.relative_to(ROOT) if config.is_relative_to(ROOT) else config
+    there = below_root(config)
     if config.exists():
-        text = f"{shown} is there and stays as it is; remove it to have it written anew"
+        text = f"{there} is there and stays as it is; remove it to have it written anew"
     else:
-        text = write_config(args.config, str(root), out.name, command, len(plan.names), done.train, done.sizes)
-        text = f"{shown} is written. {text}"
+        text = write_config(args.config, root, out.name, command, len(plan.names), done.train, done.sizes)
+        text = f"{there} is written. {text}"
     return f"""{done.summary}
 {text}
 Next:
   sh tool/train.sh {args.config} pspnet18
   sh tool/test.sh {args.config} pspnet18
-  python tool/demo.py --config {shown} --image {shlex.quote(f"{root}/{done.example}")} --out seen"""
+  python tool/demo.py --config {there} --image {shlex.quote(f"{root}/{done.example}")} --out seen"""
 
 
 def check_same_data(config, out, classes):

@@ -34,7 +34,7 @@ from model import check_config
 from util import distributed
 from util.command import parse_test
 from util.common import Mistake, ahead, first_few
-from util.config import ROOT, Config
+from util.config import ROOT, Config, below_root
 from util.dataset import SemData, check_ids
 from util.fetch import local_file
 from util.image import read_label, size_text
@@ -48,7 +48,6 @@ from util.report import (
     earlier_protocol,
     log_result,
     set_result_aside,
-    shown,
     write_images,
     write_report,
     write_result,
@@ -164,7 +163,7 @@ def refuse_result_of_another_run(cfg) -> None:
 
 def named_checkpoints(cfg) -> str | list[str]:
     """model_path, as the protocol has it."""
-    return [shown(path) for path in cfg.model_path] if isinstance(cfg.model_path, tuple) else shown(cfg.model_path)
+    return [below_root(path) for path in cfg.model_path] if isinstance(cfg.model_path, tuple) else below_root(cfg.model_path)
 
 
 def plan(cfg) -> Evaluation:
@@ -232,7 +231,7 @@ def load_network(run, read):
     epochs = [weights.epoch for weights in run.predictor.weights]
     part = {"predicted": f"{len(run.indices)} of {len(run.data)} images, from number {run.indices.start}"}
     run.protocol = {
-        "config": shown(cfg.path),
+        "config": below_root(cfg.path),
         "checkpoint": named_checkpoints(cfg),
         "epoch": epochs[0] if len(epochs) == 1 else epochs,
         **prediction_protocol(cfg, precision.label),
@@ -310,13 +309,13 @@ def write_results(run):
     """Log the scores, and write them with their protocol."""
     cfg, log = run.cfg, run.log
     protocol = run.protocol | {
-        "list": shown(cfg.test_list),
+        "list": below_root(cfg.test_list),
         "images": len(run.indices),
         "first image": cfg.index_start,
         "ignore_label": cfg.ignore_label,
     }
     contours = run.contours if cfg.boundary_iou else None
-    result = Result(shown(cfg.path), run.names, run.palette, cfg.ignore_label, run.confusion, contours, protocol)
+    result = Result(below_root(cfg.path), run.names, run.palette, cfg.ignore_label, run.confusion, contours, protocol)
     log_result(log, result)
     write_result(run.folder, result)
     write_images(run.folder, run.names, [(run.outputs[i], run.image_scores[i]) for i in run.indices])

@@ -289,13 +289,14 @@ def dump_config(cfg: Config) -> str:
     for key, section in SECTION_OF.items():
         value = getattr(cfg, key)
         if key in PATHS and value:
-            value = [_below_root(path) for path in value] if isinstance(value, tuple) else _below_root(value)
+            value = [below_root(path) for path in value] if isinstance(value, tuple) else below_root(value)
         sections.setdefault(section, {})[key] = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(sections, sort_keys=False)
 
 
-def _below_root(path) -> str:
-    return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else path
+def below_root(path) -> str:
+    """A path inside the project relative to it, so that it reads the same on every machine; another one as it is."""
+    return str(Path(path).relative_to(ROOT)) if Path(path).is_relative_to(ROOT) else str(path)
 
 
 def changed_keys(old: str, cfg: Config) -> dict:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from itertools import count
-from pathlib import Path
 from urllib.parse import quote
 
 import cv2
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from util.common import Mistake, write_aside
-from util.config import ROOT
+from util.config import below_root
 from util.image import file_errors
 from util.metric import Scores, confusion_matrix, mean, number, scores, table
 from util.visual import colorize, overlay, paint, row_strips, save_jpeg
@@ -125,7 +124,7 @@ def earlier_protocol(folder) -> dict:
     """How the predictions in `folder` were made, from the result.json beside them; Mistake if that is no result of a test."""
     path = folder / "result.json"
     if not os.path.isfile(path):  # noqa: PTH113, Path.is_file raises where the folder cannot be entered
-        return {"predictions": f"{shown(folder)}/gray, made elsewhere"}
+        return {"predictions": f"{below_root(folder)}/gray, made elsewhere"}
     with file_errors(path):
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
     try:
@@ -150,11 +149,6 @@ def set_result_aside(folder, copy=False) -> None:
     for path in there:
         with file_errors(path):
             (shutil.copy2 if copy else os.replace)(path, path.with_stem(path.stem + free))
-
-
-def shown(path) -> str:
-    """A path inside the project relative to it, so that results read the same on every machine."""
-    return str(Path(path).relative_to(ROOT) if Path(path).is_relative_to(ROOT) else path)
 
 
 def _content(result):
