@@ -127,14 +127,11 @@ def voc2012(source, names):
             image = f"JPEGImages/{stem}.jpg"
             label = None if split == "test" else f"SegmentationClass{'Aug' * (split == 'aug')}/{stem}.png"
             samples.append(Sample(split, source / image, image, label and source / label, label))
-    lists = {"list/train.txt": ("train",), "list/val.txt": ("val",), "list/trainval.txt": ("train", "val")}
-    notes = ()
+    lists, notes = list_each([split for split in stems if split != "aug"]), ()
     if stems["aug"]:
         lists["list/train_aug.txt"] = ("train", "aug")
     else:
         notes = (f"no train_aug.txt: there is no {source / 'SegmentationClassAug'} with labels beyond train and val",)
-    if "test" in stems:
-        lists["list/test.txt"] = ("test",)
     return Plan((source,), samples, lists, names, by_id({**numbered(range(len(names))), VOID: VOID}), notes=notes)
 
 
