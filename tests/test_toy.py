@@ -1,14 +1,11 @@
 """The toy street: same pixels for the same seed, every class, little void, and a low baseline."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from dataset.build import row_baseline
 from dataset.toy.scene import CLASSES, VOID, render_scene
-
-ROOT = Path(__file__).resolve().parents[1]
+from util.config import ROOT
 
 
 @pytest.fixture(scope="module")
