@@ -112,7 +112,7 @@ PARSED = {  # without comments and quotes
     "pip install safetensors": INSTALLS,
 }  # fmt: skip
 NO_COMMANDS = {  # what else looks like one
-    "python tool/prepare.py COMMAND", "python tool/prepare.py ...", "python tool/prepare.py folder",
+    "python tool/prepare.py COMMAND", "python tool/prepare.py ...",
     "python tool/test.py ... flip False", "torchrun --max-restarts 3 ... resume auto",
 }  # fmt: skip
 STANDS_FOR = {  # words of the pages
