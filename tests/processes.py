@@ -115,10 +115,10 @@ def children(pid) -> list[int]:
     return found
 
 
-def losses(folder) -> list:
-    """[(iteration, loss)] as they stand in metrics.jsonl"""
+def noted(folder, key="loss_train_batch") -> list:
+    """[(iteration, value)] of the lines of metrics.jsonl that hold the key."""
     lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
-    return [(line["iteration"], line["loss_train_batch"]) for line in lines if "loss_train_batch" in line]
+    return [(line["iteration"], line[key]) for line in lines if key in line]
 
 
 def scalars(folder) -> dict:

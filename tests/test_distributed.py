@@ -12,7 +12,7 @@ import types
 
 import pytest
 import torch
-from processes import CONFIG, finish, free_port, losses, said, seen, small_training, start
+from processes import CONFIG, finish, free_port, noted, said, seen, small_training, start
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -50,7 +50,7 @@ def test_any_number_of_processes_and_workers_trains_like_one(world, workers, opt
     assert "FutureWarning" not in said(tmp_path / "log")
     parts = [seen(tmp_path / "log", rank) for rank in range(world)]
     assert [sum(batch, []) for batch in zip(*parts)] == seen(alone / "log")  # the same samples, augmented in the same way
-    torch.testing.assert_close(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+    torch.testing.assert_close(noted(tmp_path), noted(alone), rtol=0, atol=1e-5)
     ours, theirs = (load_checkpoint(path / "train_epoch_2.pth")["state_dict"] for path in (tmp_path, alone))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import CONFIG, children, finish, free_port, losses, said, same_tensors, scalars, small_training, start, wait_for
+from processes import CONFIG, children, finish, free_port, noted, said, same_tensors, scalars, small_training, start, wait_for
 
 from tool import train
 from util import distributed
@@ -40,7 +40,7 @@ def uninterrupted(options, tmp_path_factory):
 
 
 def ended_alike(folder, other):
-    assert losses(folder) == losses(other) and len(losses(folder)) == 6
+    assert noted(folder) == noted(other) and len(noted(folder)) == 6
     assert (folder / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
     assert same_tensors(folder / "train_epoch_2.pth", other / "train_epoch_2.pth")
     assert load_checkpoint(folder / "train_epoch_2.pth")["state"] == load_checkpoint(other / "train_epoch_2.pth")["state"]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from golden_rules import fill_, golden_input, golden_label
-from processes import free_port, losses, same_tensors, small_training, wait_for
+from processes import free_port, noted, same_tensors, small_training, wait_for
 
 from model import build_criterion, build_model
 from model.fold import for_test
@@ -248,7 +248,7 @@ def test_a_stopped_or_killed_run_resumes_to_the_same_bytes(number, toy, whole, t
     finished(toy, folder, *options)
     same = same_tensors(whole / "train_epoch_2.pth", folder / "train_epoch_2.pth")
     table(f"{number.name} and resume auto with deterministic: True", "the same bytes" if same else "OTHER BYTES")
-    assert same and losses(folder) == losses(whole)
+    assert same and noted(folder) == noted(whole)
 
 
 def test_processes_with_sync_bn_train_like_one_and_share_a_test(toy, tmp_path, table):
@@ -256,7 +256,7 @@ def test_processes_with_sync_bn_train_like_one_and_share_a_test(toy, tmp_path, t
     once, first, scores = ["epochs", 1, "dropout", 0], [], []
     for n in (1, processes):
         finished(toy, tmp_path / f"model{n}", *once, processes=n)
-        found = [loss for _, loss in losses(tmp_path / f"model{n}")]
+        found = [loss for _, loss in noted(tmp_path / f"model{n}")]
         assert len(found) == 3 and np.isfinite(found).all()
         first.append(found[0])
     for n in (1, processes):

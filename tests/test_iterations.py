@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from processes import small_training
+from processes import noted, same_tensors, small_training
 
 from model.base import SceneParser
 from tool import train
@@ -34,25 +34,15 @@ def whole(narrow, toy, tmp_path_factory):
     return folder
 
 
-def lines(save_path, key):
-    found = map(json.loads, (save_path / "metrics.jsonl").read_text().splitlines())
-    return [(line["iteration"], line[key]) for line in found if key in line]
-
-
 def weights(path):
     return load_checkpoint(path)["state_dict"]
-
-
-def same(a, b):
-    a, b = weights(a), weights(b)
-    return all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_checkpoints_and_validations_come_by_iteration(toy_options, tmp_path, capsys):
     assert run(toy_options, tmp_path, "evaluate", "True", "eval_freq", 1) == 0
     assert {p.name for p in tmp_path.glob("*.pth")} == {"train_iter_5.pth", "train_iter_8.pth", "model_best.pth"}
-    assert [i for i, _ in lines(tmp_path, "mIoU_val")] == [5, 8]
-    assert [i for i, _ in lines(tmp_path, "loss_train_batch")] == list(range(1, 9))
+    assert [i for i, _ in noted(tmp_path, "mIoU_val")] == [5, 8]
+    assert [i for i, _ in noted(tmp_path)] == list(range(1, 9))
     screen = capsys.readouterr().out
     assert "Iter: [6/8]" in screen and "Train result at iteration [8/8]" in screen
     saved = load_checkpoint(tmp_path / "train_iter_8.pth")
@@ -61,7 +51,7 @@ def test_checkpoints_and_validations_come_by_iteration(toy_options, tmp_path, ca
 
 def test_the_schedule_ends_with_the_last_iteration(toy_options, tmp_path):
     assert run(toy_options, tmp_path, "min_lr", 0.001, "base_lr", 0.01) == 0
-    rates = [lr for _, lr in lines(tmp_path, "lr")]
+    rates = [lr for _, lr in noted(tmp_path, "lr")]
     assert rates == pytest.approx([0.009 * (1 - i / 8) ** 0.9 + 0.001 for i in range(8)])
 
 
@@ -70,7 +60,7 @@ def test_iterations_see_the_samples_of_epochs(toy_options, tmp_path):
     flat = ["schedule", "step", "step_factor", 1]
     assert run(toy_options, tmp_path / "a", *flat, "max_iter", 9) == 0
     assert run(toy_options, tmp_path / "b", *flat, "max_iter", "null", "epochs", 3) == 0
-    assert same(tmp_path / "a/train_iter_9.pth", tmp_path / "b/train_epoch_3.pth")
+    assert same_tensors(tmp_path / "a/train_iter_9.pth", tmp_path / "b/train_epoch_3.pth")
 
 
 @pytest.mark.parametrize("iteration", [4, 5, 7])  # inside the first interval, at its end, inside the second
@@ -78,14 +68,14 @@ def test_run_resumed_at_any_iteration_ends_as_the_uninterrupted_one(whole, toy_o
     assert run(toy_options, tmp_path / "b", "save_iters", 1 if iteration == 7 else 2) == 0
     source = tmp_path / "b" / f"train_iter_{iteration}.pth"
     assert run(toy_options, tmp_path / "c", "resume", source) == 0
-    assert same(whole / "train_iter_8.pth", tmp_path / "c/train_iter_8.pth")
-    assert lines(whole, "loss_train_batch")[iteration:] == lines(tmp_path / "c", "loss_train_batch")
+    assert same_tensors(whole / "train_iter_8.pth", tmp_path / "c/train_iter_8.pth")
+    assert noted(whole)[iteration:] == noted(tmp_path / "c")
 
 
 def test_a_finished_run_can_be_made_longer(toy_options, tmp_path):
     assert run(toy_options, tmp_path, "max_iter", 5) == 0
     assert run(toy_options, tmp_path, "resume", "auto") == 0
-    assert [i for i, _ in lines(tmp_path, "loss_train_batch")] == list(range(1, 9))
+    assert [i for i, _ in noted(tmp_path)] == list(range(1, 9))
 
 
 @pytest.mark.parametrize(
@@ -101,9 +91,9 @@ def test_a_run_goes_on_at_its_iteration_however_it_counts_now(whole, toy_options
     assert run(toy_options, tmp_path / "b", "resume", whole / "train_iter_5.pth", *change) == 0
     assert {p.name for p in (tmp_path / "b").glob("*.pth")} == files
     if files:
-        assert [i for i, _ in lines(tmp_path / "b", "loss_train_batch")] == list(range(6, 9 + ("null" in change)))
+        assert [i for i, _ in noted(tmp_path / "b")] == list(range(6, 9 + ("null" in change)))
     if change == ["iter_interval", 3]:
-        assert same(whole / "train_iter_8.pth", tmp_path / "b/train_iter_8.pth")
+        assert same_tensors(whole / "train_iter_8.pth", tmp_path / "b/train_iter_8.pth")
 
 
 def test_best_resumes_from_the_best_and_starts_anew_where_there_is_none(toy_options, tmp_path, capsys):
@@ -119,7 +109,7 @@ def test_best_resumes_from_the_best_and_starts_anew_where_there_is_none(toy_opti
 def test_main_metric_chooses_the_best_checkpoint(toy_options, tmp_path, metric, best):
     more = ["evaluate", "True", "eval_freq", 1, "max_iter", 6, "iter_interval", 1, "base_lr", 0.3]
     assert run(toy_options, tmp_path, *more, "main_metric", metric) == 0
-    scored = {value: i for i, value in reversed(lines(tmp_path, f"{metric}_val"))}
+    scored = {value: i for i, value in reversed(noted(tmp_path, f"{metric}_val"))}
     assert load_checkpoint(tmp_path / "model_best.pth")["iteration"] == scored[best(scored)]
     state = load_checkpoint(tmp_path / "model_best.pth")["state"]
     assert state["best_score"] == best(scored) and state["best_at"] == scored[best(scored)]
@@ -129,7 +119,7 @@ def test_a_run_of_epochs_goes_on_by_iterations_of_fewer_images(toy_options, tmp_
     assert run(toy_options, tmp_path, "max_iter", "null", "epochs", 2) == 0
     assert run(toy_options, tmp_path, "batch_size", 2, "iter_interval", 8, "resume", "auto") == 0
     assert {path.name for path in tmp_path.glob("*.pth")} == {"train_epoch_1.pth", "train_epoch_2.pth", "train_iter_8.pth"}
-    assert not list(tmp_path.glob("earlier-*")) and [i for i, _ in lines(tmp_path, "loss_train_batch")] == list(range(1, 9))
+    assert not list(tmp_path.glob("earlier-*")) and [i for i, _ in noted(tmp_path)] == list(range(1, 9))
 
 
 def test_a_file_of_class_names_that_goes_away_does_not_end_the_run(toy_options, tmp_path, monkeypatch):
@@ -137,7 +127,7 @@ def test_a_file_of_class_names_that_goes_away_does_not_end_the_run(toy_options, 
     shutil.copy(ROOT / "dataset/toy/toy_names.txt", names)
     monkeypatch.setattr(train, "open_output", lambda run: names.unlink() or open_output(run))
     assert run(toy_options, tmp_path / "a", "evaluate", "True", "names_path", names, "max_iter", 2) == 0
-    assert lines(tmp_path / "a", "mIoU_val") and not names.exists()
+    assert noted(tmp_path / "a", "mIoU_val") and not names.exists()
 
 
 def test_another_score_begins_anew_and_the_seed_stays(toy_options, tmp_path, capsys):
@@ -155,7 +145,7 @@ def test_another_score_begins_anew_and_the_seed_stays(toy_options, tmp_path, cap
     assert f"names_path: class 0 was {swapped[1]} and is {swapped[0]}, class 1 was {swapped[0]} and is {swapped[1]};" in screen
     assert load_checkpoint(tmp_path / "earlier-1/model_best.pth")["iteration"] == 5
     best = load_checkpoint(tmp_path / "model_best.pth")
-    assert [(best["iteration"], best["state"]["best_score"])] == lines(tmp_path, "mIoU_val")[1:]
+    assert [(best["iteration"], best["state"]["best_score"])] == noted(tmp_path, "mIoU_val")[1:]
     assert best["state"]["seed"] == yaml.safe_load((tmp_path / "config.yaml").read_text())["TRAIN"]["manual_seed"] == 7
 
 
@@ -192,7 +182,7 @@ def test_validations_stay_in_the_metrics_file_when_intervals_grow(toy_options, t
     validating = ["evaluate", "True", "eval_freq", 1]
     assert run(toy_options, tmp_path, *validating, "max_iter", 4, "iter_interval", 1) == 0
     assert run(toy_options, tmp_path, *validating, "resume", "auto") == 0
-    assert [i for i, _ in lines(tmp_path, "mIoU_val")] == [1, 2, 3, 4, 5, 8]
+    assert [i for i, _ in noted(tmp_path, "mIoU_val")] == [1, 2, 3, 4, 5, 8]
 
 
 def test_a_checkpoint_from_before_intervals_goes_on(toy_options, tmp_path):
@@ -209,11 +199,11 @@ def test_a_checkpoint_from_before_intervals_goes_on(toy_options, tmp_path):
     shutil.copy(tmp_path / "old.pth", tmp_path / "b/train_epoch_2.pth")
     torch.save({"epoch": 1}, tmp_path / "b/model_best.pth")  # without it the best would be chosen anew
     assert run(toy_options, tmp_path / "b", *epochs, "resume", "auto") == 0
-    assert same(tmp_path / "a/train_epoch_3.pth", tmp_path / "b/train_epoch_3.pth")
+    assert same_tensors(tmp_path / "a/train_epoch_3.pth", tmp_path / "b/train_epoch_3.pth")
     state = load_checkpoint(tmp_path / "b/train_epoch_3.pth")["state"]
     assert state["best_score"] == 0.25 and state["best_at"] == 3
     assert run(toy_options, tmp_path / "c", "resume", tmp_path / "old.pth") == 0  # 6 of 8 iterations
-    assert [i for i, _ in lines(tmp_path / "c", "loss_train_batch")] == [7, 8]
+    assert [i for i, _ in noted(tmp_path / "c")] == [7, 8]
 
 
 # ---- one clock: a run goes on at its iteration ----
@@ -249,11 +239,11 @@ def test_a_run_goes_on_under_another_length_at_any_moment(stopped, tmp_path, bef
             shutil.copy(path, tmp_path)
     more = [*LENGTHS[after], "evaluate", "True", "eval_freq", 1, "save_iters", 1]
     assert run(options, tmp_path, *more, "resume", "auto") == 0
-    assert [i for i, _ in lines(tmp_path, "loss_train_batch")] == list(range(1, 10))
+    assert [i for i, _ in noted(tmp_path)] == list(range(1, 10))
     expected = sorted({i for i in ENDS[before] if i <= iteration} | {i for i in ENDS[after] if i >= iteration})
-    assert [i for i, _ in lines(tmp_path, "mIoU_val")] == [i for i, _ in lines(tmp_path, "mIoU_train")] == expected
+    assert [i for i, _ in noted(tmp_path, "mIoU_val")] == [i for i, _ in noted(tmp_path, "mIoU_train")] == expected
     last = {"epochs": "train_epoch_3.pth"}.get(after, "train_iter_9.pth")
-    assert same(tmp_path / last, folders["iterations"] / "train_iter_9.pth")
+    assert same_tensors(tmp_path / last, folders["iterations"] / "train_iter_9.pth")
     assert load_checkpoint(tmp_path / last)["state"]["counted"] == 0
 
 
@@ -270,7 +260,7 @@ def test_an_interval_that_changes_in_the_middle_of_another_goes_on(toy_options, 
     content["state"] |= {"counted": 13, "loss_sum": 13.0, "areas": [[1] * 9] * 3}  # as if it had been stopped there
     torch.save(content, tmp_path / "train_iter_13.pth")
     assert run(toy_options, tmp_path, *small, "max_iter", 22, "iter_interval", 10, "resume", "auto") == 0
-    assert [i for i, _ in lines(tmp_path, "loss_train")] == [20, 22]
+    assert [i for i, _ in noted(tmp_path, "loss_train")] == [20, 22]
 
 
 # ---- checkpoints of earlier versions ----
@@ -307,13 +297,11 @@ def test_a_checkpoint_of_the_version_that_counted_epochs_and_steps_goes_on(new, 
     assert run(toy_options, tmp_path / "old", *how, "evaluate", "True", "keep_checkpoints", 9, "resume", "auto") == 0
     last = "train_epoch_3.pth" if length == "epochs" else "train_iter_8.pth"
     ours, theirs = new[length] / f"train_iter_{KINDS[length][1]}.pth", tmp_path / "old" / last
-    assert same(ours, theirs) and load_checkpoint(theirs)["state"]["counted"] == 0
+    assert same_tensors(ours, theirs) and load_checkpoint(theirs)["state"]["counted"] == 0
     plan = Plan(3, 9, 3, counts_epochs=True) if length == "epochs" else Plan(3, 8, 5, counts_epochs=False)
     state = state_of(SimpleNamespace(path="a.yaml", resume=name, classes=9), plan, old)
     best = old["state"]["best_at"]  # "epoch 2" or "iteration 5"
     assert state.best_at == (int(best.split()[1]) * (3 if "epoch" in best else 1) if best else None)
     assert (state.best_score, state.counted) == (old["state"]["best_score"], old["state"]["counted"])
     first = old["iteration"] + 1
-    assert [i for i, _ in lines(tmp_path / "old", "loss_train_batch")] == list(
-        range(first, load_checkpoint(ours)["iteration"] + 1)
-    )
+    assert [i for i, _ in noted(tmp_path / "old")] == list(range(first, load_checkpoint(ours)["iteration"] + 1))

@@ -15,7 +15,7 @@ from processes import (
     copy_project,
     finish,
     free_port,
-    losses,
+    noted,
     said,
     same_tensors,
     small_training,
@@ -68,7 +68,7 @@ def ended(process, seconds=600):
 
 
 def trained_alike(folder, other):
-    return losses(folder) == losses(other) and same_tensors(folder / "train_epoch_2.pth", other / "train_epoch_2.pth")
+    return noted(folder) == noted(other) and same_tensors(folder / "train_epoch_2.pth", other / "train_epoch_2.pth")
 
 
 def test_torch_distributed_launch(launch, two_processes, tmp_path):

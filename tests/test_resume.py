@@ -1,12 +1,11 @@
 """Resuming at moments and in ways that are easily overlooked: nothing may be lost, and no number may stand twice."""
 
-import json
 import resource
 import shutil
 
 import pytest
 import torch
-from processes import CONFIG, finish, said, same_tensors, small_training, start, wait_for
+from processes import CONFIG, finish, noted, said, same_tensors, small_training, start, wait_for
 
 from tool import convert, demo, test, train
 from util.checkpoint import load_checkpoint
@@ -23,9 +22,8 @@ def run(toy, tmp_path):
     return lambda *more: train.main(["--config", CONFIG, *options, *map(str, more)])
 
 
-def lines(folder, key):
-    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["iteration"] for line in found if key in line]
+def iterations(*what):
+    return [i for i, _ in noted(*what)]
 
 
 def interrupted(*_, **__):
@@ -42,7 +40,7 @@ def test_a_run_stopped_in_two_validations_goes_on_from_the_iteration_before_them
             assert [path.name for path in (tmp_path / "model").glob("*.pth")] == ["train_iter_3.pth"]
             assert not list((tmp_path / "model").glob("earlier-*"))
     assert run(*stopped) == 0
-    assert lines(tmp_path / "model", "loss_train_batch") == [1, 2, 3, 4, 5, 6]
+    assert iterations(tmp_path / "model") == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("now", [["epochs", 1], ["max_iter", 3]], ids=str)
@@ -97,8 +95,8 @@ def test_another_batch_size_keeps_the_best_checkpoint_and_the_metrics(run, tmp_p
     screen = capsys.readouterr().out
     assert f"epoch {epoch}: {folder / 'model_best.pth'}" in screen
     assert f"what does not go on from iteration 2 is kept in {folder / 'earlier-1'}: events.out.tfevents" in screen
-    assert lines(folder / "earlier-1", "loss_train_batch") == [1, 2, 3, 4, 5, 6]
-    assert lines(folder, "loss_train_batch") == [3]
+    assert iterations(folder / "earlier-1") == [1, 2, 3, 4, 5, 6]
+    assert iterations(folder) == [3]
 
 
 def test_the_best_on_other_images_is_not_the_best_on_these(run, toy, tmp_path, capsys):
@@ -151,7 +149,7 @@ def test_a_start_epoch_where_nothing_is_resumed_keeps_nothing_of_an_earlier_run(
     for path in (tmp_path / "model").glob("*.pth"):
         path.unlink()
     assert run("resume", "auto", "start_epoch", 1) == 0
-    assert lines(tmp_path / "model", "loss_train_batch") == [4, 5, 6]
+    assert iterations(tmp_path / "model") == [4, 5, 6]
     assert "resumed at" not in capsys.readouterr().out
 
 
@@ -235,9 +233,9 @@ def test_two_processes_move_an_earlier_run_aside_once_and_go_on_after_a_stop_in_
     processes[1].terminate()  # one of them alone gets the signal
     assert finish(processes) == [75, 75], said(log) + said(log, 1)
     assert [path.name for path in folder.glob("earlier-*")] == ["earlier-1"]
-    assert lines(folder / "earlier-1", "loss_train_batch") == [1, 2, 3, 4]
+    assert iterations(folder / "earlier-1") == [1, 2, 3, 4]
     assert finish(start(options, "resume", "auto", world=2, log=log)) == [0, 0], said(log) + said(log, 1)
-    assert lines(folder, "loss_train_batch") == [1, 2, 3, 4] and lines(folder, "loss_val") == [2, 4]
+    assert iterations(folder) == [1, 2, 3, 4] and iterations(folder, "loss_val") == [2, 4]
     assert [path.name for path in folder.glob("earlier-*")] == ["earlier-1"]
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 import yaml
-from processes import small_training
+from processes import noted, same_tensors, small_training
 from tensorboardX.proto import event_pb2
 from torch import nn
 
@@ -46,24 +46,6 @@ def run(options, *more):
 
 def folder(options):
     return Path(options[options.index("save_path") + 1])
-
-
-def losses(options):
-    """[(iteration, loss)] as they stand in metrics.jsonl."""
-    lines = map(json.loads, (folder(options) / "metrics.jsonl").read_text().splitlines())
-    return [(line["iteration"], line["loss_train_batch"]) for line in lines if "loss_train_batch" in line]
-
-
-def tensors(path):
-    """Every tensor of a checkpoint, optimizer's included, by name."""
-    content = load_checkpoint(path)
-    momenta = {f"momentum.{k}": v["momentum_buffer"] for k, v in content["optimizer"]["state"].items()}
-    return {**content["state_dict"], **momenta}
-
-
-def same(a, b):
-    a, b = tensors(a), tensors(b)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def tensorboard_tags(path):
@@ -142,8 +124,8 @@ def test_metrics_file_holds_every_iteration_once_with_the_poly_rate(finished):
 
 def test_same_seed_gives_the_same_bytes(finished, toy_options):
     assert run(toy_options, "workers", 2) == 0
-    assert same(folder(finished) / "train_epoch_2.pth", folder(toy_options) / "train_epoch_2.pth")
-    assert losses(finished) == losses(toy_options)
+    assert same_tensors(folder(finished) / "train_epoch_2.pth", folder(toy_options) / "train_epoch_2.pth")
+    assert noted(folder(finished)) == noted(folder(toy_options))
 
 
 def test_run_resumed_inside_an_epoch_ends_as_the_uninterrupted_one(finished, toy_options):
@@ -159,17 +141,17 @@ def test_run_resumed_inside_an_epoch_ends_as_the_uninterrupted_one(finished, toy
     finally:
         hook.remove()
     assert (folder(toy_options) / "train_epoch_1_iter_2.pth").is_file()
-    assert [i for i, _ in losses(toy_options)] == [1, 2, 3, 4, 5]
+    assert [i for i, _ in noted(folder(toy_options))] == [1, 2, 3, 4, 5]
     assert run(toy_options, "resume", "auto") == 0
-    assert same(folder(finished) / "train_epoch_2.pth", folder(toy_options) / "train_epoch_2.pth")
-    assert losses(finished) == losses(toy_options)
+    assert same_tensors(folder(finished) / "train_epoch_2.pth", folder(toy_options) / "train_epoch_2.pth")
+    assert noted(folder(finished)) == noted(folder(toy_options))
     results = [load_checkpoint(folder(o) / "train_epoch_2.pth")["state"] for o in (finished, toy_options)]
     assert results[0] == results[1]
 
 
 def test_resume_auto_without_a_checkpoint_starts_anew(finished, toy_options):
     assert run(toy_options, "resume", "auto", "evaluate", "False") == 0
-    assert losses(toy_options) == losses(finished)
+    assert noted(folder(toy_options)) == noted(folder(finished))
 
 
 def test_a_start_without_resume_moves_the_earlier_run_aside_as_a_whole(toy_options, capsys):
@@ -186,7 +168,7 @@ def test_a_start_without_resume_moves_the_earlier_run_aside_as_a_whole(toy_optio
     moved = {path.name: path.read_bytes() for path in (folder(toy_options) / "earlier-1").iterdir()}
     assert earlier.items() <= moved.items()
     assert {"train_epoch_1.pth", "model_best.pth", "metrics.jsonl", "config.yaml"} <= moved.keys()
-    assert [i for i, _ in losses(toy_options)] == [1, 2, 3] and (folder(toy_options) / "mine.pth").exists()
+    assert [i for i, _ in noted(folder(toy_options))] == [1, 2, 3] and (folder(toy_options) / "mine.pth").exists()
     assert run(toy_options, *shorter) == 0
     assert (folder(toy_options) / "earlier-2/train_epoch_1.pth").is_file()
 
@@ -283,15 +265,15 @@ def test_another_batch_size_goes_on_at_the_end_of_an_epoch_and_is_refused_inside
     assert run(toy_options, *larger, "resume", tmp_path / "a/train_iter_3.pth") == 0
     assert "changed batch_size: 4 -> 6" in capsys.readouterr().out
     last = load_checkpoint(folder(toy_options) / "train_epoch_2.pth")
-    assert (last["iteration"], last["epoch"]) == (4, 2) and [i for i, _ in losses(toy_options)] == [3, 4]
+    assert (last["iteration"], last["epoch"]) == (4, 2) and [i for i, _ in noted(folder(toy_options))] == [3, 4]
 
 
 @pytest.mark.parametrize("loss, weights", [("ce", "auto"), ("ce", "sqrt"), ("ohem", "auto"), ("dice", "auto")])
 def test_every_loss_trains_with_automatic_class_weights(finished, toy_options, loss, weights):
     more = ["loss", loss, "class_weights", weights, "ohem_min_kept", 100, "epochs", 1, "evaluate", "False"]
     assert run(toy_options, *more) == 0
-    first = losses(toy_options)[0][1]
-    assert 0 < first != losses(finished)[0][1]
+    first = noted(folder(toy_options))[0][1]
+    assert 0 < first != noted(folder(finished))[0][1]
     assert loss != "dice" or first < 1.4  # main + 0.4 aux, each below 1
 
 
