@@ -11,14 +11,9 @@ from model.psanet import PSANet
 from model.pspnet import PSPNet
 
 SIZES = [
-    ((5, 7), (33, 49)),
-    ((4, 6), (32, 41)),
-    ((5, 7), (5, 7)),
-    ((3, 9), (9, 33)),
-    ((1, 1), (1, 8)),
-    ((2, 13), (3, 97)),
+    ((5, 7), (33, 49)), ((4, 6), (32, 41)), ((5, 7), (5, 7)), ((3, 9), (9, 33)), ((1, 1), (1, 8)), ((2, 13), (3, 97)),
     ((7, 5), (4, 3)),
-]
+]  # fmt: skip
 each_size = pytest.mark.parametrize("small, size", SIZES, ids=str)
 both_corners = pytest.mark.parametrize("align_corners", [True, False])
 

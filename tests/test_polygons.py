@@ -657,24 +657,9 @@ def test_polygons_do_not_go_with_the_flags_of_masks(mine, tmp_path, capsys):
 # ---- files with any value anywhere
 
 ODD = [
-    None,
-    True,
-    -1,
-    1e400,
-    float("nan"),
-    "",
-    "x" * 300,
-    "\0",
-    "../../b",
-    [],
-    {},
-    [[]],
-    {"a": 1},
-    10**400,
-    2**63,
-    "\ud800",
+    None, True, -1, 1e400, float("nan"), "", "x" * 300, "\0", "../../b", [], {}, [[]], {"a": 1}, 10**400, 2**63, "\ud800",
     "mask",
-]
+]  # fmt: skip
 
 
 def spoiled(content):

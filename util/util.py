@@ -8,15 +8,9 @@ from util.optim import poly_learning_rate
 from util.visual import colorize
 
 __all__ = [
-    "AverageMeter",
-    "check_makedirs",
-    "check_mkdir",
-    "colorize",
-    "find_free_port",
-    "intersectionAndUnion",
-    "intersectionAndUnionGPU",
-    "poly_learning_rate",
-]
+    "AverageMeter", "check_makedirs", "check_mkdir", "colorize", "find_free_port", "intersectionAndUnion",
+    "intersectionAndUnionGPU", "poly_learning_rate",
+]  # fmt: skip
 
 
 def check_mkdir(dir_name) -> None:
