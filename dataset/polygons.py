@@ -402,7 +402,7 @@ def _yolo_images(path, content, split, sources):
         places = [base / entry, path.parent / entry, path.parent / re.sub(r"^(\.\./)+", "", entry)]  # some write ../ too many
         place = next((place for place in places if os.path.exists(place)), None)  # noqa: PTH110, Path.exists raises for long names
         if place is None:
-            raise Mistake(f"{path}: {split}: there is no {base / entry}")
+            raise Mistake(f"{path}: {split}: there is no {base / entry}; correct the line, or take it out")
         sources.add(place.parent if place.is_file() else place)
         if place.is_file():
             found += [place.parent / line for line in read_lines(place)]
@@ -434,7 +434,10 @@ def _yolo_texts(root, texts, images, names):
 def _yolo_notes(without, samples):
     labelled = [sample for sample in samples if sample.label]
     if without == len(labelled):
-        raise Mistake(f"no image has a text file: that of {labelled[0].image} would be {labelled[0].label}")
+        image = labelled[0].image
+        if not os.path.exists(image):  # noqa: PTH110, Path.exists raises for long names
+            raise Mistake(f"no image has a text file, and there is no {image}: correct the list that names it")
+        raise Mistake(f"no image has a text file: that of {image} would be {labelled[0].label}")
     return [f"{without} images without a text file have no objects"] if without else []
 
 

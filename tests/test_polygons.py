@@ -619,7 +619,7 @@ def test_a_fault_of_yolo_is_named_with_file_and_line(tmp_path, capsys, line, mes
 
 
 @pytest.mark.parametrize("yaml, message", [
-    ("names: [a]\n", "expected `train`, `val` and `names`"), ("train: gone\nnames: [a]\n", "train: there is no"),
+    ("names: [a]\n", "expected `train`, `val` and `names`"), ("train: gone\nnames: [a]\n", "; correct the line, or take it"),
     ("train:\nnames: [a]\n", "expected `train`, `val` and `names`"),
     ("train: images/train\nnames: {1: a}\n", "names: expected a list"),
     ("train: labels\nnames: [a]\n", "train: no images in labels"), ("train: [\n", "data.yaml: line 2"),
@@ -637,6 +637,10 @@ def test_yolo_images_none_of_which_has_a_text_are_an_error(tmp_path, capsys):
     (root / "labels").rename(root / "annotations")
     assert run("--polygons", root, "--out", tmp_path / "out") == 1
     assert "no image has a text file: that of" in capsys.readouterr().err
+    (root / "train.txt").write_text("old/images/a.png\n")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [road, car]\n")
+    assert run("--polygons", root, "--out", tmp_path / "out") == 1
+    assert f"there is no {root}/old/images/a.png: correct the list" in capsys.readouterr().err
 
 
 # ---- arguments

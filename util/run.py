@@ -305,13 +305,14 @@ def restore(run, content) -> None:
         run.log.info(f"{where}: without ema_decay the run goes on from the weights under training, not from their average")
     try:
         run.optimizer.load_state_dict(_optimizer_state(run, content))
-        kinds = {"exp_avg", "exp_avg_sq", "step"} if run.cfg.optimizer == "adamw" else {"momentum_buffer"}
+        was, now = changed_keys(content["config"], run.cfg).get("optimizer", ("sgd", "sgd"))
+        changed = (was or "sgd") != now  # earlier versions had no such key
         wrong = [
             f"{name} of another shape, kind or optimizer"
             for group in run.optimizer.param_groups
             for parameter in group["params"]
             for name, value in run.optimizer.state[parameter].items()
-            if name not in kinds or value is not None and not _fits(value, torch.empty(()) if name == "step" else parameter)
+            if changed or value is not None and not _fits(value, torch.empty(()) if name == "step" else parameter)
         ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         wrong = [str(error) or repr(error)]

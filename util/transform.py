@@ -441,8 +441,9 @@ class Compose:
     window is then followed back through them to the source pixels it depends on, and each computes its window only.
     Labels are equal to those of the plain order, the crop's image is within 0.05 grey levels of it (where PhotometricDistortion
     follows, a few pixels in a thousand round to the other grey level). The image may then be a uint8 memory map or a `PngImage`
-    (util/image.py): only the source window is read and converted. Transforms without a lazy form, and all of them where
-    OpenCV's warp is too coarse (see `warp_is_exact`), run one by one.
+    (util/image.py): only the source window is read and converted. A transform without a lazy form (`apply_window`) and all
+    before it run one by one, as do those after the crop, and all of them where OpenCV's warp is too coarse (see
+    `warp_is_exact`). Who changes `apply` of one that has a lazy form changes `apply_window` as well.
     """
 
     def __init__(self, ops, lazy=False):
