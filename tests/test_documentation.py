@@ -51,6 +51,9 @@ PARSED = {  # without comments and quotes
     "python tool/prepare.py camvid --source DIR": CAMVID,
     "sh tool/train.sh camvid pspnet18": CAMVID,
     "sh tool/train.sh camvid pspnet18_full": CAMVID,
+    "sh tool/train.sh camvid pspnet18 manual_seed 2 save_path exp/camvid/seed2/model": CAMVID,
+    "sh tool/train.sh camvid pspnet18_full manual_seed 2 save_path exp/camvid/seed2_full/model"
+    " weight exp/camvid/seed2/model/train_epoch_26.pth": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/streets/model epochs 32 eval_freq 16 loss ce"
     " class_weights sqrt train_h 193 train_w 257 scale_min 0.75 scale_max 1.5 base_size 480 test_h 193 test_w 257"
     " weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
@@ -95,6 +98,8 @@ PARSED = {  # without comments and quotes
     "python tool/benchmark.py model cityscapes_pspnet50 --fit 24 train_gpu [0]": "tests/test_summary.py, likewise",
     "python tool/export.py --model exp/toy/pspnet18/model/model_best.pth --format onnx --out toy.onnx": "as in docs/export.md",
     "python docs/curve.py docs/camvid.png exp/camvid/small1/model exp/camvid/small2/model exp/camvid/small3/model": CAMVID,
+    "python docs/curve.py docs/camvid_seeds.png exp/camvid/pspnet18/model exp/camvid/seed2/model exp/camvid/seed3/model"
+    " exp/camvid/pspnet18_full/model exp/camvid/seed2_full/model exp/camvid/seed3_full/model": CAMVID,
     "python docs/growth.py": "takes minutes; tests/test_benchmark.py runs it with --quick",
     "python docs/why_0739.py --seeds 3 --parallel 2": "trains 24 networks",
     "sh tool/check.sh": SUITE,
