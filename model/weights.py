@@ -274,8 +274,8 @@ def load_network_weights(network, path, *, read, skip_head=False):
 
 
 def load_backbone(network, path, *, read):
-    """Fill layer0..4 of a ResNet or of a whole network from a file of any format; heads and `fc` are dropped. The encoder of an
-    SMPPSPNet is filled from any file with a plain stem, such as torchvision's.
+    """Fill layer0..4 of a ResNet or of a whole network from a file of any format; all else in it, such as heads and `fc`, is
+    dropped. The encoder of an SMPPSPNet is filled from any file with a plain stem, such as torchvision's.
 
     read: path -> content of the file, such as util.checkpoint.load_checkpoint. Returns the Report.
     Raises Mistake with the config keys to set and the tensors that do not fit; the network is unchanged then.

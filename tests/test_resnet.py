@@ -113,14 +113,19 @@ def test_every_tensor_of_an_original_file_is_loaded_under_its_mapped_name(tmp_pa
         assert torch.equal(state[ours], draw(theirs, state[ours].shape)), ours
 
 
+def test_what_is_outside_the_backbone_is_left_out_and_named(tmp_path):
+    report = load_backbone(ResNet(50), original_file(tmp_path / "more.pth", own_head=torch.ones(1)))
+    assert report.dropped == ["fc.weight", "fc.bias", "own_head"] and "own_head" in str(report)
+
+
 def test_wrong_weights_are_all_listed_in_one_error_with_the_path(tmp_path):
-    changes = {"surprise": torch.ones(1), "bn1.bias": torch.ones(7)}
+    changes = {"layer1.0.surprise": torch.ones(1), "bn1.bias": torch.ones(7)}
     path = original_file(tmp_path / "odd.pth", "layer2.1.conv2.weight", **changes)
     net = ResNet(50)
     before = net.layer1[0].conv1.weight.clone()
     with pytest.raises(Mistake) as e:
         load_backbone(net, path)
     text = str(e.value)
-    assert str(path) in text and "missing: layer2.1.conv2.weight" in text and "unexpected: surprise" in text
+    assert str(path) in text and "missing: layer2.1.conv2.weight" in text and "unexpected: layer1.0.surprise" in text
     assert "layer0.1.bias is (7,), the network has (64,)" in text
     assert torch.equal(before, net.layer1[0].conv1.weight)
