@@ -282,6 +282,8 @@ def load_backbone(network, path, *, read):
     """
     state, report = _read_as_semseg(path, read)
     own = {key: tensor for key, tensor in network.state_dict().items() if key.startswith(BACKBONE)}
+    if not own:
+        raise Mistake(f"{path}: there is nothing to fill: a backbone's weights are named layer0..4, or encoder")
     expected, table, kept = describe(own), {}, "layer"
     if expected.get("arch") == "smp_pspnet":
         if report.switches.get("stem") != "plain":

@@ -118,6 +118,11 @@ def test_what_is_outside_the_backbone_is_left_out_and_named(tmp_path):
     assert report.dropped == ["fc.weight", "fc.bias", "own_head"] and "own_head" in str(report)
 
 
+def test_a_network_without_a_backbone_is_not_left_at_random_weights(tmp_path):
+    with pytest.raises(Mistake, match="there is nothing to fill: a backbone's weights are named layer0..4"):
+        load_backbone(nn.Sequential(ResNet(50)), original_file(tmp_path / "resnet50_v2.pth"))
+
+
 def test_wrong_weights_are_all_listed_in_one_error_with_the_path(tmp_path):
     changes = {"layer1.0.surprise": torch.ones(1), "bn1.bias": torch.ones(7)}
     path = original_file(tmp_path / "odd.pth", "layer2.1.conv2.weight", **changes)
