@@ -192,15 +192,13 @@ def _cityscapes_polygons(path, names):
         raise Mistake(f"{path}: a polygon with coordinates far outside the image")
     label = Image.new("L", size, VOID)
     draw = ImageDraw.Draw(label)
+    ids = dict.fromkeys(CITYSCAPES_VOID, VOID) | numbered(names) | {"license plate": None}  # the car stays
     for name, polygon in objects:
-        if name not in CITYSCAPES_VOID and name not in names:
-            name = name.removesuffix("group")
-        if name == "license plate":  # has no id of its own: the car stays
-            continue
-        if name not in CITYSCAPES_VOID and name not in names:
+        name = name if name in ids else name.removesuffix("group")
+        if name not in ids:
             raise Mistake(f"{path}: {name!r} is no class of Cityscapes")
-        if len(polygon) > 1:
-            draw.polygon(polygon.ravel().tolist(), fill=names.index(name) if name in names else VOID)
+        if len(polygon) > 1 and ids[name] is not None:
+            draw.polygon(polygon.ravel().tolist(), fill=ids[name])
     return np.array(label)
 
 
@@ -244,16 +242,13 @@ def _pair(split, images, labels, image_to, label_to):
     """
     samples = []
     for key in sorted({*images, *(labels or {})}):
-        image, label = images.get(key), labels and labels.get(key)
+        image, label = images.get(key), labels.get(key) if labels else None
         if image is None:
             samples.append(Sample(split, label, "", fault=f"{label}: a label without an image (nothing named {key})"))
             continue
         target = image_to.format(key).removesuffix(image.suffix) + image.suffix
-        if label is None:
-            fault = "" if labels is None else f"{image}: an image without a label (nothing named {key})"
-            samples.append(Sample(split, image, target, fault=fault))
-        else:
-            samples.append(Sample(split, image, target, label, label_to.format(key)))
+        fault = f"{image}: an image without a label (nothing named {key})" if label is None and labels is not None else ""
+        samples.append(Sample(split, image, target, label, label and label_to.format(key), fault))
     return samples
 
 

@@ -282,6 +282,7 @@ class Values:
     colours: Counter = field(default_factory=Counter)
     reason: str = ""  # why the colours count
     coloured: int = 0  # masks in colour
+    one_and_void: bool = False  # in one mask
     fault: str = ""  # of the first file that cannot be read
 
 
@@ -293,6 +294,7 @@ def _values_of(paths):
     for path, (ids, palette, colours, fault) in found:
         values.ids += ids
         values.colours += colours
+        values.one_and_void |= {1, VOID} <= ids.keys()
         values.fault = values.fault or fault
         files["colours"] += bool(colours)
         files["ids"] += bool(ids)
@@ -325,7 +327,8 @@ def _look(path):
             pixels = read_image(path, lossless=True)
             if (pixels != pixels[..., :1]).any():
                 packed = _count(pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32))
-                return Counter(), {}, Counter({(v >> 16, v >> 8 & 255, v & 255): n for v, n in packed.items()}), ""
+                commonest = packed.most_common(1000)  # a picture may have a colour a pixel
+                return Counter(), {}, Counter({(v >> 16, v >> 8 & 255, v & 255): n for v, n in commonest}), ""
         ids = _count(read_label(path))
     except Mistake as error:
         return Counter(), {}, Counter(), str(error)
@@ -387,6 +390,9 @@ def _count_ids(values, void):
 def _check_binary(values, names):
     """Mistake where masks of 0 and 255 have names for two classes or more: the object would be ignored, and a network that says
     background everywhere would score 1."""
+    if len(names) > 1 and values.ids.keys() == {0, 1, VOID} and not values.one_and_void:
+        raise Mistake(f"some masks hold 0 and 1, and others 0 and {VOID}: is it one class, stored in two ways? Then save all "
+                      f"alike. If {VOID} is void:\n  --void {VOID}")  # fmt: skip
     if len(names) > 1 and values.ids.keys() == {0, VOID}:
         share = 100 * values.ids[VOID] / sum(values.ids.values())
         more = "".join(f" {k}" for k in range(2, len(names)))  # of which there are no pixels
@@ -436,6 +442,7 @@ def read_colour_table(path):
     taken = {name for *_, name in table}
     free = (name for name in map("class{}".format, count()) if name not in taken)
     table = [[*colour, name or next(free)] for *colour, name in table]
+    table = [[*colour, "void" if name.lower() == "void" else name] for *colour, name in table]  # CamVid's own has Void
     if all(name == "void" for *_, name in table):
         raise Mistake(f"{path}: no colours in it, expected `R G B name` lines")
     return table

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from dataset.layout import IMAGE_TYPES, VOID, Sample, is_dir
-from dataset.own import SPLITS, by_key, files_below, keep_splits, own_files, own_plan, split_by_folder
+from dataset.own import SPLITS, by_key, files_below, keep_splits, own_files, own_plan
 from util.common import Mistake, did_you_mean, first_few
 from util.image import read_lines, read_text
 from util.values import parse_yaml, shown
@@ -58,7 +58,7 @@ def polygons(paths, images=None, names=None, background="background", draw=(0.2,
     if yaml:
         sources, samples, found, objects_of, notes = _yolo_data(yaml)
     elif texts:
-        samples, found, objects_of, notes = _yolo_texts(paths[0], texts, root, names)
+        samples, found, objects_of, notes = _yolo_texts(paths[0], texts, root, names, background)
     elif re.search(r'"annotations"\s*:', read_text(jsons[0])):
         samples, found, objects_of, notes = _coco(jsons, root)
     else:
@@ -118,7 +118,7 @@ def _annotation_files(paths):
         jsons += [file for file in files if file.suffix.lower() == ".json"]
     if not (yaml or texts or jsons):
         raise Mistake(f"{paths[0]}: no annotations: expected *.json of labelme or COCO, or data.yaml or *.txt of YOLO")
-    if any(text.name == "classes.txt" for text in texts):  # YOLO's; Label Studio puts a notes.json beside it
+    if {"classes.txt"} < {text.name for text in texts}:  # YOLO's; Label Studio puts a notes.json beside it
         jsons = []
     return yaml, [] if jsons else texts, jsons
 
@@ -150,7 +150,7 @@ def _labelme(files, images):
     notes += _by_name_notes(by_name)
     if ignored:
         notes.append(f"left out: {', '.join(f'{n} of shape {kind}' for kind, n in ignored.items())}, which have no area")
-    samples, more_notes = _split_by_folder(samples, images)
+    samples, more_notes = _with_splits(samples)
     return samples, sorted(labels), _labelme_objects, notes + more_notes
 
 
@@ -310,7 +310,10 @@ def _coco(files, images):
 
 def _coco_object(segmentation, h, w):
     if isinstance(segmentation, dict):
-        return slice(0, h), slice(0, w), _run_lengths(segmentation, h, w)
+        mask = _run_lengths(segmentation, h, w)
+        inside = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        rows, columns = (slice(found[0], found[-1] + 1) if len(found) else slice(0, 0) for found in inside)
+        return rows, columns, mask[rows, columns].copy()  # not all of the picture for each object
     if not segmentation or not isinstance(segmentation, list):
         raise Mistake("no segmentation, only a box" if not segmentation else f"segmentation {shown(segmentation)}")
     parts = []
@@ -374,23 +377,29 @@ def _yolo_data(path):
     found = [*map(_one_line, found)]
     sources = {path.parent}
     images = {split: _yolo_images(path, content, split, sources) for split in ("train", "val", "test") if content.get(split)}
-    if images.get("val") == images["train"]:  # of a set that nobody has split
-        del images["val"]
+    for split, same in (("test", "val"), ("test", "train"), ("val", "train")):  # of a set that nobody has split
+        if split in images and images[split] == images.get(same):
+            del images[split]
     root = Path(os.path.commonpath([image.parent for files in images.values() for image in files]))
     samples, without = [], 0
     for split, files in images.items():
-        for image in files:
-            parts = list(image.parts)
-            if "images" in parts:
-                parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-            text = Path(*parts).with_suffix(".txt")
-            there = text.is_file()
-            without += not there and split != "test"
-            label = text if there or split != "test" else None
-            samples.append(_sample(root, image, label, split=split))
+        texts = [*map(_yolo_text_of, files)]
+        labelled = split != "test" or any(text.is_file() for text in texts)
+        for image, text in zip(files, texts):
+            without += labelled and not text.is_file()
+            samples.append(_sample(root, image, text if labelled else None, split=split))
             sources |= {image.parent, text.parent}
     notes = _yolo_notes(without, samples)
     return sources, _with_splits(samples)[0], found, partial(_yolo_objects, found), notes
+
+
+def _yolo_text_of(image):
+    parts = list(image.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    text = Path(*parts).with_suffix(".txt")
+    forms = (text.with_name(unicodedata.normalize(form, text.name)) for form in ("NFC", "NFD"))  # see `by_key`
+    return next((path for path in (text, *forms) if path.is_file()), text)
 
 
 def _yolo_images(path, content, split, sources):
@@ -413,21 +422,27 @@ def _yolo_images(path, content, split, sources):
     return [Path(os.path.abspath(image)) for image in found]  # noqa: PTH100, resolve() would follow links
 
 
-def _yolo_texts(root, texts, images, names):
+def _yolo_texts(root, texts, images, names, background):
     lists = [text for text in texts if text.name == "classes.txt"]
     if not is_dir(root) or not all(text.is_relative_to(root) for text in texts if text not in lists):
         raise Mistake(f"{root}: YOLO's text files are found by their path in one folder: give only the folder that all are in")
     if names is None and not lists:
         raise Mistake(f"{root}: the text files have numbers of classes: give their names, in order, with --names FILE, or give "
                       "data.yaml")  # fmt: skip
-    names = names or read_lines(lists[0])
+    if not lists and background in names:
+        raise Mistake(f"--names: its first line would be class 0 of the text files, the next one class 1, and the background "
+                      f"{background} has no number there; take it out, or put the names by number into "
+                      f"{root / 'classes.txt'}")  # fmt: skip
+    names = read_lines(lists[0]) if lists else names
     files, _ = own_files(images)
+    if not files:
+        raise Mistake(f"{images}: no images ({' '.join(IMAGE_TYPES)}) in it; say where they are with --images DIR")
     pictures, texts = by_key(images, files), by_key(root, [text for text in texts if text not in lists])
     samples = [_sample(images, image, texts.get(key, root / f"{key}.txt")) for key, image in pictures.items()]
     for key in texts.keys() - pictures.keys():
         samples.append(Sample("", texts[key], "", fault=f"{texts[key]}: there is no image {images / key}.*"))
     notes = _yolo_notes(len(pictures.keys() - texts.keys()), samples)
-    samples, more_notes = _split_by_folder(samples, images)
+    samples, more_notes = _with_splits(samples)
     return samples, [*names], partial(_yolo_objects, names), notes + more_notes
 
 
@@ -539,18 +554,21 @@ def _pictures(root, folders):
         for k in range(len(parts)):
             ends.setdefault(nfc("/".join(parts[k:])), []).append(file)
 
+    def at(path):
+        return known.get(nfc(os.path.normpath(path)))
+
     def by_end(parts):
         ending_so = (ends.get(nfc("/".join(parts[k:])), ()) for k in range(len(parts) - 1))
         return next((found[0] for found in ending_so if len(found) == 1), None)
 
     def find(folder, name):
         name = nfc(str(name).replace("\\", "/"))
-        places = (nfc(os.path.normpath(parent / name)) for parent in (folder, root))
-        if image := next((known[place] for place in places if place in known), None):
-            return image
         last = name.split("/")[-1]
         beside = folder / last
-        if image := by_end(name.split("/")) or known.get(nfc(os.path.normpath(beside))) or by_end(beside.parts):
+        same_folder = None if "/" in name else by_end(beside.parts)  # before one of this name in root itself
+        if image := at(folder / name) or same_folder or at(root / name):
+            return image
+        if image := by_end(name.split("/")) or at(beside) or by_end(beside.parts):
             return image
         found = ends.get(last, ())
         elsewhere = "/" in name or folder in beside_theirs
@@ -568,20 +586,18 @@ def _by_name_notes(by_name):
 
 
 def _sample(root, image, label, fault="", split=""):
+    """split: that of the annotations' file; else the folder's."""
     key = image.relative_to(root).with_suffix("").as_posix()
+    split = split or ("/" in key and SPLITS.get(key.split("/")[0].lower())) or ""
     return Sample(split, image, f"image/{key}{image.suffix}", label, label and f"label/{key}.png", fault)
-
-
-def _split_by_folder(samples, root):
-    keys = {sample.image: sample.image.relative_to(root).as_posix() for sample in samples if sample.image_to}
-    splits, notes = split_by_folder(keys.values())
-    return [replace(sample, split=splits.get(keys.get(sample.image), "")) for sample in samples], notes
 
 
 def _with_splits(samples):
     """(the samples with those of their splits that are kept, notes)"""
-    splits, notes = keep_splits([sample.image for sample in samples], [sample.split for sample in samples])
-    return [replace(sample, split=split) for sample, split in zip(samples, splits)], notes
+    there = [sample for sample in samples if sample.image_to]
+    splits, notes = keep_splits([sample.image for sample in there], [sample.split for sample in there])
+    kept = iter(splits)
+    return [replace(sample, split=next(kept) if sample.image_to else "") for sample in samples], notes
 
 
 def _stated_size(where, h, w):

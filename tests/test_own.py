@@ -12,6 +12,7 @@ import pytest
 from folders import SIZE, ids, lines, pairs_of, picture, put, run, snapshot
 from PIL import Image
 
+from dataset.own import _look
 from dataset.write_config import TEMPLATE, write_config
 from model import check_config
 from tool import demo, prepare, train
@@ -196,6 +197,33 @@ def test_binary_masks_of_0_and_255_with_names_ask_which_of_them_is_meant(args, t
     assert run(*args, "--ids", 0, 255) == 0 and (read_label(tmp_path / "mine/label/a.png") == ids([0, 0, 0, 1])).all()
 
 
+def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_asked_about(args, tmp_path, capsys):
+    """The objects of the second kind would be void."""
+    for name, values in (("a", [0, 1]), ("b", [0, 255]), ("c", [0, 1]), ("d", [0, 255])):
+        put(tmp_path / "images" / f"{name}.png", picture(1))
+        put(tmp_path / "masks" / f"{name}.png", ids(values))
+    assert run(*args) == 1
+    assert "some masks hold 0 and 1, and others 0 and 255" in capsys.readouterr().err
+    assert run(*args, "--void", 255) == 0 and (read_label(tmp_path / "mine/label/b.png") == ids([0, 255])).all()
+    put(tmp_path / "masks/d.png", ids([0, 1, 255]))  # void beside the object
+    assert run(*args) == 0
+
+
+def test_a_picture_among_the_masks_keeps_a_thousand_of_its_colours(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    noise[:4] = 7, 8, 9
+    _, _, colours, fault = _look(put(tmp_path / "picture.png", noise))
+    assert len(colours) == 1000 and colours.most_common(1) == [((7, 8, 9), 256)] and not fault
+
+
+@pytest.mark.parametrize("name", ["camvid", "toy"])
+def test_a_folder_with_the_names_of_another_command_is_refused(own, capsys, name):
+    before = snapshot(ROOT / "dataset" / name)
+    assert run("folder", *own[:-1], ROOT / "dataset" / name) == 1
+    assert f"holds names and colours of `prepare.py {name}`" in capsys.readouterr().err
+    assert snapshot(ROOT / "dataset" / name) == before
+
+
 def test_one_class_is_refused(args, tmp_path, capsys):
     for name in "abc":
         put(tmp_path / "images" / f"{name}.png", picture(1))
@@ -331,7 +359,7 @@ def test_a_wrong_colour_table_is_explained(coloured, tmp_path, capsys, table, me
 
 
 def test_colours_without_a_name_take_none_that_is_there(coloured, tmp_path):
-    (tmp_path / "colors.txt").write_text("0 0 0 void\n255 0 0\n0 128 0 class0\n")
+    (tmp_path / "colors.txt").write_text("0 0 0 Void\n255 0 0\n0 128 0 class0\n")  # as CamVid's own table writes it
     assert run(*coloured, "--colors", tmp_path / "colors.txt") == 0
     assert lines(tmp_path / "mine/mine_names.txt") == ["class1", "class0"]
 

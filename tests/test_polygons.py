@@ -2,12 +2,13 @@
 
 import base64
 import json
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
 
-from dataset.polygons import fill, polygons
+from dataset.polygons import _coco_object, fill, polygons
 from tool import prepare
 from util.common import Mistake
 from util.dataset import read_list
@@ -262,6 +263,18 @@ def test_an_image_of_the_same_name_in_another_folder_than_the_stated_one_is_not_
     assert "1 images found by their name alone" in capsys.readouterr().out
 
 
+def test_a_labelme_file_in_a_folder_like_its_images_takes_that_image_and_not_one_of_its_name_in_the_root(tmp_path):
+    for name in ("1", "holiday/1", "2"):
+        picture(tmp_path / "photos" / f"{name}.png")
+    (tmp_path / "json/holiday").mkdir(parents=True)
+    for name, corner in (("holiday/1", 9), ("2", 30)):
+        labelme(tmp_path / "json" / f"{name}.json", [shape("car", [(0, 0), (corner, 0), (corner, 9)])], f"{name[-1]}.png")
+    assert run("--images", tmp_path / "photos", "--polygons", tmp_path / "json", "--out", tmp_path / "out") == 0
+    assert sorted(read_lines(tmp_path / "out/list/trainval.txt")) == [
+        f"image/{name}.png label/{name}.png" for name in ("2", "holiday/1")
+    ]
+
+
 def test_of_images_whose_stated_folder_is_gone_one_in_the_root_is_taken_and_none_of_two(tmp_path, capsys):
     for name in ("1", "a/x/2", "b/x/2"):
         picture(tmp_path / "photos" / f"{name}.png")
@@ -339,6 +352,16 @@ def test_coco_draws_parts_run_lengths_and_small_objects_on_top(mine, tmp_path):
     assert ((label == 3) == ring).all() and (label_of(tmp_path / "out", "b") == 0).all()
 
 
+def test_run_lengths_keep_no_more_than_the_rectangle_of_the_object():
+    mask = np.zeros(SIZE, bool)
+    mask[20:23, 30:40] = True
+    flat = mask.ravel("F")
+    counts = np.diff([0, *np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size]).tolist()
+    rows, columns, cut = _coco_object({"size": [*SIZE], "counts": counts}, *SIZE)
+    assert (rows, columns) == (slice(20, 23), slice(30, 40)) and cut.all() and cut.base is None
+    assert _coco_object({"size": [*SIZE], "counts": [flat.size]}, *SIZE)[2].size == 0
+
+
 def test_compressed_run_lengths_are_those_of_pycocotools(mine, tmp_path):
     mask = pytest.importorskip("pycocotools.mask")
     noise = np.random.default_rng(0).integers(0, 2, SIZE, np.uint8)
@@ -367,6 +390,16 @@ def test_coco_files_of_train_and_val_are_the_splits(tmp_path):
     assert run("--images", tmp_path / "coco", "--polygons", tmp_path / "coco/training data", "--out", tmp_path / "out") == 0
     val = [f"image/val2017/{name}.png label/val2017/{name}.png" for name in "bcd"]
     assert read_lines(tmp_path / "out/list/val.txt") == val
+
+
+def test_one_coco_file_of_images_in_folders_keeps_their_splits(tmp_path):
+    names = [f"{split}/{n}.png" for split in ("train", "val", "test") for n in range(2)]
+    for name in names:
+        picture(tmp_path / "mine" / name)
+    coco(tmp_path / "mine/instances_default.json", [(i, "car", CAR[0][2], {}) for i in range(6)], names)
+    assert run("--polygons", tmp_path / "mine", "--out", tmp_path / "out") == 0
+    for split in ("train", "val", "test"):
+        assert read_lines(tmp_path / f"out/list/{split}.txt") == [f"image/{split}/{n}.png label/{split}/{n}.png" for n in "01"]
 
 
 def test_coco_files_beside_images_of_the_same_names_take_their_own(tmp_path):
@@ -572,6 +605,57 @@ def test_yolo_texts_without_data_yaml_need_the_names(tmp_path, capsys):
     (root / "labels/val/b.txt").rename(root / "labels/val/b.TXT")
     assert run(*args, "--names", names_file(tmp_path)) == 0
     assert (label_of(tmp_path / "out", "b") == 1).all()
+
+
+def test_a_classes_txt_is_what_numbers_mean_and_names_only_order_the_classes(tmp_path, capsys):
+    root, names = yolo(tmp_path / "yolo", "{}/{split}"), tmp_path / "names.txt"
+    names.write_text("background\ncar\nroad\n")
+    args = "--images", root / "images", "--polygons", root / "labels", "--out", tmp_path / "out", "--names", names
+    assert run(*args) == 1  # 0 could be the background or the road
+    assert "class 0 of the text files" in (error := capsys.readouterr().err) and str(root / "labels/classes.txt") in error
+    (root / "labels/classes.txt").write_text("road\ncar\n")
+    assert run(*args) == 0
+    assert read_lines(tmp_path / "out/out_names.txt") == ["background", "car", "road"]
+    assert (label_of(tmp_path / "out", "b") == 2).all()
+
+
+def test_yolo_texts_without_images_say_so(tmp_path, capsys):
+    root = yolo(tmp_path / "yolo", "{}/{split}")
+    assert run("--polygons", root / "labels", "--names", names_file(tmp_path), "--out", tmp_path / "out") == 1
+    assert f"{root / 'labels'}: no images (" in capsys.readouterr().err
+
+
+def test_a_classes_txt_beside_labelme_files_changes_nothing(mine, tmp_path):
+    for name in "ab":
+        labelme(mine / f"{name}.json", [shape("car", [(0, 0), (9, 0), (9, 9)])])
+    (mine / "classes.txt").write_text("car\n")
+    assert run("--polygons", mine, "--out", tmp_path / "out") == 0
+
+
+def test_yolo_texts_have_the_accents_of_another_machine_than_the_images(tmp_path, capsys):
+    root = yolo(tmp_path / "yolo", "{}/{split}")
+    for i, (image, text) in enumerate((("NFD", "NFC"), ("NFC", "NFD"))):
+        picture(root / "images/train" / unicodedata.normalize(image, f"Caf\u00e9 {i}.png"))
+        (root / "labels/train" / unicodedata.normalize(text, f"Caf\u00e9 {i}.txt")).write_text("1 0 0 1 0 1 1 0 1\n")
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [road, car]\n")
+    assert run("--polygons", root, "--out", tmp_path / "out") == 0
+    assert "1 images without a text file" in capsys.readouterr().out
+    assert (label_of(tmp_path / "out", "0") == 2).all() and (label_of(tmp_path / "out", "1") == 2).all()
+
+
+def test_test_images_of_yolo_without_a_text_have_no_objects_where_others_have_one(tmp_path):
+    root = yolo(tmp_path / "yolo", "{}/{split}")
+    for split in ("images/test", "labels/test"):
+        (root / split).mkdir()
+    for name in "de":
+        picture(root / f"images/test/{name}.png")
+    (root / "labels/test/d.txt").write_text("1 0 0 1 0 1 1 0 1\n")
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\ntest: images/test\nnames: [road, car]\n")
+    assert run("--polygons", root, "--out", tmp_path / "out") == 0
+    assert len(read_list(tmp_path / "out/list/test.txt", tmp_path / "out", "val")) == 2
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\ntest: images/val\nnames: [road, car]\n")
+    assert run("--polygons", root, "--out", tmp_path / "other") == 0
+    assert len(read_lines(tmp_path / "other/list/val.txt")) == 1 and not (tmp_path / "other/list/test.txt").exists()
 
 
 @pytest.mark.parametrize("labelled", [True, False])

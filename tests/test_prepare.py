@@ -350,6 +350,13 @@ def test_cityscapes_images_and_labels_without_partner_are_named(cityscapes, tmp_
     assert "2 of 4 samples" in error
 
 
+def test_a_split_without_one_label_names_its_images(cityscapes, tmp_path, capsys):
+    for path in (cityscapes / "gtFine/val").rglob("*_gtFine_*"):
+        path.unlink()
+    assert run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out") == 1
+    assert "leftImg8bit.png: an image without a label" in capsys.readouterr().err
+
+
 def test_cityscapes_with_half_of_the_download_says_which_half(cityscapes, tmp_path, capsys):
     (cityscapes / "gtFine").rename(tmp_path / "elsewhere")
     assert run("cityscapes", "--source", cityscapes, "--out", tmp_path / "out") == 1

@@ -36,6 +36,7 @@ from util.image import read_lines
 from util.log import report_errors
 from util.values import shown
 
+LAYOUTS = (layout.camvid, layout.cityscapes, layout.ade20k, layout.voc2012, layout.bdd)
 MASK_FLAGS = ("--masks", "--source", "--mask-suffix", "--colors", "--ids", "--void")
 
 
@@ -60,6 +61,9 @@ def run_folder(args):
     if config and re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", f"{out}{command}"):
         raise Mistake(f"--config {args.config}: a YAML file cannot hold paths with line breaks, control characters or bytes "
                       "that are not UTF-8; rename the folders, or leave --config out")  # fmt: skip
+    for name in ("toy", *(reader.__name__ for reader in LAYOUTS)):
+        if os.path.realpath(out) == os.path.realpath(ROOT / "dataset" / name):
+            raise Mistake(f"--out {args.out}: holds names and colours of `prepare.py {name}`; give another folder")
     plan = plan_of(args)
     for path, text in build.names_and_colors(plan, out).items():
         for flag, given in (("--names", args.names), ("--colors", args.colors)):
@@ -173,7 +177,7 @@ def parse(argv):
     sub.add_argument("--size", type=size, default=(192, 256), metavar="HxW", help="in pixels (192x256)")
     sub.add_argument("--seed", type=whole(0, 999999999), default=0, help="of the scenes (0)")
 
-    for reader in (layout.camvid, layout.cityscapes, layout.ade20k, layout.voc2012, layout.bdd):
+    for reader in LAYOUTS:
         sub = command(reader.__name__, run_layout, reader.__doc__.splitlines()[0])
         sub.set_defaults(layout=reader)
         sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the data set as distributed, unpacked")

@@ -249,7 +249,8 @@ def _decode(path, data, flags):
     if bands > 1 and tags.get(262) in (0, 1):  # OpenCV reads the first alone
         raise Mistake(f"{path}: a TIFF of {bands} bands that are not said to be red, green and blue; save three of them as RGB")
     eight = {8} if flags & cv2.IMREAD_ANYDEPTH else {8, 16}  # Pillow gives the upper 8 bits, which are not those of ids
-    if data[:2] in TIFF_STARTS and _has_straight_alpha(data, eight):  # OpenCV would multiply the other channels by it
+    straight = tags.get(338) == (2,) and {*tags.get(258, ())} <= eight and _header(data, "mode") == "RGBA"
+    if straight:  # OpenCV would multiply the other channels by it
         with _decoding(path):
             return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))[..., 2::-1].copy()
     if (data[:4] == b"RIFF" or data[4:8] == b"ftyp") and not flags & cv2.IMREAD_IGNORE_ORIENTATION:
@@ -277,12 +278,6 @@ def _tiff_tags(data):
         return dict(tags)
     except Exception:  # as in _header
         return {}
-
-
-def _has_straight_alpha(data, bits):
-    """Is this a TIFF of four channels of so many bits, the last one alpha (ExtraSamples 2)?"""
-    tags = _header(data, "tag_v2", {})
-    return _header(data, "mode") == "RGBA" and set(tags.get(258, ())) <= bits and tags.get(338) == (2,)
 
 
 def _orientation(data):
