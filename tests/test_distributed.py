@@ -186,18 +186,22 @@ def torchrun(variables, monkeypatch):
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_port_that_is_taken_is_named(variables, capsys):
+def test_port_that_is_taken_or_is_none_is_named(variables, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     port = free_port()
+    where = ["--nnodes=1", "--master-addr=127.0.0.1", "--master-port"]
     with socket.create_server(("", port)):
-        where = ["--nnodes=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-        before = signal.getsignal(signal.SIGUSR1)
-        assert distributed.torchrun([*where, "train.py"]) == 1
-        signal.signal(signal.SIGUSR1, before)
+        assert distributed.torchrun([*where, str(port), "train.py"]) == 1
     assert f"error: port {port} is in use" in capsys.readouterr().err
+    assert distributed.torchrun([*where, "99999", "train.py"]) == 1
+    assert "99999" in (error := capsys.readouterr().err) and error.startswith("error: ") and "PORT and MASTER_ADDR" in error
 
 
 def test_several_gpus_start_one_process_each(torchrun, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    with pytest.raises(Mistake, match=r"train_gpu or test_gpu: \[0, 6\], and CUDA sees 6 GPU\(s\); name those that are there"):
+        distributed.launch("train.py", [], (0, 6))
     assert distributed.launch("train.py", ["--config", "a b.yaml", "epochs", "3"], (0, 1, 5)) == 0
     (call,) = torchrun
     assert call.nproc_per_node == "3" and call.standalone and call.training_script == "train.py"
@@ -224,10 +228,11 @@ def test_old_keys_for_several_machines_become_the_launchers_and_it_is_said_what_
         distributed.launch("train.py", [], None, machines=2, url="env://")
 
 
-def test_a_world_size_of_no_launcher_is_one_message(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("size, reason", [("2", "RANK expected"), ("auto", "invalid literal"), ("", "invalid literal")])
+def test_a_world_size_of_no_launcher_is_one_message(monkeypatch, size, reason):
+    monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(Mistake, match="WORLD_SIZE is 2: .*RANK expected.*start with torchrun, or unset WORLD_SIZE"):
+    with pytest.raises(Mistake, match=f"WORLD_SIZE is {size}: .*{reason}.*start with torchrun, or unset WORLD_SIZE"):
         distributed.init_process_group(torch.device("cpu"))
 
 

@@ -126,7 +126,7 @@ def test_a_screen_that_takes_nothing_does_not_end_a_program(tmp_path, screen, mi
     assert lines[499].endswith("line 499 naïve 日本")
 
 
-def test_a_terminal_that_is_gone_does_not_end_the_work_behind_a_bar(monkeypatch):
+def test_a_terminal_that_is_gone_does_not_end_the_work_behind_a_bar_of_the_main_process(monkeypatch):
     ours, theirs = os.openpty()
     with io.TextIOWrapper(os.fdopen(theirs, "wb", 0), write_through=True) as screen:  # no buffer, as sys.stderr
         monkeypatch.setattr(sys, "stderr", screen)
@@ -136,6 +136,10 @@ def test_a_terminal_that_is_gone_does_not_end_the_work_behind_a_bar(monkeypatch)
         bar.show(2)
         bar.clear()
         assert not bar.visible
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        assert ProgressBar("bar", 3).visible
+        monkeypatch.setenv("RANK", "1")
+        assert not ProgressBar("bar", 3).visible
 
 
 def test_a_log_file_that_is_full_does_not_hide_the_mistake(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`tool/benchmark.py model`: its numbers against counting by hand and against what a real step keeps."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def numbers(line):
 @pytest.mark.parametrize("options", [
     (), ("precision", "bf16"), ("precision", "fp16", "checkpoint_layers", "[layer3]"), ("checkpoint_layers", STAGES),
     ("arch", "psa", "loss", "ohem"), ("arch", "psa", "precision", "bf16", "checkpoint_layers", STAGES),
-    ("loss", "dice", "zoom_factor", 2), ("arch", "smp_pspnet"), ("layers", 50),
+    ("loss", "dice", "zoom_factor", 2), ("arch", "smp_pspnet"), ("layers", 50), ("criterion_outside", True),
 ])  # fmt: skip
 def test_predicted_memory_is_that_which_a_real_step_keeps(options, one_block):
     cfg, n = config(*options), 2
@@ -107,7 +108,9 @@ def test_predicted_memory_is_that_which_a_real_step_keeps(options, one_block):
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor), Precision(cfg.precision, "cpu").autocast():
-        network(torch.randn(n, 3, cfg.train_h, cfg.train_w), torch.zeros(n, cfg.train_h, cfg.train_w, dtype=torch.int64))
+        image, label = torch.randn(n, 3, cfg.train_h, cfg.train_w), torch.zeros(n, cfg.train_h, cfg.train_w, dtype=torch.int64)
+        losses = train.forward(SimpleNamespace(cfg=cfg, net=network, network=network), image, label)[1:]
+    del losses
     needs = step_memory(build_model, cfg, n, cfg.train_h, cfg.train_w)
     assert needs["kept"] == pytest.approx(sum(storage.nbytes() for storage in kept.values()), rel=0.1)
     assert needs["weights"] == pytest.approx(sum(tensor.nbytes for tensor in network.state_dict().values()), rel=0.001)
@@ -206,5 +209,9 @@ def test_one_image_a_device_is_measured_with_sync_bn_and_refused_without(narrow,
     assert main([*words, "batch_size", "4", "train_gpu", "[0,1]", "sync_bn", "True", "--fit", "2.001"]) == 0
     assert "| fp32 | - | 2 | 1 |" in capsys.readouterr().out
     assert main([*words, "batch_size", "4", "train_gpu", "[0,1,2,3]", "sync_bn", "True"]) == 0
+    assert main([*words, "batch_size", "5", "train_gpu", "[0,1]", "sync_bn", "True"]) == 0
+    assert "| fp32 | - | 1 | 3 |" in capsys.readouterr().out  # the images are 3 + 2
+    assert main([*words, "batch_size", "8", "train_gpu", "[0,1]", "world_size", "2", "sync_bn", "True"]) == 0
+    assert "| fp32 | - | 1 | 2 |" in capsys.readouterr().out
     assert main([*words, "batch_size", "1"]) == 1
     assert "TRAIN.batch_size: leaves one image at a time, and 2 are needed" in capsys.readouterr().err

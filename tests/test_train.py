@@ -2,6 +2,7 @@ import gc
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -370,7 +371,7 @@ def test_a_run_does_not_go_on_from_the_weights_of_another_program(toy_options, t
 
 
 @pytest.mark.parametrize("classes, ignore_label, labelled", [(9, 255, 5), (200, 300, 44), (256, 65535, 255)])
-def test_the_loss_of_a_validation_is_over_all_pixels_but_the_ignored(classes, ignore_label, labelled, tmp_path):
+def test_the_loss_of_a_validation_is_over_all_pixels_but_the_ignored(classes, ignore_label, labelled, tmp_path, caplog):
     """A byte compared with 300 would be compared with 300 - 256."""
     label = np.full((33, 33), labelled, np.uint8)
     if ignore_label == 255:
@@ -388,6 +389,10 @@ def test_the_loss_of_a_validation_is_over_all_pixels_but_the_ignored(classes, ig
     logits = torch.zeros(classes).index_fill(0, torch.tensor(labelled), 1)
     run.network.forward = lambda x: logits.view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:])
     assert train.validate(run)["loss"] == pytest.approx(-logits.log_softmax(0)[labelled].item(), rel=1e-5)
+    logits[labelled] = torch.nan  # max takes it for the largest, so every pixel would be right
+    values = train.validate(run)
+    assert all(math.isnan(values[name]) for name in ("loss", "mIoU", "mAcc", "allAcc"))
+    assert "the network's output is NaN or infinite" in caplog.text and "This validation has no scores" in caplog.text
 
 
 def test_gpus_without_cuda_mean_the_cpu_with_one_warning(toy_options):

@@ -8,7 +8,8 @@ Several GPUs in `train_gpu` are used without torchrun too; srun and mpirun start
 
 Writes into `save_path`: train_epoch_N.pth (train_iter_N.pth under max_iter), model_best.pth, config.yaml (as resolved),
 train-DATE.log, metrics.jsonl and TensorBoard events; what an earlier run left there is moved into earlier-N. Exit status: 0 =
-the run is complete; 1 = an error; 75 = stopped by a signal and saved: start again with `resume auto`.
+the run is complete; 1 = an error; 75 = stopped by a signal and saved (where this program or train_dist.sh has started several
+processes: stopped by a signal; the log says what is saved): start again with `resume auto`.
 """
 
 import glob
@@ -41,7 +42,7 @@ from util.distributed import REQUEUE
 from util.ema import Average
 from util.fetch import local_file
 from util.image import read_text
-from util.inference import predict_probability, prediction_protocol, prediction_settings
+from util.inference import NOT_FINITE, predict_probability, prediction_protocol, prediction_settings
 from util.loader import automatic_class_weights, build_data, build_loader, build_val_loader, check_data, end_workers
 from util.log import ProgressBar, build_logger, lock_folder, report_errors
 from util.metric import AverageMeter, confusion_matrix, intersectionAndUnionGPU
@@ -93,7 +94,7 @@ def train(argv) -> int:
     while not run.has_ended:
         stopped = not (train_interval(run) and finish_interval(run))
         if stopped:
-            return finish_stopped(run)
+            return finish(run, stopped)
     return finish(run)
 
 
@@ -401,7 +402,7 @@ def finish_interval(run) -> bool:
             return False
         score = values[cfg.main_metric]
         if math.isnan(score):
-            run.log.warning(f"{cfg.val_list}: no labelled pixel, so no checkpoint is the best")
+            run.log.warning(f"{cfg.val_list}: no labelled pixel has counted, so no checkpoint is the best")
         elif state.best_score is None or (score < state.best_score if cfg.main_metric == "loss" else score > state.best_score):
             state.best_score, state.best_at = score, state.iteration
             save(run, "model_best.pth")
@@ -449,8 +450,12 @@ def validate(run) -> dict | None:
     bar.clear()
     if run.stop.requested():
         return None
+    confusion, loss = distributed.all_reduce_sum(confusion), distributed.all_reduce_sum(loss)
+    if not loss.isfinite().all():  # max takes NaN for the largest, so the scores would look like those of a network
+        run.log.warning(f"{NOT_FINITE}. This validation has no scores")
+        confusion.zero_(), loss.zero_()
     protocol = prediction_protocol(single, run.precision.label) | {"images": len(run.val_data)}
-    return report_validation(run, protocol, distributed.all_reduce_sum(confusion), *distributed.all_reduce_sum(loss).tolist())
+    return report_validation(run, protocol, confusion, *loss.tolist())
 
 
 # ---- end ----
@@ -459,26 +464,21 @@ def validate(run) -> dict | None:
 def leave(run) -> None:
     """End the process group. DistributedDataParallel goes first: the last to hold the group waits for its threads while it has
     the interpreter's lock, which one of them may need."""
+    distributed.barrier()  # some launchers end all processes with the first, and the main one may still be saving
     run.net = None
     distributed.close()
 
 
-def finish_stopped(run) -> int:
-    run.out.close()
-    distributed.barrier()  # some launchers end all processes with the first, and the main one may still be saving
-    run.log.warning(f"Stopped by {run.stop.name()}; everything is saved, start again with `resume auto`")
-    leave(run)
-    return REQUEUE
-
-
-def finish(run) -> int:
+def finish(run, stopped=False) -> int:
     run.out.close()
     state = run.state
-    if state.best_at is not None:
+    if stopped:
+        run.log.warning(f"Stopped by {run.stop.name()}; everything is saved, start again with `resume auto`")
+    elif state.best_at is not None:
         score = f"{run.cfg.main_metric} {state.best_score:.4f}, {run.plan.end(state.best_at)}"
         run.log.info(f"Best validation {score}: {run.folder / 'model_best.pth'}")
     leave(run)
-    return 0
+    return REQUEUE if stopped else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from util.common import STOPPING, Mistake
+from util.common import STOPPING, Mistake, first_line
 
 ALONE = timedelta(hours=1)  # at most: a process fetches weights, counts labels or ends its part of a test, and the others wait
 REQUEUE = 75  # EX_TEMPFAIL, the exit status after a signal: schedulers can be told to start a job that ends so again
@@ -31,11 +31,6 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def local_world_size() -> int:
-    """Processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def is_main() -> bool:
@@ -95,6 +90,9 @@ def launch(script, argv, gpus, *, machines=1, machine=0, url="") -> int | None:
     processes = len(gpus) if gpus and torch.cuda.is_available() else 1
     if "RANK" in os.environ or processes * machines == 1:
         return None
+    if processes > 1 and max(gpus) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise Mistake(f"train_gpu or test_gpu: {list(gpus)}, and CUDA sees {seen} GPU(s); name those that are there")
     where = ["--standalone"]
     if machines > 1:
         found = re.fullmatch(r"tcp://(.+):(\d+)", url)
@@ -123,11 +121,10 @@ def torchrun(words) -> int:
         arguments.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
     try:
         run.run(arguments)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        port = arguments.master_port
-        print(f"error: port {port} is in use; give this run another (PORT of train_dist.sh, dist_url)", file=sys.stderr)
+    except (dist.DistNetworkError, dist.DistStoreError, ValueError) as error:  # ValueError: a port that is none
+        taken = f"port {arguments.master_port} is in use; give this run another"
+        what = taken if "EADDRINUSE" in str(error) else first_line(error)
+        print(f"error: {what} (PORT and MASTER_ADDR of train_dist.sh, dist_url)", file=sys.stderr)
         return 1
     except ChildFailedError as failed:
         return failed.get_first_failure()[1].exitcode % 256  # that of a killed process is negative
@@ -163,16 +160,17 @@ def pick_device(gpus) -> torch.device:
 
 def init_process_group(device: torch.device, backend: str = "nccl") -> None:
     """Join the process group of the launcher (torchrun's variables RANK, WORLD_SIZE, ...), if one started us."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        try:
-            store, rank, world = next(dist.rendezvous("env://"))
-        except ValueError as error:  # WORLD_SIZE without the others, or one that is no number
-            size = os.environ["WORLD_SIZE"]
-            raise Mistake(f"WORLD_SIZE is {size}: {error}; start with torchrun, or unset WORLD_SIZE") from error
-        store = dist.PrefixStore(_name_of_start(store, rank, world), store)
-        backend = backend if device.type == "cuda" else "gloo"
-        own_gpu = device if backend == "nccl" else None  # else a barrier of NCCL guesses the GPU from the rank
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=own_gpu, timeout=ALONE)
+    size = os.environ.get("WORLD_SIZE", "1")
+    try:
+        if int(size) < 2 or dist.is_initialized():
+            return
+        store, rank, world = next(dist.rendezvous("env://"))
+    except ValueError as error:  # WORLD_SIZE without the others, or one that is no number
+        raise Mistake(f"WORLD_SIZE is {size}: {error}; start with torchrun, or unset WORLD_SIZE") from error
+    store = dist.PrefixStore(_name_of_start(store, rank, world), store)
+    backend = backend if device.type == "cuda" else "gloo"
+    own_gpu = device if backend == "nccl" else None  # else a barrier of NCCL guesses the GPU from the rank
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=own_gpu, timeout=ALONE)
 
 
 def _name_of_start(store, rank, world) -> str:

@@ -55,7 +55,8 @@ def build_val_loader(cfg, data):
 
 def worker_settings(cfg) -> dict:
     """Worker processes of this process: `workers` is for the whole machine, and more than it has cores only cost memory."""
-    workers = math.ceil(min(cfg.workers, os.cpu_count() or 1) / distributed.local_world_size())
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))  # of this machine
+    workers = math.ceil(min(cfg.workers, os.cpu_count() or 1) / processes)
     if not workers:
         return {"num_workers": 0}
     fork = "fork" if sys.platform == "linux" else None  # the forkserver of Python 3.14 hides a worker's death

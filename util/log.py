@@ -197,7 +197,8 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int):
         self.title, self.total, self.start = title, max(total, 1), time.time()
-        self.visible = sys.stderr is not None and sys.stderr.isatty()
+        main = os.environ.get("RANK", "0") == "0"
+        self.visible = main and sys.stderr is not None and sys.stderr.isatty()
 
     def show(self, done: int) -> None:
         if self.visible:

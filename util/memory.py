@@ -33,7 +33,12 @@ def step_memory(build_model, cfg, batch, h, w, processes=1) -> dict:
             before = memory.now
             image, label = torch.empty(batch, 3, h, w), torch.zeros(batch, h, w, dtype=torch.int64)
             with Precision(cfg.precision, "cpu").autocast():
-                _, main_loss, aux_loss = network(image, label)
+                if cfg.criterion_outside:  # as train.forward, on logits of the full size
+                    logits, label = network(image), network.label_of_logits(label)
+                    main_loss, aux_loss = (0 if of is None else network.criterion(of, label) for of in logits)
+                    del logits
+                else:
+                    _, main_loss, aux_loss = network(image, label)
             kept = memory.now - before
             (main_loss + cfg.aux_weight * aux_loss).backward()
             del image, label, main_loss, aux_loss
