@@ -84,7 +84,7 @@ def check_config(cfg):
             form = f"{network.stride}n+1 that arch: {cfg.arch} needs with size_rule: grid"
             yield key, f"{side} is not of the form {form}; the nearest are {near[0]} and {near[1]}"
     if fits and cfg.arch == "psa" and cfg.compact:
-        tested = "test_h" if cfg.test_h else "test_w", cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w
+        tested = "test_h" if cfg.test_h else "test_w", *cfg.window
         for key, h, w in (("compact", cfg.train_h, cfg.train_w), tested):
             try:
                 with torch.no_grad():

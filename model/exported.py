@@ -122,7 +122,7 @@ class Exported:
             raise Mistake(f"{cfg.path}: DATA.classes: {cfg.classes}, but {self.path} has {len(self.names)}")
         if cfg.precision not in ("fp32", "auto"):
             raise Mistake(f"{cfg.path}: TRAIN.precision: {cfg.precision}, but {self.path} computes in fp32; set it to auto")
-        (h, w), size = self.size, (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
+        (h, w), size = self.size, cfg.window
         if cfg.test_mode == "slide" and size != (h, w):
             raise Mistake(
                 f"{cfg.path}: TEST.test_h, TEST.test_w: {size[0]} x {size[1]}, but {self.path} takes windows of {h} x {w}; "

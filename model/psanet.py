@@ -127,16 +127,15 @@ class PSA(nn.Module):
         n, c, h, w = x.shape
         y = attention(x)
         if not self.compact:
-            y = psa_mask(y, psa_type, self.mask_h, self.mask_w).flatten(2)
+            y = psa_mask(y, psa_type, self.mask_h, self.mask_w)
         elif y.shape[1] != h * w:
             raise Mistake(
                 f"compact: needs mask_h x mask_w = {h} x {w}, the size of the features here, not {self.mask_h} x "
                 f"{self.mask_w}; a compact PSANet works at one image size only"
             )
-        else:
-            y = y.flatten(2)
-            if psa_type == DISTRIBUTE:
-                y = y.transpose(1, 2)
+        y = y.flatten(2)
+        if self.compact and psa_type == DISTRIBUTE:
+            y = y.transpose(1, 2)
         if self.psa_softmax:
             y = y.softmax(1)
         return (torch.bmm(x.flatten(2), y) * self.scale).view(n, c, h, w)

@@ -21,7 +21,7 @@ from util.common import Mistake
 from util.config import dump_config, load_config
 from util.inference import Predictor
 from util.log import ProgressBar, build_logger
-from util.video import VideoReader, write_video
+from util.video import UnfitVideo, VideoReader, write_video
 from util.visual import below, legend, overlay
 
 NAMES = ["road", "sky", "traffic light", "Straße"]
@@ -276,7 +276,7 @@ def test_bad_videos_are_named_and_the_others_done(project, tmp_path, capfd):
     assert show(project, "--image", *inputs, "--out", tmp_path / "out") == 1
     error = capfd.readouterr().err
     assert error == (
-        "error: 3 of 4 inputs could not be read:\n"
+        "error: 3 of 4 inputs are not done:\n"
         f"{tmp_path}/text.mp4: no frame of a video in it (not a video, cut short, or of a kind that OpenCV does not read)\n"
         f"{tmp_path}/cut.mp4: no frame of a video in it (not a video, cut short, or of a kind that OpenCV does not read)\n"
         f"{tmp_path}/empty.avi: the file is empty (0 bytes): copy or download it again\n"
@@ -284,15 +284,27 @@ def test_bad_videos_are_named_and_the_others_done(project, tmp_path, capfd):
     assert names_in(tmp_path / "out") == ["whole_overlay.mp4"] and len(read(tmp_path / "out/whole_overlay.mp4")[0]) == COUNT
 
 
+def test_a_video_that_mpeg_4_cannot_hold_is_named_and_the_others_done(project, tmp_path, monkeypatch, capfd):
+    def frames(width):
+        with write_video(tmp_path / f"{width}.mp4", RATE) as append:
+            append(np.zeros((43, width, 3), np.uint8))
+
+    frames(8190)
+    with pytest.raises(UnfitVideo, match="8192 x 43 pixels at 7.5 frames a second; MPEG-4 holds at most 8190 a side"):
+        frames(8192)
+    monkeypatch.setattr(demo, "show_video", lambda *_: frames(8192))
+    assert show(project, "--image", project / "drive.mp4", project / "picture.png", "--out", tmp_path / "out") == 1
+    assert "error: 1 of 2 inputs are not done:" in capfd.readouterr().err and "picture_gray.png" in names_in(tmp_path / "out")
+
+
 def test_of_a_video_that_is_cut_short_the_frames_before_are_kept(project, frames, tmp_path, capfd):
     whole = write(tmp_path / "whole.avi", np.concatenate([frames] * 4), "MJPG").read_bytes()
     (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
-    assert show(project, "--image", tmp_path / "cut.avi", "--out", tmp_path / "out", "--frames", 99) == 1
+    assert show(project, "--image", tmp_path / "cut.avi", "--out", tmp_path / "out", "--frames", 99) == 0
     kept = len(read(tmp_path / "out/cut_overlay.mp4")[0])
-    error = capfd.readouterr().err
     assert 8 <= kept <= 13 and names_in(tmp_path / "out") == ["cut_overlay.mp4"]
-    assert f"{tmp_path}/cut.avi: {(24 - kept) / RATE:.1f} seconds are missing at its end (cut short or damaged?)" in error
-    assert f"{tmp_path}/out/cut_overlay.mp4 holds the {kept} frames before" in error
+    warning = f"{tmp_path}/cut.avi: states {(24 - kept) / RATE:.1f} seconds more than it has (trimmed, cut short or damaged?)"
+    assert warning in capfd.readouterr().out
     assert show(project, "--image", tmp_path / "cut.avi", "--out", tmp_path / "out", "--frames", 2) == 0  # which are there
 
 
@@ -404,7 +416,7 @@ def test_a_camera_that_is_not_there_is_named(project, tmp_path, capfd):
     assert show(project, "--image", 977, "--out", tmp_path) == 1
     said = capfd.readouterr().err
     assert said == (
-        "error: 1 of 1 inputs could not be read:\n"
+        "error: 1 of 1 inputs are not done:\n"
         "camera 977: no frame comes from it (not connected, or another program uses it)\n"
     )
 

@@ -258,6 +258,24 @@ def tamper(path):
     onnx.save(model, path)
 
 
+@pytest.mark.parametrize("sound, message", [
+    (1, "not written, since its logits are not those of the network: nan"),
+    (3, "1.png: the network's output is NaN or infinite"),
+])  # fmt: skip
+def test_a_file_that_makes_nan_of_some_windows_is_not_written(written, project, tmp_path, sound, message, monkeypatch, capsys):
+    calls = []
+
+    def run_file(exported, windows):
+        calls.append(1)
+        return call(exported, windows) * (1 if len(calls) <= sound else torch.nan)
+
+    call = Exported.__call__
+    monkeypatch.setattr(Exported, "__call__", run_file)
+    monkeypatch.setattr(export, "write_exported", lambda path, *_: shutil.copy(written, path))
+    assert run(project, "--out", tmp_path / "a.onnx") == 1
+    assert message in capsys.readouterr().err and files(tmp_path) == []
+
+
 @pytest.mark.parametrize("tolerance, message", [(1e-4, "its logits are not those of the network"), (9, "its mIoU differs")])
 def test_a_file_that_is_not_the_network_is_not_written(written, project, tmp_path, tolerance, message, monkeypatch, capsys):
     def write_another(path, *_):

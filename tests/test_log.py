@@ -142,6 +142,13 @@ def test_a_terminal_that_is_gone_does_not_end_the_work_behind_a_bar_of_the_main_
         assert not ProgressBar("bar", 3).visible
 
 
+def test_what_the_encoding_of_the_screen_lacks_is_printed_with_escapes(monkeypatch):
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="latin-1"))
+    assert report_errors(lambda: print("漢 \udce9", flush=True)) == 0
+    assert screen.getvalue() == b"\\u6f22 \\udce9\n"
+
+
 def test_a_log_file_that_is_full_does_not_hide_the_mistake(tmp_path, capsys):
     (tmp_path / "a.log").symlink_to("/dev/full")
     build_logger(tmp_path / "a.log").info("lost")

@@ -214,6 +214,11 @@ def test_protocol_of_the_config_holds_unless_told_otherwise(runs, picture):
     torch.testing.assert_close(predictor.probability(picture), expected, rtol=0, atol=1e-5)
     again = Predictor(runs / "a/model_best.pth", config=Predictor(runs / "a/model_best.pth").cfg, scales=[0.5, 1.5], flip=False)
     assert again.cfg.scales == (0.5, 1.5) and again.cfg.test_h == 33
+    for config in (None, again.cfg):  # what programs compute is of NumPy
+        for scales in (np.array([0.5, 1.5]), [np.float64(0.5), 1.5]):
+            of_numpy = {"scales": scales, "flip": np.bool_(False), "test_h": np.int64(41)}
+            again = Predictor(runs / "a/model_best.pth", config=config, **of_numpy)
+            assert prediction_settings(again.cfg) == prediction_settings(cfg)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +228,7 @@ def test_protocol_of_the_config_holds_unless_told_otherwise(runs, picture):
         ({"layers": 50}, "Predictor: layers: unknown; settings are base_size, "),
         ({"scales": [0]}, "TEST.scales: 0.0 must be in [0.01, 100]"),
         ({"scales": []}, "TEST.scales: the list is empty"),
+        ({"scales": np.array([])}, "TEST.scales: the list is empty"),
         ({"test_mode": "slid"}, "TEST.test_mode: 'slid' is not one of slide, whole"),
     ],
 )
@@ -274,6 +280,14 @@ def test_damaged_names_colours_and_configs_are_named(runs, key, value):
     content = load_checkpoint(runs / "a/model_best.pth") | {key: value}
     message = refusal(Predictor, content)
     assert message.startswith(("checkpoint: ", "config of the checkpoint: ")) and key in message
+
+
+def test_the_config_of_another_program_in_a_checkpoint_is_none(runs):
+    own = load_checkpoint(runs / "a/model_best.pth")
+    foreign = {"state_dict": own["state_dict"], "config": "the words of another program"}
+    assert refusal(Predictor, foreign).startswith("checkpoint: carries no config of a run")
+    alone = Predictor([own, own | foreign])  # the network of a second one may be the first one's
+    assert len(alone.networks) == 2
 
 
 @pytest.mark.parametrize("kind", ["semseg", "convert"])

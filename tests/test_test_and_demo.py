@@ -158,6 +158,25 @@ def test_slices_of_the_list_make_up_the_whole_when_scored(project, tmp_path, cap
     assert slices["protocol"]["predicted"] == "2 of 3 images, from number 1" and "predicted" not in whole["protocol"]
 
 
+def test_predictions_that_are_scored_again_keep_the_names_and_colours_of_their_checkpoint(project, tmp_path):
+    content = torch.load(project / "train_epoch_7.pth")
+    content |= {"names": ["Way", "Wagon", "Air"], "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+    save_checkpoint(content, tmp_path / "named.pth")
+    options = "save_folder", tmp_path / "out", "names_path", "null", "colors_path", "null"
+    assert run(project, *options, "model_path", tmp_path / "named.pth") == 0
+    result, table = json.loads((tmp_path / "out/result.json").read_text()), (tmp_path / "out/confusion.csv").read_text()
+    assert [of["colour"] for of in result["classes"]] == content["palette"] and "Wagon" in table
+    assert run(project, *options, "has_prediction", True, "model_path", "null") == 0
+    assert json.loads((tmp_path / "out/result.json").read_text())["classes"] == result["classes"]
+    assert (tmp_path / "out/confusion.csv").read_text() == table
+
+
+@pytest.mark.parametrize("status, expected", [(75, 130), (1, 1), (0, 0)])
+def test_a_test_on_several_gpus_that_a_signal_ends_is_not_to_be_started_again(project, tmp_path, monkeypatch, status, expected):
+    monkeypatch.setattr(test.distributed, "launch", lambda *_: status)
+    assert run(project, "save_folder", tmp_path) == expected
+
+
 def test_scored_files_need_no_network_and_a_wrong_id_is_a_miss(project, tmp_path):
     for name in ("aachen/1", "bonn/1", "bonn/2"):
         label = np.array(Image.open(project / f"label/{name}.png"))
@@ -364,7 +383,7 @@ def test_demo_predicts_the_pictures_that_it_can_read_and_lists_the_others(projec
         (tmp_path / name).write_bytes(content)
     assert show(project, "--image", tmp_path, "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "3 of 4 inputs could not be read:" in error
+    assert "3 of 4 inputs are not done:" in error
     assert all(f"{tmp_path / name}: " in error for name in ("a.jpg", "b.png", "d.png")) and "c.png" not in error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c_color.png", "c_gray.png", "c_overlay.png"]
 

@@ -471,7 +471,7 @@ def model(args) -> None:
     needed, reason = images_needed(cfg) if fewest < 2 and not (cfg.sync_bn and gpus > 1) else (1, "")
     if max(fewest, 1) < needed:
         raise Mistake(config_error(cfg, "batch_size", f"leaves one image at a time, and {needed} are needed ({reason})"))
-    size, test_size = (cfg.train_h, cfg.train_w), (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
+    size, test_size = (cfg.train_h, cfg.train_w), cfg.window
     with torch.device("meta"):  # shapes without numbers: no memory, no time
         network = build_model(cfg)
     names = (f"multiply-adds, {name} {h}x{w} (G)" for name, (h, w) in (("train", size), ("test", test_size)))

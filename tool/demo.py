@@ -36,7 +36,7 @@ from util.config import SECTION_OF, Config
 from util.image import file_errors, read_image
 from util.inference import Predictor, find_model, is_model, load_model_config, read_model, with_model
 from util.log import ProgressBar, build_logger, report_errors
-from util.video import VIDEO_SUFFIXES, VideoReader, write_video
+from util.video import VIDEO_SUFFIXES, UnfitVideo, VideoReader, write_video
 from util.visual import below, changed_names, colorize, legend, output_names, overlay, row_strips, save_png, save_png_strips
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -76,13 +76,15 @@ def demo(args) -> None:
             continue
         try:
             if moving:
-                faults += show_video(predictor, source, content, out / f"{name}_overlay.mp4", args, log)
+                show_video(predictor, source, content, out / f"{name}_overlay.mp4", args, log)
             else:
                 show_picture(predictor, content, out / name, args, log)
+        except UnfitVideo as error:
+            faults.append(str(error))
         except FloatingPointError as error:
             raise Mistake(f"{source}: {error}") from error
     if faults:
-        raise Mistake(f"{len(faults)} of {len(sources)} inputs could not be read:\n" + first_few(faults, 20, "\n"))
+        raise Mistake(f"{len(faults)} of {len(sources)} inputs are not done:\n" + first_few(faults, 20, "\n"))
 
 
 def load_cfg(args, read) -> Config:
@@ -111,8 +113,8 @@ def show_picture(predictor, image, place, args, log) -> None:
     log.info(f"{place}_overlay.png: {largest(pixels, predictor.names)} ({time.time() - start:.1f} s)")
 
 
-def show_video(predictor, source, video, path, args, log) -> list[str]:
-    """Write the overlay of every frame; returns what is wrong with the video, [] if nothing is.
+def show_video(predictor, source, video, path, args, log) -> None:
+    """Write the overlay of every frame.
 
     Ctrl-C or SIGTERM: what is done so far is a whole file; for a camera that is the end, else the program ends with it.
     """
@@ -151,10 +153,8 @@ def show_video(predictor, source, video, path, args, log) -> list[str]:
     if interrupted and not camera:
         log.info(f"interrupted: {path} holds the first {done} frames of {source}")
         raise KeyboardInterrupt
-    if done == args.frames or not video.missing():
-        return []
-    return [f"{source}: {video.missing():.1f} seconds are missing at its end (cut short or damaged?); {path} holds the {done} "
-            "frames before"]  # fmt: skip
+    if done != args.frames and (seconds := video.missing()):  # a video that was trimmed without loss states all frames too
+        log.warning(f"{source}: states {seconds:.1f} seconds more than it has (trimmed, cut short or damaged?)")
 
 
 def compose(image, ids, palette, args):

@@ -76,7 +76,7 @@ def export(args) -> None:
     log = build_logger()  # which outlives a closed screen
     model, read = find_model(args.model), lru_cache(1)(read_model)
     cfg = load_model_config(args.config or model, with_model(args.opts, model), ["model_path"], check_config, read)
-    h, w = args.size or (cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w)
+    h, w = args.size or cfg.window
     cfg = replace(cfg, test_h=h, test_w=w, precision="fp32", channels_last=False, compile=False)
     data, count = (None, 0) if args.images == 0 else labelled_images(cfg, args.images)
     cfg = with_carried(cfg, *carried_classes(read(model), cfg))
@@ -103,7 +103,7 @@ def export(args) -> None:
         write_exported(file, network, meta)
         exported = Exported(file)
         exported.path = str(out)  # for messages: the name that it will have
-        difference = max((exported(window) - y).abs().max().item() for window, y in zip(windows, logits))
+        difference = torch.stack([(exported(window) - y).abs().max() for window, y in zip(windows, logits)]).max().item()
         largest = max(y.abs().max().item() for y in logits)
         log.info(f"random windows, 1, 2 and 3 at once: logits of up to {largest:.3g} differ by at most {difference:.1e}")
         if not difference <= LOGITS * max(largest, 1):
@@ -150,7 +150,10 @@ def compare_images(cfg, data, count, network, exported, out, log) -> None:
             first[:] = first or [windows, y]
             return y
 
-        preds = predict(network, image, **how), predict(run_file, image, **how)
+        try:
+            preds = predict(network, image, **how), predict(run_file, image, **how)
+        except FloatingPointError as error:
+            raise Mistake(f"{out}: not written: {data.data_list[i * len(data) // count][0]}: {error}") from error
         windows, y = first
         difference = max(difference, (run_network(network, windows) - y).abs().max().item())
         equal, pixels = equal + (preds[0] == preds[1]).sum(), pixels + label.size

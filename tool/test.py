@@ -38,13 +38,23 @@ from util.config import ROOT, Config, below_root
 from util.dataset import SemData, check_ids
 from util.fetch import local_file
 from util.image import read_label, size_text
-from util.inference import Predictor, is_exported, is_model, load_model_config, prediction_protocol, read_model
+from util.inference import (
+    Predictor,
+    carried_classes,
+    is_exported,
+    is_model,
+    load_model_config,
+    prediction_protocol,
+    read_model,
+    with_carried,
+)
 from util.log import build_logger, environment, report_errors
 from util.metric import AverageMeter, boundary_areas, confusion_matrix, image_scores
 from util.precision import shared_precision
 from util.report import (
     Example,
     Result,
+    earlier_classes,
     earlier_protocol,
     log_result,
     set_result_aside,
@@ -103,8 +113,8 @@ def test(argv) -> int | None:
             refuse_result_of_another_run(cfg)
         run = plan(cfg)
     status = distributed.launch(Path(__file__).resolve(), argv, cfg.test_gpu)
-    if status is not None:
-        return status  # of the processes that it started, which have done the work
+    if status is not None:  # of the processes that it started, which have done the work
+        return 130 if status == distributed.REQUEUE else status  # of a test nothing is saved
     run.device = distributed.pick_device(cfg.test_gpu)
     distributed.init_process_group(run.device, cfg.dist_backend)
     run.log = distributed.on_main(lambda: open_log(run.folder)) or build_logger(silent=True)
@@ -172,6 +182,8 @@ def plan(cfg) -> Evaluation:
         raise Mistake(f"{cfg.path}: TEST.name_by: label: split test has no labels; set name_by: image")
     if cfg.split == "test" and cfg.has_prediction and cfg.format == "none":
         raise Mistake(f"{cfg.path}: TEST.split: test has no labels, so has_prediction has nothing to score with")
+    if cfg.has_prediction:  # made by a checkpoint that may have carried names and colours
+        cfg = with_carried(cfg, *carried_classes(earlier_classes(Path(cfg.save_folder)), cfg))
     names, palette = class_names(cfg), palette_of(cfg)
     data = SemData(cfg.split, cfg.data_root, cfg.test_list, None, classes=cfg.classes, ignore_label=cfg.ignore_label)
     indices = range(len(data))[cfg.index_start : cfg.index_start + cfg.index_step if cfg.index_step else None]

@@ -187,6 +187,11 @@ class Config(Test, Distributed, Train, Data):
     names: tuple[str, ...] | None = None  # of the classes, and their colours R, G, B, where a checkpoint carries them;
     palette: tuple[tuple[int, ...], ...] | None = None  # names_path and colors_path are empty then
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of the test's windows."""
+        return self.test_h or self.train_h, self.test_w or self.train_w
+
 
 SECTIONS = {"DATA": Data, "TRAIN": Train, "Distributed": Distributed, "TEST": Test}
 SECTION_OF = {field.name: name for name, section in SECTIONS.items() for field in dataclasses.fields(section)}
@@ -313,7 +318,10 @@ def carries_config(content) -> bool:
     """Does this content have the whole config of a run? What tool/convert.py made of a foreign file has a part of one."""
     needed = {key for key, field in FIELDS.items() if field.default is dataclasses.MISSING}
     text = content.get("config")
-    return isinstance(text, str) and needed <= _settings(text, "config of the checkpoint").keys()
+    try:
+        return isinstance(text, str) and needed <= _settings(text, "config of the checkpoint").keys()
+    except Mistake:  # another program's
+        return False
 
 
 def _carried_config(path, content) -> dict:
@@ -354,7 +362,8 @@ def is_each(found, classes, sound) -> bool:
 
 
 def is_name(name) -> bool:
-    return isinstance(name, str)
+    """A text that can be written: half a character of two halves cannot."""
+    return isinstance(name, str) and not re.search("[\ud800-\udfff]", name)
 
 
 def is_colour(c) -> bool:

@@ -2,7 +2,7 @@
 
 Every scale of the image goes through the network, in overlapping windows or in one piece, and so do their mirror images;
 the class probabilities are averaged over mirror images, overlapping windows and scales: all on the model's device, in
-float32, without waiting for it. For a network in half precision, call in an autocast context.
+float32, without waiting for it but where an image goes there. For a network in half precision, call in an autocast context.
 
 `predict` goes through a large image from top to bottom, in every scale at once: the sums of the windows are kept only for
 the rows that a later window still adds to, and classes are chosen in strips of finished rows.
@@ -61,6 +61,7 @@ class Predictor:
     def __init__(self, checkpoint, device=None, precision=None, config=None, read=None, **protocol):
         from model import check_config  # util knows the networks in this file alone, and only where one is loaded
 
+        protocol = {key: _without_numpy(value) for key, value in protocol.items()}
         for key in protocol:
             if key not in PROTOCOL:
                 raise Mistake(f"Predictor: {key}: unknown{did_you_mean(key, PROTOCOL)}; settings are {', '.join(PROTOCOL)}")
@@ -90,10 +91,12 @@ class Predictor:
                 known = known or (cfg.path, class_names(cfg))
             if self.networks and carries_config(content):  # an ensemble may have networks of different kinds, one protocol
                 shared = {key: getattr(cfg, key) for key in PROTOCOL}
-                shared |= {"test_h": cfg.test_h or cfg.train_h, "test_w": cfg.test_w or cfg.train_w}
+                shared["test_h"], shared["test_w"] = cfg.window
                 overrides = [word for pair in shared.items() for word in pair]
                 cfg = load_config(path, overrides, check=check_config, checkpoint=content)
-                _check_same_number(cfg, self.cfg)
+                if cfg.classes != self.cfg.classes:
+                    numbers = f"{cfg.path}: {cfg.classes} classes, but {self.cfg.path} has {self.cfg.classes}"
+                    raise Mistake(f"{numbers}; only the same can be averaged")
             network, weights = load_predicting_network(path, content, cfg, self.device)
             self.networks.append(network)
             self.weights.append(weights)
@@ -215,6 +218,13 @@ def _device_named(device):
     return found
 
 
+def _without_numpy(value):
+    """A value whose numbers and arrays of NumPy are Python's."""
+    if isinstance(value, list | tuple):
+        return [_without_numpy(part) for part in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
 def _protocol_value(key, value):
     try:
         value = value_of(key, value)
@@ -240,12 +250,6 @@ def with_carried(cfg, names, palette):
     return cfg
 
 
-def _check_same_number(cfg, first):
-    """Raise Mistake unless two checkpoints have as many classes."""
-    if cfg.classes != first.classes:
-        raise Mistake(f"{cfg.path}: {cfg.classes} classes, but {first.path} has {first.classes}; only the same can be averaged")
-
-
 def _check_same_names(path, names, first, firsts):
     """Raise Mistake unless the probabilities of checkpoints with these class names can be averaged."""
     other = [f"{k} is {a!r} and {b!r}" for k, (a, b) in enumerate(zip(names, firsts)) if a != b]
@@ -258,8 +262,8 @@ def prediction_settings(cfg):
     return {
         "classes": cfg.classes,
         "base_size": cfg.base_size,
-        "crop_h": cfg.test_h or cfg.train_h,
-        "crop_w": cfg.test_w or cfg.train_w,
+        "crop_h": cfg.window[0],
+        "crop_w": cfg.window[1],
         "scales": cfg.scales,
         "mean": MEAN,
         "std": STD,
@@ -273,13 +277,12 @@ def prediction_settings(cfg):
 
 def prediction_protocol(cfg, precision):
     """How predictions are made, for people who compare numbers, as plain values. precision: what computes them, as text."""
-    crop = [cfg.test_h or cfg.train_h, cfg.test_w or cfg.train_w]
     return {
         "scales": list(cfg.scales),
         "flip": cfg.flip,
         "mode": cfg.test_mode,
         "average": cfg.average,
-        **({"crop": crop, "stride": "2/3"} if cfg.test_mode == "slide" else {}),
+        **({"crop": [*cfg.window], "stride": "2/3"} if cfg.test_mode == "slide" else {}),
         "base_size": list(cfg.base_size) if isinstance(cfg.base_size, tuple) else cfg.base_size or "the image's own long side",
         "precision": precision,
     }
@@ -303,8 +306,8 @@ def predict(model, image, *, align_corners=False, **settings):
     """The most probable class of every pixel, (H, W) uint8 array (uint16 from 257 classes on); see predict_probability.
 
     Where one tensor of probabilities would take more than WHOLE bytes, the memory is, for each scale, that of crop_h rows of
-    it, 4 * K * crop_h * width bytes, with mode "slide". The classes are the same; where a scale is resized, or with average
-    "logit", only but for probabilities that are equal within rounding.
+    it, 4 * K * crop_h * width bytes, with mode "slide" (twice that with average "logit" and flip). The classes are the same;
+    where a scale is resized, or with average "logit", only but for probabilities that are equal within rounding.
     model: as of `probability_strips`, or a list of them, whose probabilities are averaged; align_corners can be a list too.
     Raises FloatingPointError if a probability is not finite.
     """

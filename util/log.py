@@ -86,6 +86,8 @@ def report_errors(program) -> int:
     """Run `program()` and return its status. A mistake of the user ends with one message and status 1, its traceback goes to
     the log file; every other exception is logged too and raised again."""
     _open_standard_streams()
+    with contextlib.suppress(AttributeError, ValueError):  # a path that the screen's encoding lacks is shown with escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return program() or 0
     except KeyboardInterrupt:

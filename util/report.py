@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -138,6 +139,14 @@ def earlier_protocol(folder) -> dict:
         ) from error
 
 
+def earlier_classes(folder) -> dict:
+    """Names and colours of the classes in the result.json in `folder`, as a checkpoint carries them; {} if there are none."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        classes = json.loads((folder / "result.json").read_text(encoding="utf-8"))["classes"]
+        return {"names": [of["name"] for of in classes], "palette": [of.get("colour") for of in classes]}
+    return {}
+
+
 def set_result_aside(folder, copy=False) -> None:
     """Rename the results of an earlier test, before the first of its predictions is replaced: they would tell of the others
     too how they were made and scored, if this test ends early or has no labels. What was set aside before stays.
@@ -165,8 +174,8 @@ def _content(result):
         return None if math.isnan(value) else value.item() if isinstance(value, np.generic) else value
 
     classes = [
-        {"id": i, "name": name} | {key: plain(column[i]) for key, column in columns.items()}
-        for i, name in enumerate(result.names)
+        {"id": i, "name": name, "colour": [*map(int, colour)]} | {key: plain(column[i]) for key, column in columns.items()}
+        for i, (name, colour) in enumerate(zip(result.names, result.palette))
     ]
     return {key: plain(value) for key, value in means.items()} | {"protocol": result.protocol, "classes": classes}
 

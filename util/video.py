@@ -11,6 +11,7 @@ from util.image import file_errors
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 USUAL_RATE = 25.0  # frames a second, where a camera or a file states none
+LARGEST = 8190  # pixels a side of an MPEG-4 video
 MISSING = 0.5, 0.1  # seconds, and part of all, that a file may state and not have: sound often ends later than the pictures
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a damaged file is one message of this program, not lines of FFmpeg
 
@@ -23,6 +24,10 @@ def _text(path) -> str:
     except UnicodeEncodeError:
         raise Mistake(f"{path}: the path of a video must be UTF-8 for OpenCV; rename the file or its folder") from None
     return text
+
+
+class UnfitVideo(Mistake):
+    """A video that cannot be written because of what it is, so that another one may be."""
 
 
 class VideoReader:
@@ -84,7 +89,8 @@ def write_video(path, rate):
             frame = cv2.copyMakeBorder(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE)
             code = cv2.VideoWriter.fourcc(*"mp4v")
             if not written and not writer.open(_text(part), cv2.CAP_FFMPEG, code, rate, frame.shape[1::-1]):
-                raise Mistake(f"{path}: OpenCV could not start a video of {w} x {h} pixels at {rate:g} frames a second")
+                raise UnfitVideo(f"{path}: OpenCV could not start a video of {w} x {h} pixels at {rate:g} frames a second"
+                                 + f"; MPEG-4 holds at most {LARGEST} a side" * (max(h, w) > LARGEST))  # fmt: skip
             writer.write(frame)
             written += 1
 

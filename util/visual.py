@@ -212,7 +212,8 @@ def output_names(paths):
     paths = [Path(os.path.normpath(Path(path).absolute())) for path in paths]
     if len(set(paths)) < len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
-        raise Mistake(f"{twice}: this image is in the list twice; remove one")
+        raise Mistake(f"{twice}: is in the list twice, and results are named after it; remove one, or where it is a label, set "
+                      "name_by: image")  # fmt: skip
     below = os.path.commonpath([path.parent for path in paths])
     relative = [path.relative_to(below) for path in paths]
     stems = [path.stem for path in paths]
