@@ -412,6 +412,11 @@ def test_a_camera_is_shown_in_a_window_where_there_is_a_screen_and_q_ends_it(pro
     assert seen == ["namedWindow"] + 3 * ["imshow"] and len(read(tmp_path / "camera_overlay.mp4")[0]) == 10
 
 
+def test_a_name_that_does_not_exist_is_refused_before_the_first_picture(project, tmp_path, capfd):
+    assert show(project, "--image", project / "picture.png", tmp_path / "b.png", "--out", tmp_path / "out") == 1
+    assert "b.png: no such picture" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_camera_that_is_not_there_is_named(project, tmp_path, capfd):
     assert show(project, "--image", 977, "--out", tmp_path) == 1
     said = capfd.readouterr().err

@@ -273,6 +273,18 @@ def test_commands_run(project, start, tmp_path):
     assert not failed, "\n".join(f"{key}\n{text}" for key, text in failed)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_tests_and_places_that_are_there(page):
+    text, tests = page.read_text(encoding="utf-8"), {p.name: p.read_text("utf-8") for p in (ROOT / "tests").glob("test_*.py")}
+    for file, name in re.findall(r"(test_\w+\.py)(?:::(\w+))?", text):
+        assert file in tests and (not name or f"def {name}(" in tests[file]), f"{file}::{name}"
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
+        place = page.parent / target if target else page
+        assert place.exists(), target
+        heads = re.findall("^#+ (.*)$", place.read_text("utf-8"), re.M) if anchor else ()
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads], anchor
+
+
 def test_curve_of_a_killed_run_is_drawn_and_one_without_a_validation_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "mIoU_val": 0.5}\n{"iteration": 2, "mIoU_v')
     monkeypatch.setattr(sys, "argv", ["docs/curve.py", str(tmp_path / "a.png"), str(tmp_path)])

@@ -9,7 +9,7 @@ or says another protocol. KEY VALUE overrides keys of either.
 
 Of a picture it writes NAME_gray.png (class ids), NAME_color.png (the same in colours) and NAME_overlay.png (colours over the
 picture), of a video NAME_overlay.mp4, into --out. A number is a camera: Ctrl-C ends it and completes camera_overlay.mp4. Of a
-GIF the first frame is taken. What cannot be read is listed at the end, with exit status 1. A GPU is used if the config's
+GIF the first frame is taken. Files that cannot be read are listed at the end, with exit status 1. A GPU is used if the config's
 `test_gpu` names one and there is one.
 """
 

@@ -8,8 +8,8 @@ Several GPUs in `train_gpu` are used without torchrun too; srun and mpirun start
 
 Writes into `save_path`: train_epoch_N.pth (train_iter_N.pth under max_iter), model_best.pth, config.yaml (as resolved),
 train-DATE.log, metrics.jsonl and TensorBoard events; what an earlier run left there is moved into earlier-N. Exit status: 0 =
-the run is complete; 1 = an error; 75 = stopped by a signal and saved (where this program or train_dist.sh has started several
-processes: stopped by a signal; the log says what is saved): start again with `resume auto`.
+the run is complete; 1 = an error; 75 = stopped by a signal, and what it did is saved (where this program or train_dist.sh has
+started several processes: stopped by a signal; the log says what is saved): start again with `resume auto`.
 """
 
 import glob
