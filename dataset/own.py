@@ -28,6 +28,7 @@ ENDING = re.compile(
 )
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
+MANY = 1000  # colours of a file that are counted
 TABLE_HEAD = """\
 # R G B name: one colour a line. Put names in place of class0, class1, ...; colours of one name are one class, and the name
 # void is for colours to ignore. The order of the lines is that of the ids.
@@ -327,7 +328,7 @@ def _look(path):
             pixels = read_image(path, lossless=True)
             if (pixels != pixels[..., :1]).any():
                 packed = _count(pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32))
-                commonest = packed.most_common(1000)  # a picture may have a colour a pixel
+                commonest = packed.most_common(MANY)  # a picture may have a colour a pixel
                 return Counter(), {}, Counter({(v >> 16, v >> 8 & 255, v & 255): n for v, n in commonest}), ""
         ids = _count(read_label(path))
     except Mistake as error:
@@ -415,8 +416,10 @@ def _ask_for_a_table(values, path):
     """The message for masks in colour; writes the table `path` unless there is one."""
     total, colours = sum(values.colours.values()), sorted(values.colours)
     if len(colours) > VOID:
-        commonest = [f"{_rgb(colour)} ({100 * n / total:.1f} %)" for colour, n in values.colours.most_common(10)]
-        return (f"{values.reason}, and {len(colours)} colours are more than the {VOID} classes of 8-bit labels. Smooth edges "
+        cut = len(colours) >= MANY
+        number = f"{len(colours)} colours{' or more' * cut}"
+        commonest = [_rgb(colour) + f" ({100 * n / total:.1f} %)" * (not cut) for colour, n in values.colours.most_common(10)]
+        return (f"{values.reason}, and {number} are more than the {VOID} classes of 8-bit labels. Smooth edges "
                 f"or a lossy format do this to masks: export them anew. The commonest are {', '.join(commonest)}")  # fmt: skip
     if not path.exists():
         write_text(path, TABLE_HEAD + "".join(f"{_rgb(colour)} class{k}\n" for k, colour in enumerate(colours)))

@@ -118,8 +118,8 @@ def _annotation_files(paths):
         jsons += [file for file in files if file.suffix.lower() == ".json"]
     if not (yaml or texts or jsons):
         raise Mistake(f"{paths[0]}: no annotations: expected *.json of labelme or COCO, or data.yaml or *.txt of YOLO")
-    if {"classes.txt"} < {text.name for text in texts}:  # YOLO's; Label Studio puts a notes.json beside it
-        jsons = []
+    if any(text.name == "classes.txt" for text in texts) and {file.name for file in jsons} == {"notes.json"}:
+        jsons = []  # Label Studio puts it beside YOLO's texts
     return yaml, [] if jsons else texts, jsons
 
 
@@ -127,7 +127,7 @@ def _annotation_files(paths):
 
 
 def _labelme(files, images):
-    pictures, find, by_name = _pictures(images, {file.parent for file in files})
+    pictures, find, by_name = _pictures(images, {file.parent for file in files}, mirrored=True)
     notes, samples, labels, ignored, with_json = [], [], Counter(), Counter(), set()
     with ThreadPoolExecutor() as pool:
         looked_at = [*zip(files, pool.map(_look_at_labelme, files))]
@@ -399,7 +399,7 @@ def _yolo_text_of(image):
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     text = Path(*parts).with_suffix(".txt")
     forms = (text.with_name(unicodedata.normalize(form, text.name)) for form in ("NFC", "NFD"))  # see `by_key`
-    return next((path for path in (text, *forms) if path.is_file()), text)
+    return next((path for path in (text, *forms) if os.path.isfile(path)), text)  # noqa: PTH113, the longer may be too long
 
 
 def _yolo_images(path, content, split, sources):
@@ -429,10 +429,9 @@ def _yolo_texts(root, texts, images, names, background):
     if names is None and not lists:
         raise Mistake(f"{root}: the text files have numbers of classes: give their names, in order, with --names FILE, or give "
                       "data.yaml")  # fmt: skip
-    if not lists and background in names:
-        raise Mistake(f"--names: its first line would be class 0 of the text files, the next one class 1, and the background "
-                      f"{background} has no number there; take it out, or put the names by number into "
-                      f"{root / 'classes.txt'}")  # fmt: skip
+    if not lists and background in names and background not in IGNORED:
+        raise Mistake(f"--names: its lines are the classes 0, 1, ... of the text files: has {background} a number there? If so,"
+                      f" put the same lines into {root / 'classes.txt'}; if not, take it out")  # fmt: skip
     names = read_lines(lists[0]) if lists else names
     files, _ = own_files(images)
     if not files:
@@ -536,13 +535,13 @@ def _read_json(path):
     return content
 
 
-def _pictures(root, folders):
+def _pictures(root, folders, mirrored=False):
     """(images below root, find(folder, name) -> image or None, the images found by name although another folder is stated).
 
     A name may hold a path from `folder`, that of its annotations, or from root. Data move, so the end of the path will do, or
     an image in `folder` or another folder called so. Where the name alone fits, the image may be another one: it must lie in
     root itself, or the path be absolute, as of another machine. A name without a path may mean an image anywhere, unless images
-    lie beside annotations, in one of `folders`.
+    lie beside annotations, in one of `folders`. mirrored: the annotations of an image lie in a folder called like its own.
     """
     files, _ = own_files(root)
     places = {os.path.realpath(file.parent) for file in files}
@@ -565,7 +564,7 @@ def _pictures(root, folders):
         name = nfc(str(name).replace("\\", "/"))
         last = name.split("/")[-1]
         beside = folder / last
-        same_folder = None if "/" in name else by_end(beside.parts)  # before one of this name in root itself
+        same_folder = by_end(beside.parts) if mirrored and "/" not in name else None  # before one of this name in root itself
         if image := at(folder / name) or same_folder or at(root / name):
             return image
         if image := by_end(name.split("/")) or at(beside) or by_end(beside.parts):
@@ -594,10 +593,10 @@ def _sample(root, image, label, fault="", split=""):
 
 def _with_splits(samples):
     """(the samples with those of their splits that are kept, notes)"""
-    there = [sample for sample in samples if sample.image_to]
+    there = [sample for sample in samples if sample.image_to or sample.split]  # a COCO file may name an image that is missing
     splits, notes = keep_splits([sample.image for sample in there], [sample.split for sample in there])
     kept = iter(splits)
-    return [replace(sample, split=next(kept) if sample.image_to else "") for sample in samples], notes
+    return [replace(sample, split=next(kept) if sample.image_to or sample.split else "") for sample in samples], notes
 
 
 def _stated_size(where, h, w):

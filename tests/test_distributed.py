@@ -194,6 +194,8 @@ def test_port_that_is_taken_or_is_none_is_named(variables, monkeypatch, capsys):
         assert distributed.torchrun([*where, str(port), "train.py"]) == 1
     assert f"error: port {port} is in use" in capsys.readouterr().err
     assert distributed.torchrun([*where, "99999", "train.py"]) == 1
+    with pytest.raises(ValueError, match="invalid literal"):
+        distributed.torchrun(["--nnodes=x", "train.py"])
     assert "99999" in (error := capsys.readouterr().err) and error.startswith("error: ") and "PORT and MASTER_ADDR" in error
 
 

@@ -402,6 +402,15 @@ def test_one_coco_file_of_images_in_folders_keeps_their_splits(tmp_path):
         assert read_lines(tmp_path / f"out/list/{split}.txt") == [f"image/{split}/{n}.png label/{split}/{n}.png" for n in "01"]
 
 
+def test_validation_images_that_are_missing_are_not_replaced_by_some_of_the_training(tmp_path, capsys):
+    for split, names in (("train", "abcd"), ("val", "ef")):
+        coco(tmp_path / f"mine/instances_{split}.json", [CAR[0]], [f"{name}.png" for name in names])
+    for name in "abcd":
+        picture(tmp_path / f"mine/{name}.png")
+    assert run("--polygons", tmp_path / "mine", "--out", tmp_path / "out", "--skip-bad") == 1
+    assert "nothing is left of val" in capsys.readouterr().err
+
+
 def test_coco_files_beside_images_of_the_same_names_take_their_own(tmp_path):
     for split in ("train", "valid", "test"):
         picture(tmp_path / "coco" / split / "a.png")
@@ -612,7 +621,7 @@ def test_a_classes_txt_is_what_numbers_mean_and_names_only_order_the_classes(tmp
     names.write_text("background\ncar\nroad\n")
     args = "--images", root / "images", "--polygons", root / "labels", "--out", tmp_path / "out", "--names", names
     assert run(*args) == 1  # 0 could be the background or the road
-    assert "class 0 of the text files" in (error := capsys.readouterr().err) and str(root / "labels/classes.txt") in error
+    assert f"has background a number there? If so, put the same lines into {root / 'labels/classes.txt'}" in capsys.readouterr().err
     (root / "labels/classes.txt").write_text("road\ncar\n")
     assert run(*args) == 0
     assert read_lines(tmp_path / "out/out_names.txt") == ["background", "car", "road"]
@@ -628,7 +637,8 @@ def test_yolo_texts_without_images_say_so(tmp_path, capsys):
 def test_a_classes_txt_beside_labelme_files_changes_nothing(mine, tmp_path):
     for name in "ab":
         labelme(mine / f"{name}.json", [shape("car", [(0, 0), (9, 0), (9, 9)])])
-    (mine / "classes.txt").write_text("car\n")
+    for name in ("classes.txt", "labels.txt"):
+        (mine / name).write_text("car\n")
     assert run("--polygons", mine, "--out", tmp_path / "out") == 0
 
 
@@ -641,6 +651,13 @@ def test_yolo_texts_have_the_accents_of_another_machine_than_the_images(tmp_path
     assert run("--polygons", root, "--out", tmp_path / "out") == 0
     assert "1 images without a text file" in capsys.readouterr().out
     assert (label_of(tmp_path / "out", "0") == 2).all() and (label_of(tmp_path / "out", "1") == 2).all()
+
+
+def test_a_name_whose_accents_would_be_too_long_apart_has_no_text(tmp_path):
+    root = yolo(tmp_path / "yolo", "{}/{split}")
+    picture(root / "images/train" / f"{30 * chr(0xac01)}.png")  # of 94 bytes, and 274 in the form of a Mac
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [road, car]\n")
+    assert run("--polygons", root, "--out", tmp_path / "out") == 0
 
 
 def test_test_images_of_yolo_without_a_text_have_no_objects_where_others_have_one(tmp_path):

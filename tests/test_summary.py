@@ -211,6 +211,8 @@ def test_one_image_a_device_is_measured_with_sync_bn_and_refused_without(narrow,
     assert main([*words, "batch_size", "4", "train_gpu", "[0,1,2,3]", "sync_bn", "True"]) == 0
     assert main([*words, "batch_size", "5", "train_gpu", "[0,1]", "sync_bn", "True"]) == 0
     assert "| fp32 | - | 1 | 3 |" in capsys.readouterr().out  # the images are 3 + 2
+    assert main([*words, "batch_size", "5", "train_gpu", "[0,1]", "sync_bn", "True", "--fit", "2.001"]) == 0
+    assert "| 3 | 1 |" not in capsys.readouterr().out  # the second device has no third part
     assert main([*words, "batch_size", "8", "train_gpu", "[0,1]", "world_size", "2", "sync_bn", "True"]) == 0
     assert "| fp32 | - | 1 | 2 |" in capsys.readouterr().out
     assert main([*words, "batch_size", "1"]) == 1

@@ -467,9 +467,10 @@ def model(args) -> None:
     cfg = replace(cfg, precision=Precision(cfg.precision, device).name)  # what `auto` is here
     gpus = max(len(cfg.train_gpu or ()), 1) * cfg.world_size
     share = math.ceil(cfg.batch_size / gpus)  # of the device that has most images
-    batch, fewest = math.ceil(share / cfg.accumulate_steps), cfg.batch_size // gpus // cfg.accumulate_steps
-    needed, reason = images_needed(cfg) if fewest < 2 and not (cfg.sync_bn and gpus > 1) else (1, "")
-    if max(fewest, 1) < needed:
+    batch, fewest = math.ceil(share / cfg.accumulate_steps), cfg.batch_size // gpus
+    alone = not (cfg.sync_bn and gpus > 1)
+    needed, reason = images_needed(cfg) if alone else (1, "")
+    if max(fewest // cfg.accumulate_steps, 1) < needed:
         raise Mistake(config_error(cfg, "batch_size", f"leaves one image at a time, and {needed} are needed ({reason})"))
     size, test_size = (cfg.train_h, cfg.train_w), cfg.window
     with torch.device("meta"):  # shapes without numbers: no memory, no time
@@ -491,8 +492,7 @@ A training step on one of {gpus} device(s), in GiB, without the {RESERVE} that a
             "kept for backward", "gradients and temporaries", "peak", *["measured peak", "images/s"] * measured,
             text=(0, 1))  # fmt: skip
     limit = (args.fit - RESERVE) * 2**30 if args.fit else 0
-    least = 1 if not args.fit or (cfg.sync_bn and gpus > 1) else images_needed(cfg)[0]
-    steps = fitting(build_model, cfg, share, least, *size, gpus, limit) if args.fit else ()
+    steps = fitting(build_model, cfg, share, fewest, needed, *size, gpus, limit) if args.fit else ()
     for i, (tried, n, needs) in enumerate(chain([(cfg, batch, step_memory(build_model, cfg, batch, *size, gpus))], steps)):
         form = tried.precision + ", channels_last" * tried.channels_last
         line = [form, " ".join(tried.checkpoint_layers) or "-", str(tried.accumulate_steps), str(n)]

@@ -256,5 +256,4 @@ def whole(low, high):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names that the terminal's encoding lacks
     sys.exit(report_errors(main))

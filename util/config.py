@@ -320,7 +320,9 @@ def carries_config(content) -> bool:
     text = content.get("config")
     try:
         return isinstance(text, str) and needed <= _settings(text, "config of the checkpoint").keys()
-    except Mistake:  # another program's
+    except Mistake:
+        if re.search("^(DATA|TRAIN|TEST):", text, re.MULTILINE):  # of a run, and damaged
+            raise
         return False
 
 

@@ -121,7 +121,9 @@ def torchrun(words) -> int:
         arguments.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
     try:
         run.run(arguments)
-    except (dist.DistNetworkError, dist.DistStoreError, ValueError) as error:  # ValueError: a port that is none
+    except (dist.DistNetworkError, dist.DistStoreError, ValueError) as error:
+        if isinstance(error, ValueError) and "port number" not in str(error):
+            raise
         taken = f"port {arguments.master_port} is in use; give this run another"
         what = taken if "EADDRINUSE" in str(error) else first_line(error)
         print(f"error: {what} (PORT and MASTER_ADDR of train_dist.sh, dist_url)", file=sys.stderr)

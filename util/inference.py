@@ -34,11 +34,11 @@ from util.visual import class_names, palette_of
 
 WHOLE = 2**31  # bytes; `predict` works in strips where the class probabilities of an image or a scale of it would take more
 STRIP = 32  # rows that are averaged over the scales and decided at a time, then
-# The keys of the config that say how to predict and may be different for each Predictor.
 NOT_FINITE = (
     "the network's output is NaN or infinite: its weights are damaged, or its values exceed the range of `precision`: "
     "fp16 ends at 65504; fp32 and bf16 go further"
 )
+# The keys of the config that say how to predict and may be different for each Predictor.
 PROTOCOL = ("base_size", "test_h", "test_w", "test_mode", "scales", "flip", "average", "test_batch", "channels_last", "compile")
 
 

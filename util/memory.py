@@ -70,16 +70,17 @@ class Memory(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def fitting(build_model, cfg, share, least, h, w, processes, limit):
+def fitting(build_model, cfg, share, fewest, least, h, w, processes, limit):
     """(config, images at a time, needs of a step): each precision, bf16 in channels_last, with stages kept and recomputed, at
     the fewest accumulate_steps whose peak is within `limit` bytes, or else at the most.
 
-    share: images of one device in an update, of which `least` go through the network at once.
+    share, fewest: images in an update of the device that has most, and of the one that has fewest, of which at least `least` go
+    through the network at once.
     """
     recomputed = {(), STAGES} if cfg.arch != "smp_pspnet" and not cfg.compile else {()}
     for precision in dict.fromkeys((cfg.precision, "bf16")):
         for stages in sorted(recomputed | {tuple(cfg.checkpoint_layers)}, key=len):
-            steps = [n for n in range(1, share + 1) if share % n == 0 and share // n >= least] if cfg.loss == "ce" else [1]
+            steps = [n for n in range(1, share + 1) if share % n == 0 and fewest // n >= least] if cfg.loss == "ce" else [1]
             for n in steps or [1]:
                 tried = replace(cfg, precision=precision, checkpoint_layers=stages, accumulate_steps=n,
                                 channels_last=cfg.channels_last or precision == "bf16")  # fmt: skip

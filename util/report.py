@@ -142,7 +142,7 @@ def earlier_protocol(folder) -> dict:
 def earlier_classes(folder) -> dict:
     """Names and colours of the classes in the result.json in `folder`, as a checkpoint carries them; {} if there are none."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        classes = json.loads((folder / "result.json").read_text(encoding="utf-8"))["classes"]
+        classes = json.loads((folder / "result.json").read_text(encoding="utf-8", errors="surrogateescape"))["classes"]
         return {"names": [of["name"] for of in classes], "palette": [of.get("colour") for of in classes]}
     return {}
 
