@@ -588,7 +588,7 @@ def test_any_number_of_workers_and_ranks_sees_the_same_samples(root):
     others = [batches(root, 4, num_workers=2)]
     others += [joined([batches(root, 4, rank, size) for rank in range(size)]) for size in (2, 3)]
     for other in others:
-        for (image, label), (other_image, other_label) in zip(expected, other):
+        for (image, label), (other_image, other_label) in zip(expected, other, strict=True):
             assert torch.equal(image, other_image) and torch.equal(label, other_label)
 
 
@@ -596,6 +596,8 @@ def test_epochs_and_seeds_differ(root):
     image = batches(root, epoch=4)[0][0]
     assert not torch.equal(image, batches(root, epoch=5)[0][0])
     assert not torch.equal(image, batches(root, epoch=4, seed=8)[0][0])
+    data, other = (SemData("train", root, root / "train.txt", AUGMENT, seed=seed) for seed in (7, 8))  # not by the order alone
+    assert not torch.equal(data[4, 0][0], data[5, 0][0]) and not torch.equal(data[4, 0][0], other[4, 0][0])
 
 
 def test_samples_do_not_depend_on_the_global_random_state(root):

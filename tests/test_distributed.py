@@ -55,6 +55,16 @@ def test_any_number_of_processes_and_workers_trains_like_one(world, workers, opt
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("loss", [["loss", "ohem", "ohem_min_kept", 500], ["loss", "dice"]], ids=lambda words: words[1])
+def test_losses_of_the_whole_batch_train_alike_over_two_processes(loss, options, tmp_path):
+    for world in (1, 2):
+        more, log = [*loss, "evaluate", False, "save_path", tmp_path / str(world)], tmp_path / f"log{world}"
+        assert finish(start(options, *more, world=world, log=log, **DOUBLE)) == [0] * world, said(log)
+    torch.testing.assert_close(noted(tmp_path / "1"), noted(tmp_path / "2"), rtol=0, atol=1e-5)
+    ours, theirs = (load_checkpoint(tmp_path / f"{world}/train_epoch_2.pth")["state_dict"] for world in (1, 2))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def before_validation(narrow, options, tmp_path_factory):
     """A checkpoint from between the last iteration and a validation, which failed."""
@@ -67,19 +77,21 @@ def before_validation(narrow, options, tmp_path_factory):
 
 
 def test_validation_and_test_score_the_same_to_the_last_digit_over_1_2_and_3_processes(options, before_validation, tmp_path):
-    results = []
+    results, losses = [], []
     for world in (1, 2, 3):
         folder, log = tmp_path / str(world), tmp_path / f"log{world}"
         more = ["save_path", folder, "resume", before_validation, "epochs", 1]
         assert finish(start(options, *more, world=world, log=log)) == [0] * world, said(log)
-        more = ["model_path", before_validation, "save_folder", folder, "scales", "[0.75, 1.0]"]
+        more = ["model_path", before_validation, "save_folder", folder, "scales", "[0.75, 1.0]", "boundary_iou", True]
         assert finish(start(options, *more, world=world, log=log, program="tool.test")) == [0] * world, said(log)
         *_, validation = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         tested = json.loads((folder / "result.json").read_text())
         assert len(list((folder / "gray").iterdir())) == 5 and tested["protocol"]["images"] == 5
         results.append([validation[f"{name}_val"] for name in ("mIoU", "mAcc", "allAcc")])
         results[-1] += [tested[name] for name in ("mIoU", "mAcc", "allAcc")] + [c["intersection"] for c in tested["classes"]]
-        results[-1] += [(folder / "images.csv").read_bytes()]
+        results[-1] += [c["boundary_iou"] for c in tested["classes"]] + [(folder / "images.csv").read_bytes()]
+        losses.append(validation["loss_val"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-9)
     assert results[0] == results[1] == results[2] and results[0][0] > 0
 
 

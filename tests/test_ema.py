@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import CONFIG, finish, said, same_tensors, small_training, start, wait_for
+from processes import CONFIG, finish, noted, said, same_tensors, small_training, start, wait_for
 from torch import nn
 
 from model import build_model
@@ -164,7 +164,7 @@ def ended_alike(folder, other):
 @pytest.mark.parametrize("iteration", [2, 3])
 def test_a_run_resumed_inside_an_interval_or_at_its_end_ends_with_the_same_bytes(iteration, whole, options, tmp_path):
     assert run(options, tmp_path, "resume", whole.folder / f"train_iter_{iteration}.pth") == 0
-    assert ended_alike(tmp_path, whole.folder)
+    assert noted(tmp_path)[0][0] == iteration + 1 and ended_alike(tmp_path, whole.folder)
 
 
 def test_a_killed_run_ends_as_one_that_was_not(options, tmp_path):
@@ -175,7 +175,7 @@ def test_a_killed_run_ends_as_one_that_was_not(options, tmp_path):
     process.kill()
     assert finish([process]) == [-9]
     assert finish(start(options, "save_path", folder, "resume", "auto", log=log)) == [0], said(log)
-    assert ended_alike(folder, tmp_path / "other")
+    assert "resumed at iteration" in said(log) and ended_alike(folder, tmp_path / "other")
 
 
 def test_a_run_without_an_average_goes_on_with_one_that_starts_from_its_weights(without, options, tmp_path, capsys):

@@ -20,9 +20,7 @@ from processes import CONFIG, children, finish, free_port, noted, said, same_ten
 from tool import train
 from util import distributed
 from util.checkpoint import load_checkpoint
-from util.common import Mistake
 from util.config import ROOT
-from util.run import check_finite
 
 REPORTED = 300  # seconds within which a fault must have ended the program, on a slow and busy machine
 
@@ -71,6 +69,7 @@ def test_run_killed_at_five_moments_ends_as_one_that_was_not(options, tmp_path):
         assert finish([process]) == [-signal.SIGKILL], said(log)
         log.with_name("log.0").unlink()
     assert finish(start(options, "save_path", folder, "resume", "auto", log=log)) == [0], said(log)
+    assert "resumed at iteration" in said(log)  # a run that begins anew ends alike too
     assert same_tensors(folder / "train_epoch_6.pth", whole / "train_epoch_6.pth")
     assert (folder / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     assert scalars(folder) == scalars(whole) and len(scalars(whole)) > 100
@@ -90,8 +89,9 @@ def test_run_stopped_by_a_signal_saves_and_goes_on_later(number, moment, options
         os.kill(pid, number)
     assert finish([process]) == [train.REQUEUE], said(log)
     assert f"Stopped by {number.name}; everything is saved, start again with `resume auto`" in said(log)
+    assert list(folder.glob("train_epoch_*.pth"))
     assert finish(start(options, "save_path", folder, "resume", "auto", log=log)) == [0], said(log)
-    assert ended_alike(folder, uninterrupted)
+    assert "resumed at iteration" in said(log) and ended_alike(folder, uninterrupted)
 
 
 @pytest.mark.parametrize("damage", ["one bit", "cut off"])
@@ -198,12 +198,17 @@ def test_checkpoint_that_would_run_code_is_refused(options, tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
 
 
-def test_weights_that_are_not_finite_are_never_saved():
-    network = torch.nn.BatchNorm2d(3)
-    check_finite(network, "epoch 3, iteration 7")
-    network.running_var[1] = float("inf")
-    with pytest.raises(Mistake, match="running_var became infinite or nan in epoch 3, iteration 7"):
-        check_finite(network, "epoch 3, iteration 7")
+def test_weights_that_are_not_finite_are_never_saved(narrow, options, tmp_path, monkeypatch, capsys):
+    def update(run, image, label):
+        result = step(run, image, label)
+        run.network.get_buffer("layer1.0.bn1.running_var")[1] = torch.inf
+        return result
+
+    step = train.update
+    monkeypatch.setattr(train, "update", update)
+    assert train.main(["--config", CONFIG, *options, "save_path", str(tmp_path)]) == 1
+    assert "layer1.0.bn1.running_var became infinite or nan in epoch 1, iteration 1" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.pth"))
 
 
 # ---- checkpoints that a run cannot go on from ----

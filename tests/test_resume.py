@@ -53,13 +53,14 @@ def test_a_run_stopped_inside_an_interval_that_is_beyond_the_new_end_has_ended(n
 
 
 @pytest.mark.parametrize("more", [[], ["optimizer", "adamw", "schedule", "onecycle", "momentum_low", 0.8]])
-def test_a_run_that_has_only_its_last_validation_to_do_ends_with_the_same_optimizer(more, run, tmp_path, monkeypatch):
+def test_a_run_that_has_only_its_last_validation_to_do_ends_with_the_same_optimizer(more, run, tmp_path, monkeypatch, capsys):
     assert run(*more, "eval_freq", 2) == 0
     whole = (tmp_path / "model").rename(tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(train, "predict_probability", interrupted)
         assert run(*more, "eval_freq", 2) == 130
     assert run(*more, "eval_freq", 2, "resume", "auto") == 0
+    assert "resumed at iteration 6" in capsys.readouterr().out
     a, b = (load_checkpoint(folder / "train_epoch_2.pth")["optimizer"] for folder in (whole, tmp_path / "model"))
     assert a["param_groups"] == b["param_groups"] and a["param_groups"][0]["lr"] < 0.05
     assert same_tensors(whole / "train_epoch_2.pth", tmp_path / "model/train_epoch_2.pth")
@@ -69,6 +70,7 @@ def test_adamw_resumes_to_the_same_bytes(run, tmp_path):
     more = ["optimizer", "adamw", "base_lr", 1e-3, "schedule", "onecycle", "momentum_low", 0.8]
     assert run(*more) == 0
     assert run(*more, "save_path", tmp_path / "again", "resume", tmp_path / "model/train_epoch_1.pth") == 0
+    assert iterations(tmp_path / "again") == [4, 5, 6]
     assert same_tensors(tmp_path / "model/train_epoch_2.pth", tmp_path / "again/train_epoch_2.pth")
 
 

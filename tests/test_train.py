@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -462,6 +463,23 @@ def test_update_is_that_of_the_mean_over_the_valid_pixels_of_the_whole_batch(par
     for ours, theirs in zip(net.parameters(), reference.parameters()):
         torch.testing.assert_close(ours, theirs - theirs.grad)
     assert areas[2].sum() == (label != 255).sum()
+
+
+def test_processes_exchange_gradients_with_the_last_part_alone(monkeypatch):
+    net, events = TinyNet(), []
+
+    @contextmanager
+    def no_sync():
+        events.append("alone")
+        yield
+
+    net.no_sync = no_sync
+    net.register_forward_pre_hook(lambda *_: events.append("part"))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda tensor: tensor)
+    image, label = torch.randn(3, 3, 8, 8), torch.randint(0, 4, (3, 8, 8))
+    train.update(tiny_run(net, torch.optim.SGD(net.parameters(), lr=1.0), 3), image, label)
+    assert events == ["alone", "part", "alone", "part", "part"]
 
 
 def test_each_machine_fetches_the_weights_of_torchvision(monkeypatch):
