@@ -119,7 +119,7 @@ PARSED = {  # without comments and quotes
 }  # fmt: skip
 NO_COMMANDS = {  # what else looks like one
     "python tool/prepare.py COMMAND", "python tool/prepare.py ...",
-    "python tool/test.py ... flip False", "torchrun --max-restarts 3 ... resume auto",
+    "python tool/test.py ... flip False test_list dataset/toy_small/list/val.txt", "torchrun --max-restarts 3 ... resume auto",
 }  # fmt: skip
 STANDS_FOR = {  # words of the pages
     "[KEY VALUE ...]": "", "[flags]": "", "DATASET": "toy", "EXP": "pspnet18", "CONFIG": "toy_pspnet18", "F": "toy_pspnet18",

@@ -187,7 +187,7 @@ def test_results_stay_inside_their_folder(paths, tmp_path):
 
 
 def test_one_image_by_two_paths_is_refused():
-    with pytest.raises(Mistake, match="d/x.jpg: this image is in the list twice"):
+    with pytest.raises(Mistake, match="d/x.jpg: is in the list twice, and results are named after it"):
         output_names(["d/x.jpg", "d/e/../x.jpg"])
 
 
