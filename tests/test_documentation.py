@@ -57,6 +57,8 @@ PARSED = {  # without comments and quotes
     "sh tool/train.sh camvid pspnet18_full epochs 20 eval_freq 10 save_path exp/camvid/long1/model": CAMVID,
     "python tool/train.py --config camvid_pspnet18_full epochs 2 eval_freq 2 loss ce base_lr 0.0003"
     " save_path exp/camvid/finish1/model weight exp/camvid/long1/model/train_epoch_20.pth": CAMVID,
+    "python tool/train.py --config camvid_pspnet18_full epochs 2 eval_freq 2 loss ce base_lr 0.0003"
+    " save_path exp/camvid/finish13/model weight exp/camvid/pspnet18_full/model/train_epoch_13.pth": CAMVID,
     "python tool/train.py --config camvid_pspnet18 save_path exp/camvid/streets/model epochs 32 eval_freq 16 loss ce"
     " class_weights sqrt train_h 193 train_w 257 scale_min 0.75 scale_max 1.5 base_size 480 test_h 193 test_w 257"
     " weight exp/toy/pspnet18/model/model_best.pth skip_head True": CAMVID,
